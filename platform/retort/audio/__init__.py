@@ -1,0 +1,1 @@
+"""Audio files, mel features and codecs."""

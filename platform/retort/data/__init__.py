@@ -1,0 +1,1 @@
+"""Utterances, corpus readers, token sets, batches and the resumable stream."""

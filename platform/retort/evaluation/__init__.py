@@ -1,0 +1,1 @@
+"""Word error rate, speakers, stability, confidence, speed, bootstrap and the report."""

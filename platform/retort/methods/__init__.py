@@ -1,0 +1,1 @@
+"""The published methods, each as a list of stages."""

@@ -1,0 +1,1 @@
+"""The model families, their presets and their weight files."""

@@ -1,0 +1,1 @@
+"""Layers and pure functions shared by the models: blocks, caches, guidance, codebook delays."""

@@ -1,0 +1,1 @@
+"""Artifacts: commit protocol, checksums, locks, local folders and S3."""

@@ -1,0 +1,1 @@
+"""The Teacher/Objective/Stage seam, the loop, optimizer, EMA and metrics."""
