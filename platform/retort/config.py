@@ -44,7 +44,7 @@ _StrictLoader.add_implicit_resolver(
 def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: set[Hashable] = set()
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+        key = loader.construct_object(key_node, deep=True)
         if key in seen:
             raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} appears twice; remove one of them")
         seen.add(key)
@@ -67,7 +67,7 @@ def load_tree(path: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        tree = yaml.load(text, Loader=_StrictLoader)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except yaml.YAMLError as error:
@@ -93,7 +93,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str,
         for part in parents:
             node = _child(node, part, override)
         try:
-            value = yaml.load(raw, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+            value = yaml.load(raw, Loader=_StrictLoader)
         except yaml.YAMLError:
             value = raw
         if isinstance(node, list):
@@ -130,7 +130,8 @@ def validate(tree: dict[str, Any], kind: type[T] | Any, *, where: str) -> T:
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
         # JSON mode is strict about scalars yet turns lists into tuples and strings into paths, as YAML needs.
-        return adapter.validate_json(json.dumps(tree, default=str))
+        config: T = adapter.validate_json(json.dumps(tree, default=str))
+        return config
     except ValidationError as error:
         names = _known_names(adapter.json_schema())
         lines = [_explain(fault, names) for fault in error.errors(include_url=False)]

@@ -25,7 +25,7 @@ class DataError(RetortError):
     exit_code = 3
 
 
-class EnvironmentFault(RetortError):
+class MissingRequirementError(RetortError):
     """Something that the machine should have is missing."""
 
     exit_code = 4
