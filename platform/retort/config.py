@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -130,8 +130,7 @@ def validate(tree: dict[str, Any], kind: type[T] | Any, *, where: str) -> T:
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
         # JSON mode is strict about scalars yet turns lists into tuples and strings into paths, as YAML needs.
-        config: T = adapter.validate_json(json.dumps(tree, default=str))
-        return config
+        return adapter.validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         names = _known_names(adapter.json_schema())
         lines = [_explain(fault, names) for fault in error.errors(include_url=False)]
@@ -140,7 +139,7 @@ def validate(tree: dict[str, Any], kind: type[T] | Any, *, where: str) -> T:
 
 def load_config(path: Path, kind: type[T] | Any, *, overrides: Sequence[str] = ()) -> T:
     """Load, override and validate one run file; see :func:`load_tree` and :func:`validate` for the errors."""
-    return validate(apply_overrides(load_tree(path), overrides), kind, where=str(path))
+    return cast("T", validate(apply_overrides(load_tree(path), overrides), kind, where=str(path)))
 
 
 def _known_names(schema: dict[str, Any]) -> list[str]:

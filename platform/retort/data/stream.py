@@ -1,0 +1,145 @@
+"""The resumable stream of training batches.
+
+Batch ``n`` of rank ``r`` is a pure function of the seed, so the position of the data is the step number and nothing
+else: a run that resumes at step ``n`` sees the very batches that an unbroken run would have seen.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from retort.config import Config
+from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.data.tokens import TokenRow
+from retort.errors import DataError
+
+
+class BatchConfig(Config):
+    """How batches are formed, and how often conditions are dropped."""
+
+    max_utterances: int = Field(ge=1)
+    """Rows per micro-batch and worker."""
+    max_frames: int = Field(ge=1)
+    """Longest padded size of a micro-batch, in codec frames summed over its rows."""
+    drop_text: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a row's text alone is replaced by its null."""
+    drop_speaker: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that a row's speaker prompt alone is replaced by its null."""
+    drop_both: float = Field(default=0.0, ge=0, lt=1)
+    """Probability that both are replaced."""
+    prompt_max_frames: int = Field(default=120, ge=1)
+    """Longest speaker prompt, in codec frames; longer ones are cropped at random."""
+
+    @property
+    def total_drop(self) -> float:
+        """Probability that a row loses any condition."""
+        return self.drop_text + self.drop_speaker + self.drop_both
+
+
+class BatchStream:
+    """Batches of one rank, by number; see the module's docstring."""
+
+    def __init__(
+        self,
+        rows: Sequence[TokenRow],
+        layout: CodebookLayout,
+        config: BatchConfig,
+        *,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(rows) == 0:
+            raise DataError("there are no rows to train on; check the split and the rejects of `retort prepare`")
+        if config.total_drop >= 1:
+            raise DataError(f"drop_text + drop_speaker + drop_both is {config.total_drop}; it must be below 1")
+        self.rows = list(rows)
+        self.layout, self.config, self.seed = layout, config, seed
+        self.rank, self.world_size = rank, world_size
+        self.lengths = [row.num_frames for row in self.rows]
+        self.by_speaker: dict[str, list[int]] = {}
+        for i, row in enumerate(self.rows):
+            self.by_speaker.setdefault(row.speaker, []).append(i)
+        self._epochs: list[list[list[int]]] = []
+
+    def batch(self, n: int) -> LMBatch:
+        """Batch ``n`` (0-based) of this rank."""
+        number = n * self.world_size + self.rank
+        indices = self._indices(number)
+        generator = torch.Generator().manual_seed(_mix(self.seed, 1, number))
+        return self.build(indices, generator)
+
+    def iterate(self, start: int, stop: int) -> Iterator[LMBatch]:
+        """Batches ``start .. stop - 1``."""
+        for n in range(start, stop):
+            yield self.batch(n)
+
+    def build(self, indices: Sequence[int], generator: torch.Generator) -> LMBatch:
+        """Lay out the given rows; prompts and drops come from ``generator``."""
+        config = self.config
+        u = torch.rand(len(indices), generator=generator)
+        drop_text = (u < config.drop_text + config.drop_both).bool()
+        drop_speaker = ((u >= config.drop_text) & (u < config.total_drop)).bool()
+        prompts = [self._prompt(i, generator) for i in indices]
+        rows = [self.rows[i] for i in indices]
+        conditions = conditions_for(
+            [row.text_ids for row in rows],
+            prompts,
+            self.layout.num_codebooks,
+            drop_text_B=drop_text,
+            drop_speaker_B=drop_speaker,
+        )
+        inputs, targets, mask = lay_out([row.codes_KT for row in rows], self.layout)
+        return LMBatch(conditions, inputs, targets, mask, torch.tensor(list(indices)))
+
+    def _prompt(self, index: int, generator: torch.Generator) -> Tensor | None:
+        """A crop of another utterance of the speaker; None where there is no other."""
+        same = self.by_speaker[self.rows[index].speaker]
+        pick = int(torch.randint(len(same), (1,), generator=generator))
+        start_u = float(torch.rand(1, generator=generator))
+        if len(same) < 2:
+            return None
+        other = same[pick] if same[pick] != index else same[(pick + 1) % len(same)]
+        codes_KT = self.rows[other].codes_KT
+        extra = max(0, codes_KT.shape[1] - self.config.prompt_max_frames)
+        start = int(start_u * (extra + 1))
+        return codes_KT[:, start : start + self.config.prompt_max_frames]
+
+    def _indices(self, number: int) -> list[int]:
+        epoch = 0
+        while True:
+            if epoch == len(self._epochs):
+                self._epochs.append(self._plan(epoch))
+            plan = self._epochs[epoch]
+            if number < len(plan):
+                return plan[number]
+            number -= len(plan)
+            epoch += 1
+
+    def _plan(self, epoch: int) -> list[list[int]]:
+        """Batches of one epoch: shuffled, grouped by length within windows to save padding, shuffled again."""
+        generator = torch.Generator().manual_seed(_mix(self.seed, 0, epoch))
+        order = torch.randperm(len(self.rows), generator=generator).tolist()
+        window = self.config.max_utterances * 16
+        batches: list[list[int]] = []
+        for begin in range(0, len(order), window):
+            batches.extend(self._cut(sorted(order[begin : begin + window], key=self.lengths.__getitem__)))
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[i] for i in shuffled]
+
+    def _cut(self, indices: Sequence[int]) -> Iterator[list[int]]:
+        current: list[int] = []
+        for i in indices:  # ascending lengths: the newest row is the longest
+            full = len(current) + 1 > self.config.max_utterances
+            if current and (full or (len(current) + 1) * self.lengths[i] > self.config.max_frames):
+                yield current
+                current = []
+            current.append(i)
+        yield current
+
+
+def _mix(seed: int, purpose: int, number: int) -> int:
+    """Distinct 63-bit seeds for each purpose and number."""
+    return (seed * 0x9E3779B97F4A7C15 + purpose * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % (1 << 63)

@@ -1,0 +1,89 @@
+"""Divergences between a teacher's and a student's token distributions.
+
+All of them run in fp32, sum over the vocabulary and average over the valid (utterance, codebook, step) triples
+(METHODS.md 1.3 and traps 3 to 6). Illegal tokens are sliced off before the softmax: the end of speech is the last
+entry, and only codebook 0 may emit it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_NEVER = -1e30
+"""Log-probability of an impossible event: finite, so that products with zero stay zero."""
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The k most probable tokens of a distribution and the mass of the rest.
+
+    Attributes:
+        ids: token ids [..., k].
+        log_probs: their log-probabilities [..., k], fp32.
+        log_tail: log of the remaining mass [...]; very negative where nothing remains.
+    """
+
+    ids: Tensor
+    log_probs: Tensor
+    log_tail: Tensor
+
+
+def legal_log_softmax(logits_BSKV: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities [B, S, K, V + 1] in fp32; the end of speech of codebooks 1.. gets (finite) probability zero."""
+    logits = logits_BSKV.float() / temperature
+    first = functional.log_softmax(logits[:, :, :1], dim=-1)
+    rest = functional.log_softmax(logits[:, :, 1:, :-1], dim=-1)
+    return torch.cat([first, functional.pad(rest, (0, 1), value=_NEVER)], dim=2)
+
+
+def masked_mean(values_BSK: Tensor, mask_BKS: Tensor) -> Tensor:
+    """Mean of per-token values over the valid triples; zero when there are none."""
+    mask = mask_BKS.transpose(1, 2).to(values_BSK.dtype)
+    return (values_BSK * mask).sum() / mask.sum().clamp_min(1.0)
+
+
+def per_codebook_mean(values_BSK: Tensor, mask_BKS: Tensor) -> Tensor:
+    """Mean per codebook, [K]."""
+    mask = mask_BKS.transpose(1, 2).to(values_BSK.dtype)
+    return (values_BSK * mask).sum((0, 1)) / mask.sum((0, 1)).clamp_min(1.0)
+
+
+def token_cross_entropy(logits_BSKV: Tensor, targets_BKS: Tensor) -> Tensor:
+    """Cross-entropy of each token, [B, S, K]."""
+    log_q = legal_log_softmax(logits_BSKV)
+    return -log_q.gather(-1, targets_BKS.transpose(1, 2)[..., None])[..., 0]
+
+
+def token_forward_kl(student_BSKV: Tensor, teacher_BSKV: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of each token from full logits, times temperature squared, [B, S, K]."""
+    log_p = legal_log_softmax(teacher_BSKV, temperature=temperature)
+    log_q = legal_log_softmax(student_BSKV, temperature=temperature)
+    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def token_forward_kl_top_k(student_BSKV: Tensor, teacher: TopK, *, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of each token over the partition {top-k tokens, everything else}, [B, S, K].
+
+    By the data-processing inequality it never exceeds the full KL; the difference is at most the tail mass times the
+    log-ratio inside the tail, which is what :func:`retort.data.logit_cache` bounds when it writes. The teacher's
+    log-probabilities must have been taken at the same temperature.
+    """
+    log_q = legal_log_softmax(student_BSKV, temperature=temperature)
+    log_q_top = log_q.gather(-1, teacher.ids)
+    # log(1 - sum q_top), computed as a sum over the complement would cost V; log1p of the negative mass is exact enough
+    # because the mass is clamped away from one.
+    mass = log_q_top.exp().sum(-1).clamp(max=1.0 - 1e-6)
+    log_q_tail = torch.log1p(-mass)
+    p_top, p_tail = teacher.log_probs.exp(), teacher.log_tail.exp()
+    kl = (p_top * (teacher.log_probs - log_q_top)).sum(-1) + p_tail * (teacher.log_tail - log_q_tail)
+    return temperature**2 * kl
+
+
+def top_k_of(logits_BSKV: Tensor, k: int, *, temperature: float = 1.0) -> TopK:
+    """The top-k of a (guided) distribution with its tail mass; legal tokens only."""
+    log_p = legal_log_softmax(logits_BSKV, temperature=temperature)
+    log_probs, ids = log_p.topk(k, dim=-1)
+    tail = (1.0 - log_probs.exp().sum(-1)).clamp_min(0.0)
+    return TopK(ids, log_probs, tail.clamp_min(1e-30).log())

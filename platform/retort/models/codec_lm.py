@@ -1,0 +1,187 @@
+"""The codec language model: an autoregressive decoder over text, a speaker prompt and K delayed codebooks.
+
+One row of the sequence is ``[padding, text, speaker prompt, audio steps]``. The padding is on the left, so the audio
+begins in the same column for every row, and relative rotary positions make a row independent of its padding.
+
+Vocabulary of one codebook: codes ``0 .. V-1``, then ``V`` = end of speech (an input, and a legal output of codebook 0
+only), then ``V + 1`` = fill (an input for positions that the delay pattern leaves empty, never an output).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from retort.config import Config
+from retort.nn.conditions import TEXT_PAD, Conditions
+from retort.nn.transformer import Attention, Block, FeedForward, LayerCache, RMSNorm, rotary_tables
+
+
+class CodecLMConfig(Config):
+    """Shape of a :class:`CodecLM`; it is stored beside the weights."""
+
+    text_vocabulary_size: int = Field(ge=3)
+    num_codebooks: int = Field(ge=1)
+    codebook_size: int = Field(ge=2)
+    dim: int = Field(ge=8)
+    num_layers: int = Field(ge=1)
+    num_heads: int = Field(ge=1)
+    num_kv_heads: int = Field(ge=1)
+    ffn_dim: int = Field(ge=8)
+    qkv_bias: bool = False
+    rope_theta: float = 10_000.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    delays: tuple[int, ...] | None = None
+    """Steps by which each codebook is delayed; ``None`` means 0, 1, ... K-1."""
+    guidance_scales: tuple[float, ...] = ()
+    """Guidance scales that a student takes as an input; empty for a model without that input."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CodecLMConfig":
+        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
+            raise ValueError(f"dim {self.dim} must be an even multiple of num_heads {self.num_heads}")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
+        if self.delays is not None and (len(self.delays) != self.num_codebooks or min(self.delays) != 0):
+            raise ValueError(f"delays {self.delays} must be {self.num_codebooks} numbers, the smallest 0")
+        return self
+
+    @property
+    def codebook_delays(self) -> tuple[int, ...]:
+        """The delay of each codebook in steps."""
+        return self.delays if self.delays is not None else tuple(range(self.num_codebooks))
+
+    @property
+    def eos(self) -> int:
+        """Id of the end of speech."""
+        return self.codebook_size
+
+    @property
+    def fill(self) -> int:
+        """Id of an input position without a code."""
+        return self.codebook_size + 1
+
+    @property
+    def output_size(self) -> int:
+        """Logits per codebook: the codes and the end of speech."""
+        return self.codebook_size + 1
+
+
+class CodecLM(nn.Module):
+    """Predicts K codebook distributions per step from text, speaker prompt and the steps before."""
+
+    def __init__(self, config: CodecLMConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, K = config.dim, config.num_codebooks
+        self.text_embedding = nn.Embedding(config.text_vocabulary_size, D)
+        # One table for all codebooks, offset by k: one gather instead of K.
+        self.audio_embedding = nn.Embedding(K * (config.codebook_size + 2), D)
+        self.prompt_encoder = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
+        self.null_prompt = nn.Parameter(torch.zeros(D))
+        self.scale_embedding = nn.Embedding(len(config.guidance_scales), D) if config.guidance_scales else None
+        head_dim = D // config.num_heads
+        self.blocks = nn.ModuleList(
+            Block(
+                Attention(D, config.num_heads, config.num_kv_heads, head_dim, qkv_bias=config.qkv_bias),
+                FeedForward(D, config.ffn_dim),
+                D,
+                dropout=config.dropout,
+            )
+            for _ in range(config.num_layers)
+        )
+        self.norm = RMSNorm(D)
+        self.heads = nn.Linear(D, K * config.output_size, bias=False)
+        self.dropout = nn.Dropout(config.dropout)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, conditions: Conditions, inputs_BKS: Tensor) -> Tensor:
+        """Teacher-forced logits [B, S, K, V + 1] for the tokens after each input column."""
+        prefix_BCD, valid_BC = self.embed_conditions(conditions)
+        x = self.dropout(torch.cat([prefix_BCD, self.embed_audio(inputs_BKS)], dim=1))
+        B, T, C = x.shape[0], x.shape[1], prefix_BCD.shape[1]
+        mask = causal_mask(valid_BC, T)
+        cos, sin = self._rotary(T, x)
+        for block in self.blocks:
+            x = block(x, cos, sin, mask)
+        return self.logits(x[:, C:]).view(B, T - C, self.config.num_codebooks, self.config.output_size)
+
+    def embed_conditions(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """Prefix embeddings [B, C, D] and which of them are not padding [B, C]; C = L + 1."""
+        text_BLD = self.text_embedding(conditions.text_BL)
+        prompt_BD = self._prompt(conditions)
+        if self.scale_embedding is not None:
+            if conditions.scale_B is None:
+                raise ValueError("this student takes the guidance scale as an input, and none was given")
+            prompt_BD = prompt_BD + self.scale_embedding(conditions.scale_B)
+        valid = torch.cat([conditions.text_BL != TEXT_PAD, torch.ones_like(conditions.text_BL[:, :1]).bool()], dim=1)
+        return torch.cat([text_BLD, prompt_BD[:, None]], dim=1), valid
+
+    def _prompt(self, conditions: Conditions) -> Tensor:
+        mask = conditions.prompt_mask_BP
+        legal = conditions.prompt_BKP.masked_fill(~mask[:, None, :], self.config.fill)
+        frames_BPD = self.prompt_encoder(self.embed_audio(legal))
+        weight = mask[..., None].to(frames_BPD.dtype)
+        mean_BD = (frames_BPD * weight).sum(1) / weight.sum(1).clamp_min(1.0)
+        return torch.where(mask.any(1)[:, None], mean_BD, self.null_prompt.to(mean_BD.dtype))
+
+    def embed_audio(self, inputs_BKS: Tensor) -> Tensor:
+        """Sum of the codebooks' embeddings, [B, S, D]."""
+        offset_K = torch.arange(self.config.num_codebooks, device=inputs_BKS.device) * (self.config.codebook_size + 2)
+        return self.audio_embedding(inputs_BKS + offset_K[None, :, None]).sum(1)  # type: ignore[no-any-return]
+
+    def logits(self, x_BSD: Tensor) -> Tensor:
+        """Final norm and heads, [B, S, K * (V + 1)]."""
+        return self.heads(self.norm(x_BSD))  # type: ignore[no-any-return]
+
+    def step(self, x_BTD: Tensor, valid_BC: Tensor, caches: Sequence[LayerCache], start: int) -> Tensor:
+        """Advance cached decoding by T columns that begin at column ``start``; logits [B, T, K, V + 1].
+
+        Args:
+            x_BTD: embedded columns (the prefix first, then one audio column at a time).
+            valid_BC: which prefix columns are not padding.
+            caches: one per layer; they hold the columns before ``start``.
+            start: column of the first new position.
+        """
+        B, T, _ = x_BTD.shape
+        mask = causal_mask(valid_BC, start + T)[:, :, start:]
+        cos, sin = self._rotary(start + T, x_BTD)
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x_BTD = block(x_BTD, cos[start:], sin[start:], mask, cache, start)
+        return self.logits(x_BTD).view(B, T, self.config.num_codebooks, self.config.output_size)
+
+    def new_caches(self, batch_size: int, num_columns: int) -> list[LayerCache]:
+        """Empty caches for ``num_columns`` columns."""
+        config, weight = self.config, self.heads.weight
+        shape = (batch_size, config.num_kv_heads, num_columns, config.dim // config.num_heads)
+        return [LayerCache(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(config.num_layers)]
+
+    def _rotary(self, num_columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        head_dim = self.config.dim // self.config.num_heads
+        cos, sin = rotary_tables(num_columns, head_dim, self.config.rope_theta, like.device)
+        return cos.to(like.dtype), sin.to(like.dtype)
+
+
+def causal_mask(valid_BC: Tensor, num_columns: int) -> Tensor:
+    """Which keys each query may see, bool [B, 1, T, T]: not the future, not padding.
+
+    A padding column sees itself, so that its softmax is finite; nothing else sees it.
+    """
+    B, C = valid_BC.shape
+    valid = torch.ones(B, num_columns, dtype=torch.bool, device=valid_BC.device)
+    valid[:, :C] = valid_BC
+    causal = torch.ones(num_columns, num_columns, dtype=torch.bool, device=valid_BC.device).tril()
+    own = torch.eye(num_columns, dtype=torch.bool, device=valid_BC.device)
+    return ((causal & valid[:, None, :]) | own)[:, None]
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of distinct trainable and frozen parameters."""
+    return sum(p.numel() for p in model.parameters())

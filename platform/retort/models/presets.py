@@ -1,0 +1,75 @@
+"""Sizes as functions. Each takes what the data decide (vocabularies) and returns a :class:`CodecLMConfig`."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from retort.models.codec_lm import CodecLMConfig
+
+PresetName = Literal["spotify_1b3", "spotify_500m", "spotify_180m", "tiny", "demo"]
+
+
+def sized(
+    *, dim: int, num_layers: int, num_heads: int, ffn_dim: int, vocabularies: tuple[int, int, int], dropout: float = 0.0
+) -> CodecLMConfig:
+    """A configuration with full multi-head attention.
+
+    Args:
+        dim: model width.
+        num_layers: number of blocks.
+        num_heads: attention heads.
+        ffn_dim: inner width of the feed-forward.
+        vocabularies: text vocabulary size, number of codebooks, codebook size.
+        dropout: residual dropout.
+    """
+    text_vocabulary_size, num_codebooks, codebook_size = vocabularies
+    return CodecLMConfig(
+        text_vocabulary_size=text_vocabulary_size,
+        num_codebooks=num_codebooks,
+        codebook_size=codebook_size,
+        dim=dim,
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_heads,
+        ffn_dim=ffn_dim,
+        dropout=dropout,
+    )
+
+
+def spotify_1b3(vocabularies: tuple[int, int, int]) -> CodecLMConfig:
+    """Paper 1's teacher and large student, about 1.3B parameters. Depth and width are our reading; it states the size."""
+    return sized(dim=2048, num_layers=24, num_heads=16, ffn_dim=5632, vocabularies=vocabularies)
+
+
+def spotify_500m(vocabularies: tuple[int, int, int]) -> CodecLMConfig:
+    """Paper 1's medium student: about 500M, 16 layers, narrower."""
+    return sized(dim=1536, num_layers=16, num_heads=12, ffn_dim=4608, vocabularies=vocabularies)
+
+
+def spotify_180m(vocabularies: tuple[int, int, int]) -> CodecLMConfig:
+    """Paper 1's small student: about 180M, 12 layers, minimal width."""
+    return sized(dim=1024, num_layers=12, num_heads=8, ffn_dim=3200, vocabularies=vocabularies)
+
+
+def demo(vocabularies: tuple[int, int, int]) -> CodecLMConfig:
+    """The demo's teacher: trains to speak digits in minutes on two CPU cores."""
+    return sized(dim=256, num_layers=6, num_heads=4, ffn_dim=640, vocabularies=vocabularies)
+
+
+def tiny(vocabularies: tuple[int, int, int]) -> CodecLMConfig:
+    """For tests: everything real, nothing learned."""
+    return sized(dim=32, num_layers=2, num_heads=2, ffn_dim=64, vocabularies=vocabularies)
+
+
+def preset(name: PresetName) -> Callable[[tuple[int, int, int]], CodecLMConfig]:
+    """The preset of a name, as run files give it."""
+    match name:
+        case "spotify_1b3":
+            return spotify_1b3
+        case "spotify_500m":
+            return spotify_500m
+        case "spotify_180m":
+            return spotify_180m
+        case "demo":
+            return demo
+        case "tiny":
+            return tiny

@@ -1,0 +1,45 @@
+"""The delay pattern over codebooks (MusicGen, arXiv 2306.05284, section 2.2).
+
+Codebook ``k`` is shifted right by ``delays[k]`` steps, so that one autoregressive step emits codebook 0 of frame ``s``
+together with codebook ``k`` of frame ``s - delays[k]``.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def apply_delays(codes_BKT: Tensor, delays: Sequence[int], *, fill: int) -> Tensor:
+    """Shift codebook k right by ``delays[k]`` frames.
+
+    Returns codes [B, K, T + max(delays)]; unfilled positions hold ``fill``.
+    """
+    B, K, T = codes_BKT.shape
+    _check(K, delays)
+    delayed = codes_BKT.new_full((B, K, T + max(delays)), fill)
+    for k, delay in enumerate(delays):
+        delayed[:, k, delay : delay + T] = codes_BKT[:, k]
+    return delayed
+
+
+def revert_delays(delayed_BKS: Tensor, delays: Sequence[int]) -> Tensor:
+    """Undo :func:`apply_delays`: from [B, K, S] back to [B, K, S - max(delays)]."""
+    K, S = delayed_BKS.shape[1:3]
+    _check(K, delays)
+    T = S - max(delays)
+    if T < 0:
+        raise ValueError(f"{S} steps are fewer than the longest delay, {max(delays)}")
+    return torch.stack([delayed_BKS[:, k, delay : delay + T] for k, delay in enumerate(delays)], dim=1)
+
+
+def delay_mask(lengths_B: Tensor, delays: Sequence[int], num_steps: int) -> Tensor:
+    """Which delayed positions hold a code: bool [B, K, S] for utterances of ``lengths_B`` frames."""
+    step_S = torch.arange(num_steps, device=lengths_B.device)
+    frame_KS = step_S[None, :] - torch.tensor(list(delays), device=lengths_B.device)[:, None]
+    return (frame_KS >= 0)[None] & (frame_KS[None] < lengths_B[:, None, None])
+
+
+def _check(num_codebooks: int, delays: Sequence[int]) -> None:
+    if len(delays) != num_codebooks or min(delays) < 0:
+        raise ValueError(f"{num_codebooks} codebooks need as many non-negative delays, got {tuple(delays)}")

@@ -1,0 +1,119 @@
+"""The decoder block: RMSNorm, rotary positions, grouped-query attention, SwiGLU, and the static KV cache.
+
+The layout follows Llama and Qwen2 (rotate-half rotary positions, optional bias on q, k, v), with q, k, v and the two
+feed-forward inputs fused into one matrix each: fewer, larger products, which is what small models on CPUs lack.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def rotary_tables(num_positions: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine and sine tables [S, head_dim] in fp32 (RoFormer, arXiv 2104.09864; rotate-half order)."""
+    frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angle = torch.arange(num_positions, device=device, dtype=torch.float32)[:, None] * frequency[None, :]
+    angle = torch.cat([angle, angle], dim=-1)
+    return angle.cos(), angle.sin()
+
+
+def apply_rotary(x_BHTD: Tensor, cos_TD: Tensor, sin_TD: Tensor) -> Tensor:
+    """Rotate queries or keys by their positions."""
+    first, second = x_BHTD.chunk(2, dim=-1)
+    return x_BHTD * cos_TD + torch.cat([-second, first], dim=-1) * sin_TD
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer, allocated once: [B, H_kv, S_max, head_dim] each."""
+
+    keys_BHSD: Tensor
+    values_BHSD: Tensor
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (arXiv 1910.07467); statistics in fp32."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with rotary positions."""
+
+    def __init__(self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, *, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=qkv_bias)
+        self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos_TD: Tensor,
+        sin_TD: Tensor,
+        mask: Tensor,
+        cache: LayerCache | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """Attend. ``mask`` [B, 1, T, S] is True where a key may be seen; with a cache, keys land at ``start``."""
+        B, T, _ = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).split(
+            [self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim, self.num_kv_heads * self.head_dim], -1
+        )
+        q = apply_rotary(q.view(B, T, self.num_heads, self.head_dim).transpose(1, 2), cos_TD, sin_TD)
+        k = apply_rotary(k.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2), cos_TD, sin_TD)
+        v = v.view(B, T, self.num_kv_heads, self.head_dim).transpose(1, 2)
+        if cache is not None:
+            cache.keys_BHSD[:, :, start : start + T] = k
+            cache.values_BHSD[:, :, start : start + T] = v
+            k, v = cache.keys_BHSD[:, :, : start + T], cache.values_BHSD[:, :, : start + T]
+        y = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, enable_gqa=self.num_heads != self.num_kv_heads
+        )
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (arXiv 2002.05202)."""
+
+    def __init__(self, dim: int, ffn_dim: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(dim, 2 * ffn_dim, bias=False)
+        self.down = nn.Linear(ffn_dim, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``down(silu(gate(x)) * up(x))``."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(functional.silu(gate) * up)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Pre-norm decoder block."""
+
+    def __init__(self, attention: Attention, feed_forward: FeedForward, dim: int, *, dropout: float) -> None:
+        super().__init__()
+        self.attention, self.feed_forward = attention, feed_forward
+        self.attention_norm, self.feed_forward_norm = RMSNorm(dim), RMSNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cos_TD: Tensor,
+        sin_TD: Tensor,
+        mask: Tensor,
+        cache: LayerCache | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """One residual layer; see :class:`Attention` for the arguments."""
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), cos_TD, sin_TD, mask, cache, start))
+        return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))  # type: ignore[no-any-return]
