@@ -1,0 +1,149 @@
+"""Speech recognisers that score intelligibility: pocketsphinx (embedded, smoke tier), Whisper and CTC models by path.
+
+The same recogniser must score every system of a comparison; its ``name`` is written beside every score.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from retort.config import Config
+from retort.errors import ConfigError, MissingRequirementError
+from retort.evaluation.wer import score_text
+
+RECOGNISER_RATE = 16_000
+"""Sample rate, in Hz, that every recogniser here listens at."""
+
+
+class SpeechRecogniser(Protocol):
+    """Turns samples into words. ``smoke_tier`` recognisers are not comparable with published numbers."""
+
+    name: str
+    smoke_tier: bool
+
+    def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
+        """Words heard in mono samples [N] in -1..1; the result does not depend on earlier calls."""
+
+
+class PocketSphinxConfig(Config):
+    """The recogniser in the pocketsphinx wheel. ``words`` closes the vocabulary: one or more of them, in any order."""
+
+    kind: Literal["pocketsphinx"] = "pocketsphinx"
+    words: tuple[str, ...] | None = None
+    silence_dbfs: float = Field(default=-50.0, le=0.0)
+
+
+class WhisperConfig(Config):
+    """A Whisper checkpoint in a local folder, as ``transformers`` writes it."""
+
+    kind: Literal["whisper"] = "whisper"
+    path: Path
+    language: str | None = None
+    silence_dbfs: float = Field(default=-50.0, le=0.0)
+
+
+class CTCConfig(Config):
+    """A wav2vec2 or HuBERT CTC checkpoint in a local folder, as ``transformers`` writes it."""
+
+    kind: Literal["ctc"] = "ctc"
+    path: Path
+    silence_dbfs: float = Field(default=-50.0, le=0.0)
+
+
+RecogniserConfig = Annotated[PocketSphinxConfig | WhisperConfig | CTCConfig, Field(discriminator="kind")]
+
+
+def open_recogniser(config: PocketSphinxConfig | WhisperConfig | CTCConfig) -> SpeechRecogniser:
+    """Load the recogniser that ``config`` names; nothing is downloaded.
+
+    Raises:
+        ConfigError: a folder is missing or incomplete, or a closed-vocabulary word is not in the dictionary.
+        MissingRequirementError: the library that the recogniser needs is not installed.
+    """
+    match config:
+        case PocketSphinxConfig():
+            return PocketSphinx(config)
+        case WhisperConfig() | CTCConfig():
+            raise MissingRequirementError(f"the {config.kind} recogniser is not built in yet; use pocketsphinx")
+
+
+def loudest_frame_dbfs(samples_N: Tensor, sample_rate: int, *, frame_s: float = 0.025) -> float:
+    """RMS of the loudest frame in dB relative to full scale; minus infinity for digital silence or no samples."""
+    frame = max(int(frame_s * sample_rate), 1)
+    samples_N = samples_N.detach().flatten().float()
+    if samples_N.numel() == 0:
+        return float("-inf")
+    padded = torch.nn.functional.pad(samples_N, (0, -samples_N.numel() % frame))
+    power = padded.view(-1, frame).square().mean(dim=1).max()
+    return float(10.0 * torch.log10(power))
+
+
+def _audible_16k(samples_N: Tensor, sample_rate: int, silence_dbfs: float) -> Tensor | None:
+    """Samples at 16 kHz, or None where there is nothing to hear.
+
+    Recognisers hear words in silence (pocketsphinx: "dog"), so silence never reaches them. Non-finite samples count as
+    silence too: the stability rules name that failure.
+    """
+    samples_N = samples_N.detach().cpu().float().flatten()
+    if not bool(torch.isfinite(samples_N).all()) or loudest_frame_dbfs(samples_N, sample_rate) < silence_dbfs:
+        return None
+    if sample_rate == RECOGNISER_RATE:
+        return samples_N
+    from retort.audio.files import resample
+
+    return resample(samples_N, sample_rate, RECOGNISER_RATE)
+
+
+class PocketSphinx:
+    """US English pocketsphinx with its own language model, or a grammar of ``config.words``."""
+
+    smoke_tier = True
+
+    def __init__(self, config: PocketSphinxConfig) -> None:
+        try:
+            import pocketsphinx
+        except ImportError as error:
+            raise MissingRequirementError("pocketsphinx is not installed; pip install 'pocketsphinx>=5.1'") from error
+        self.config = config
+        self.name = "pocketsphinx-en-us" if config.words is None else f"pocketsphinx-en-us-{len(config.words)}words"
+        # Batch normalisation of the cepstra over the whole utterance; the default, live one carries its mean over.
+        settings: dict[str, Any] = {"samprate": RECOGNISER_RATE, "cmn": "batch", "loglevel": "FATAL"}
+        if config.words is not None:
+            settings["lm"] = None
+        self._decoder = pocketsphinx.Decoder(**settings)
+        if config.words is not None:
+            self._close_vocabulary(config.words)
+
+    def _close_vocabulary(self, words: Sequence[str]) -> None:
+        spoken = [score_text(word) for word in words]
+        unknown = [word for word in spoken if self._decoder.lookup_word(word) is None]
+        if unknown or not spoken:
+            raise ConfigError(
+                f"words: {unknown or 'the list is empty'}: each must be one word of pocketsphinx's US English "
+                "dictionary; spell it differently or leave `words` out for open vocabulary"
+            )
+        grammar = f"#JSGF V1.0; grammar closed; public <utterance> = ( {' | '.join(spoken)} )+;"
+        self._decoder.add_jsgf_string("closed", grammar)
+        self._decoder.activate_search("closed")
+
+    def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
+        """Words heard, "" for silence; see :class:`SpeechRecogniser`."""
+        audible_N = _audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
+        if audible_N is None:
+            return ""
+        pcm = (audible_N.clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16).numpy().tobytes()
+        with warnings.catch_warnings():
+            # Called "unnecessary" by the library, yet nothing else resets the noise estimate: without it one digit in
+            # twelve was heard differently after other recordings.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._decoder.start_stream()
+        self._decoder.start_utt()
+        self._decoder.process_raw(pcm, no_search=False, full_utt=True)
+        self._decoder.end_utt()
+        heard = self._decoder.hyp()
+        return "" if heard is None else str(heard.hypstr)
