@@ -14,6 +14,7 @@ from torch import Tensor
 
 from retort.config import Config
 from retort.errors import ConfigError, MissingRequirementError
+from retort.evaluation.local_models import load_local
 from retort.evaluation.wer import score_text
 
 RECOGNISER_RATE = 16_000
@@ -39,7 +40,7 @@ class PocketSphinxConfig(Config):
 
 
 class WhisperConfig(Config):
-    """A Whisper checkpoint in a local folder, as ``transformers`` writes it."""
+    """A Whisper checkpoint in a local folder, as ``transformers`` writes it; ``language`` None lets it detect one."""
 
     kind: Literal["whisper"] = "whisper"
     path: Path
@@ -58,18 +59,23 @@ class CTCConfig(Config):
 RecogniserConfig = Annotated[PocketSphinxConfig | WhisperConfig | CTCConfig, Field(discriminator="kind")]
 
 
-def open_recogniser(config: PocketSphinxConfig | WhisperConfig | CTCConfig) -> SpeechRecogniser:
-    """Load the recogniser that ``config`` names; nothing is downloaded.
+def open_recogniser(
+    config: PocketSphinxConfig | WhisperConfig | CTCConfig, *, device: torch.device | str = "cpu"
+) -> SpeechRecogniser:
+    """Load the recogniser that ``config`` names; nothing is downloaded. Pocketsphinx ignores ``device``.
 
     Raises:
-        ConfigError: a folder is missing or incomplete, or a closed-vocabulary word is not in the dictionary.
+        ConfigError: a folder is missing, incomplete or not such a checkpoint, or a word of the closed
+            vocabulary is not in the dictionary.
         MissingRequirementError: the library that the recogniser needs is not installed.
     """
     match config:
         case PocketSphinxConfig():
             return PocketSphinx(config)
-        case WhisperConfig() | CTCConfig():
-            raise MissingRequirementError(f"the {config.kind} recogniser is not built in yet; use pocketsphinx")
+        case WhisperConfig():
+            return Whisper(config, device=device)
+        case CTCConfig():
+            return CTC(config, device=device)
 
 
 def loudest_frame_dbfs(samples_N: Tensor, sample_rate: int, *, frame_s: float = 0.025) -> float:
@@ -147,3 +153,66 @@ class PocketSphinx:
         self._decoder.end_utt()
         heard = self._decoder.hyp()
         return "" if heard is None else str(heard.hypstr)
+
+
+class Whisper:
+    """A Whisper checkpoint, decoded greedily (published tables use large-v3)."""
+
+    smoke_tier = False
+    _WINDOW_S = 30.0
+
+    def __init__(self, config: WhisperConfig, *, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.name = f"whisper:{config.path.name}"
+        self._device = torch.device(device)
+        self._model = load_local("WhisperForConditionalGeneration", config.path).to(self._device)
+        self._processor = load_local("WhisperProcessor", config.path, weights=False)
+
+    @torch.inference_mode()
+    def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
+        """Words heard, "" for silence; see :class:`SpeechRecogniser`."""
+        audible_N = _audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
+        if audible_N is None:
+            return ""
+        # Beyond its window Whisper walks on by predicted timestamps; cutting there would hide a runaway.
+        long = audible_N.numel() > self._WINDOW_S * RECOGNISER_RATE
+        inputs = self._processor.feature_extractor(
+            audible_N.numpy(),
+            sampling_rate=RECOGNISER_RATE,
+            return_tensors="pt",
+            return_attention_mask=True,
+            truncation=not long,
+            padding="longest" if long else "max_length",
+        ).to(self._device)
+        wanted: dict[str, Any] = {"do_sample": False, "num_beams": 1, "return_timestamps": long}
+        if self.config.language is not None:
+            wanted |= {"language": self.config.language, "task": "transcribe"}
+        ids = self._model.generate(inputs.input_features, attention_mask=inputs.attention_mask, **wanted)
+        return str(self._processor.tokenizer.batch_decode(ids, skip_special_tokens=True)[0]).strip()
+
+
+class CTC:
+    """A wav2vec2 or HuBERT CTC checkpoint, best path without a language model."""
+
+    smoke_tier = False
+    _SHORTEST_S = 0.1
+
+    def __init__(self, config: CTCConfig, *, device: torch.device | str = "cpu") -> None:
+        self.config = config
+        self.name = f"ctc:{config.path.name}"
+        self._device = torch.device(device)
+        self._model = load_local("AutoModelForCTC", config.path).to(self._device)
+        self._processor = load_local("Wav2Vec2Processor", config.path, weights=False)
+
+    @torch.inference_mode()
+    def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
+        """Words heard, "" for silence; see :class:`SpeechRecogniser`."""
+        audible_N = _audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
+        if audible_N is None:
+            return ""
+        # The convolutions of the feature encoder span 25 ms; anything shorter would be an error, not an empty result.
+        short = int(self._SHORTEST_S * RECOGNISER_RATE) - audible_N.numel()
+        audible_N = torch.nn.functional.pad(audible_N, (0, max(short, 0)))
+        inputs = self._processor(audible_N.numpy(), sampling_rate=RECOGNISER_RATE, return_tensors="pt")
+        logits_BTV = self._model(inputs.input_values.to(self._device)).logits
+        return str(self._processor.batch_decode(logits_BTV.argmax(dim=-1))[0]).strip()

@@ -1,0 +1,144 @@
+"""Speaker encoders and the cosine between voices: Resemblyzer (embedded, smoke tier) and x-vector models by path.
+
+Similarities of different encoders are different measures: the encoder's ``name`` is written beside every score.
+"""
+
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal, Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from retort.config import Config
+from retort.errors import DataError, MissingRequirementError
+from retort.evaluation.asr import loudest_frame_dbfs
+from retort.evaluation.local_models import load_local
+
+ENCODER_RATE = 16_000
+"""Sample rate, in Hz, that the encoders here listen at."""
+
+SILENCE_DBFS = -60.0
+"""Below this there is no voice to compare."""
+
+
+class SpeakerEncoder(Protocol):
+    """Maps a recording to a point on the unit sphere. ``smoke_tier`` ones are not comparable with published numbers."""
+
+    name: str
+    smoke_tier: bool
+
+    def embed(self, samples_N: Tensor, sample_rate: int) -> Tensor:
+        """Voice [E] of L2 norm 1 of mono samples [N]; raises DataError where there is no voice, as in silence."""
+
+
+class ResemblyzerConfig(Config):
+    """The English d-vector in the Resemblyzer wheel: for relative gates and demonstrations."""
+
+    kind: Literal["resemblyzer"] = "resemblyzer"
+
+
+class TransformersSpeakerConfig(Config):
+    """An x-vector checkpoint (WavLM-SV, wav2vec2-SV) in a local folder, as ``transformers`` writes it."""
+
+    kind: Literal["wavlm_sv"] = "wavlm_sv"
+    path: Path
+
+
+SpeakerEncoderConfig = Annotated[ResemblyzerConfig | TransformersSpeakerConfig, Field(discriminator="kind")]
+
+
+def open_speaker_encoder(
+    config: ResemblyzerConfig | TransformersSpeakerConfig, *, device: torch.device | str = "cpu"
+) -> SpeakerEncoder:
+    """Load the encoder that ``config`` names; nothing is downloaded.
+
+    Raises:
+        ConfigError: the folder is missing, incomplete or not such a checkpoint.
+        MissingRequirementError: the library that the encoder needs is not installed.
+    """
+    match config:
+        case ResemblyzerConfig():
+            return Resemblyzer(device=device)
+        case TransformersSpeakerConfig():
+            return TransformersSpeaker(config, device=device)
+
+
+def similarity(a_E: Tensor, b_E: Tensor) -> float:
+    """Cosine of two voices, in -1..1."""
+    return float(torch.nn.functional.cosine_similarity(a_E.float(), b_E.float(), dim=-1).clamp(-1.0, 1.0))
+
+
+def similarity_or_none(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int, voice_E: Tensor) -> float | None:
+    """Similarity of a recording to ``voice_E``, None where the recording holds no voice."""
+    try:
+        return similarity(encoder.embed(samples_N, sample_rate), voice_E)
+    except DataError:
+        return None
+
+
+def _voiced_16k(samples_N: Tensor, sample_rate: int) -> Tensor:
+    samples_N = samples_N.detach().cpu().float().flatten()
+    if not bool(torch.isfinite(samples_N).all()) or loudest_frame_dbfs(samples_N, sample_rate) < SILENCE_DBFS:
+        raise DataError(
+            f"{samples_N.numel()} samples at {sample_rate} Hz hold no voice (silent or not finite); "
+            "give a recording of speech"
+        )
+    if sample_rate == ENCODER_RATE:
+        return samples_N
+    from retort.audio.files import resample
+
+    return resample(samples_N, sample_rate, ENCODER_RATE)
+
+
+class Resemblyzer:
+    """Resemblyzer's d-vector with its own silence trimming and volume."""
+
+    name = "resemblyzer-0.1"
+    smoke_tier = True
+    _SHORTEST_N = ENCODER_RATE // 10
+
+    def __init__(self, *, device: torch.device | str = "cpu") -> None:
+        try:
+            with warnings.catch_warnings():
+                # It still imports scipy.ndimage.morphology, which SciPy has deprecated.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                import resemblyzer
+        except ImportError as error:
+            raise MissingRequirementError(
+                "Resemblyzer is not installed; pip install --no-deps Resemblyzer, and webrtcvad-wheels with librosa"
+            ) from error
+        self._trim = resemblyzer.preprocess_wav
+        self._encoder = resemblyzer.VoiceEncoder(torch.device(device), verbose=False)
+
+    def embed(self, samples_N: Tensor, sample_rate: int) -> Tensor:
+        """Voice [256]; see :class:`SpeakerEncoder`."""
+        voiced = _voiced_16k(samples_N, sample_rate).numpy()
+        trimmed = self._trim(voiced)
+        # Its voice detector finds nothing in some very short words; the whole recording is then the better evidence.
+        kept = trimmed if len(trimmed) >= self._SHORTEST_N else voiced
+        return torch.nn.functional.normalize(torch.from_numpy(self._encoder.embed_utterance(kept)).float(), dim=0)
+
+
+class TransformersSpeaker:
+    """An x-vector head over WavLM or wav2vec2."""
+
+    smoke_tier = False
+    _SHORTEST_N = ENCODER_RATE // 2
+
+    def __init__(self, config: TransformersSpeakerConfig, *, device: torch.device | str = "cpu") -> None:
+        self.name = f"wavlm_sv:{config.path.name}"
+        self._device = torch.device(device)
+        self._model = load_local("AutoModelForAudioXVector", config.path).to(self._device)
+        self._features = load_local("AutoFeatureExtractor", config.path, weights=False)
+
+    @torch.inference_mode()
+    def embed(self, samples_N: Tensor, sample_rate: int) -> Tensor:
+        """Voice [E]; see :class:`SpeakerEncoder`."""
+        voiced_N = _voiced_16k(samples_N, sample_rate)
+        # The time-delay layers span some 0.4 s: repeat what is shorter, silence would shift the statistics.
+        voiced_N = voiced_N.repeat(-(-self._SHORTEST_N // voiced_N.numel()))
+        inputs = self._features(voiced_N.numpy(), sampling_rate=ENCODER_RATE, return_tensors="pt").to(self._device)
+        voice_E = self._model(**inputs).embeddings[0].float().cpu()
+        return torch.nn.functional.normalize(voice_E, dim=0)
