@@ -1,0 +1,81 @@
+"""The codec seam: audio to codes and back, whichever codec it is."""
+
+from pathlib import Path
+from typing import Annotated, Any, Protocol, assert_never
+
+from pydantic import Field
+from torch import Tensor
+
+from retort.audio.codec_files import CONFIG_NAME, CURE
+from retort.audio.encodec_codec import EncodecConfig, load_saved_encodec
+from retort.audio.mel_rvq import MelRVQConfig, load_mel_rvq
+from retort.config import load_config
+from retort.errors import ConfigError, DataError
+
+__all__ = ["Codec", "CodecConfig", "EncodecConfig", "MelRVQConfig", "open_codec"]
+
+CodecConfig = Annotated[MelRVQConfig | EncodecConfig, Field(discriminator="kind")]
+"""Any codec, told apart by ``kind``."""
+
+
+class Codec(Protocol):
+    """Turns audio into K streams of codes and back; nothing else in the package knows how."""
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz of the audio that goes in and comes out."""
+        ...
+
+    @property
+    def frame_rate(self) -> float:
+        """Tokens per second in each stream."""
+        ...
+
+    @property
+    def num_codebooks(self) -> int:
+        """K."""
+        ...
+
+    @property
+    def codebook_size(self) -> int:
+        """V, the same for every codebook."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Name by content; equal fingerprints mean equal codes."""
+        ...
+
+    def encode(self, samples_N: Tensor) -> Tensor:
+        """Codes [K, T] int64 of one channel of audio."""
+        ...
+
+    def decode(self, codes_KT: Tensor) -> Tensor:
+        """Samples [N] of codes [K, T]."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that ``open_codec`` reads."""
+        ...
+
+
+def open_codec(folder: Path) -> Codec:
+    """Open a saved codec, whichever kind it is.
+
+    Raises:
+        DataError: the folder is missing, damaged, or holds something else.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise DataError(f"{path}: no such file, so {folder} is not a saved codec; {CURE}")
+    try:
+        # JSON is YAML, and one reader means one set of error messages.
+        kind: Any = CodecConfig
+        config: MelRVQConfig | EncodecConfig = load_config(path, kind)
+    except ConfigError as error:
+        raise DataError(f"{error}; {CURE}") from error
+    match config:
+        case MelRVQConfig():
+            return load_mel_rvq(folder, config)
+        case EncodecConfig():
+            return load_saved_encodec(folder, config)
+    assert_never(config)
