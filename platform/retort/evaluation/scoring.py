@@ -1,0 +1,107 @@
+"""Score one utterance with every scorer: the row of ``results.jsonl``."""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retort.errors import DataError
+from retort.evaluation.asr import SpeechRecogniser
+from retort.evaluation.items import Expected, ItemResult, failed_item, text_sha256
+from retort.evaluation.speaker import SpeakerEncoder, similarity_or_none
+from retort.evaluation.stability import DEFAULT_STABILITY, StabilityConfig, assess
+from retort.evaluation.wer import word_errors
+
+
+@dataclass(frozen=True)
+class Scorers:
+    """What judges every system of one evaluation; ``encoder`` None leaves voices out."""
+
+    recogniser: SpeechRecogniser
+    encoder: SpeakerEncoder | None = None
+    stability: StabilityConfig = DEFAULT_STABILITY
+
+    @property
+    def note(self) -> str | None:
+        """What must be said beside the figures: smoke-tier scorers do not compare with published numbers."""
+        used: list[SpeechRecogniser | SpeakerEncoder] = [self.recogniser]
+        if self.encoder is not None:
+            used.append(self.encoder)
+        smoke = [scorer.name for scorer in used if scorer.smoke_tier]
+        if not smoke:
+            return None
+        return f"Smoke tier: scored by {' and '.join(smoke)}; not comparable with published numbers."
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a system delivered: mono samples [N] in -1..1, and its codes [T] or [K, T] where it has any."""
+
+    samples_N: Tensor
+    sample_rate: int
+    has_eos: bool | None = None
+    codes: Tensor | None = None
+    audio_path: str | None = None
+
+
+def score_item(
+    system: str, expected: Expected, spoken: Spoken | None, scorers: Scorers, *, voice_E: Tensor | None = None
+) -> ItemResult:
+    """Judge one utterance; None for ``spoken`` gives the row of a missing one.
+
+    Args:
+        system: name of the system.
+        expected: what it was asked to say.
+        spoken: what it delivered.
+        scorers: the judges, the same for every system.
+        voice_E: the voice asked for, as ``scorers.encoder`` embeds it; None leaves the similarity out.
+    """
+    if spoken is None:
+        return failed_item(system, expected)
+    try:
+        hypothesis = scorers.recogniser.transcribe(spoken.samples_N, spoken.sample_rate)
+    except DataError as error:
+        return failed_item(system, expected, reason="error", error=str(error))
+    counts = word_errors(expected.text, hypothesis)
+    stability = assess(
+        spoken.samples_N,
+        spoken.sample_rate,
+        expected.text,
+        wer=counts.wer,
+        has_eos=spoken.has_eos,
+        codes=spoken.codes,
+        config=scorers.stability,
+    )
+    similarity = None
+    if scorers.encoder is not None and voice_E is not None:
+        similarity = similarity_or_none(scorers.encoder, spoken.samples_N, spoken.sample_rate, voice_E)
+    return ItemResult(
+        system=system,
+        id=expected.id,
+        speaker=expected.speaker,
+        text=expected.text,
+        hypothesis=hypothesis,
+        substitutions=counts.substitutions,
+        deletions=counts.deletions,
+        insertions=counts.insertions,
+        words=counts.words,
+        wer=counts.wer,
+        failure=stability.is_failure,
+        failure_reasons=stability.reasons,
+        has_eos=spoken.has_eos,
+        duration_s=stability.duration_s,
+        speaker_similarity=similarity,
+        tokens=None if spoken.codes is None else int(spoken.codes.shape[-1]),
+        audio_path=spoken.audio_path,
+        audio_sha256=_audio_sha256(spoken.samples_N),
+        text_sha256=text_sha256(expected.text),
+        recogniser=scorers.recogniser.name,
+        speaker_encoder=None if scorers.encoder is None else scorers.encoder.name,
+    )
+
+
+def _audio_sha256(samples_N: Tensor) -> str:
+    finite_N = torch.nan_to_num(samples_N.detach().cpu().float().flatten())
+    pcm = (finite_N.clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16)
+    return hashlib.sha256(pcm.numpy().tobytes()).hexdigest()

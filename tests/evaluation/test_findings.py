@@ -1,0 +1,84 @@
+import pytest
+
+from retort.errors import ConfigError
+from retort.evaluation.findings import find, gate
+
+
+def system(name, role="student", **changes):
+    return {"name": name, "role": role, "utterances": 50, "wer_ci95": [0.1, 0.2], "failures": {}} | changes
+
+
+def pair(a, b, difference, ci95, metric="wer_corpus", chance=0.9):
+    return {
+        "a": a,
+        "b": b,
+        "metric": metric,
+        "difference": difference,
+        "ci95": ci95,
+        "probability_of_improvement": chance,
+    }
+
+
+def only(systems, comparison):
+    found = [finding for finding in find(systems, [comparison]) if comparison["b"] in finding.text]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("ci95", "tone", "words"),
+    [
+        ([-0.06, -0.01], "good", "student makes fewer word errors than teacher"),
+        ([0.01, 0.06], "bad", "student makes more word errors than teacher"),
+        ([-0.01, 0.06], "neutral", "cannot be told apart"),
+        (None, "neutral", "n too small to judge"),
+    ],
+)
+def test_word_errors_are_stated_as_the_interval_allows(ci95, tone, words):
+    finding = only([system("teacher", "teacher"), system("student")], pair("teacher", "student", -0.03, ci95))
+    assert finding.tone == tone
+    assert words in finding.text
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "ci95", "worse"),
+    [
+        ("control", "student", [-0.06, -0.01], True),
+        ("control", "student", [-0.06, 0.01], False),
+        ("control", "student", [0.01, 0.06], False),
+        ("student", "control", [0.01, 0.06], True),
+        ("student", "control", [-0.06, -0.01], False),
+    ],
+)
+def test_a_control_that_is_not_worse_is_said_so(a, b, ci95, worse):
+    finding = only([system("control", "control"), system("student")], pair(a, b, 0.0, ci95))
+    assert finding.tone == ("good" if worse else "bad")
+    assert ("The control control is worse than student." in finding.text) is worse
+    assert ("does not show that the method helps" in finding.text) is not worse
+
+
+def test_failures_by_chance_are_said_to_be_chance():
+    systems = [system("teacher", "teacher"), system("student")]
+    certain = only(systems, pair("teacher", "student", -0.1, [-0.15, -0.05], metric="failure_rate"))
+    chance = only(systems, pair("teacher", "student", 0.1, [-0.05, 0.15], metric="failure_rate"))
+    assert (certain.tone, certain.text) == ("good", "student fails 10.0 points less often than teacher.")
+    assert chance.tone == "neutral"
+    assert "chance" in chance.text
+
+
+def test_the_gate_is_non_inferiority_within_a_margin():
+    summary = {"comparisons": [pair("teacher", "student", 0.0, [-0.02, 0.019])]}
+    assert gate(summary, student="student", teacher="teacher", margin=0.02).tone == "good"
+    failed = gate(summary, student="student", teacher="teacher", margin=0.01)
+    assert failed.tone == "bad"
+    assert "Gate not passed" in failed.text
+
+
+def test_too_few_utterances_never_pass_the_gate():
+    summary = {"comparisons": [pair("teacher", "student", -0.5, None)]}
+    assert gate(summary, student="student", teacher="teacher", margin=1.0).tone == "bad"
+
+
+def test_a_gate_without_its_comparison_is_refused():
+    with pytest.raises(ConfigError, match="no comparison of 'teacher' with 'student'"):
+        gate({"comparisons": [pair("student", "teacher", 0.0, None)]}, student="student", teacher="teacher", margin=0.1)
