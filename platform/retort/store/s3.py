@@ -1,0 +1,334 @@
+"""Folders and small objects in S3 and in what speaks its protocol, through boto3.
+
+A folder is its files under ``<key>/``, each with its SHA-256 as metadata, then the manifest, then the marker object
+``COMMITTED`` last. What has no marker does not exist for a reader, and a reader checks every hash.
+
+Retries: requests are repeated with jittered exponential pauses by botocore's "standard" mode, which does so for 5xx,
+throttling, time-outs and lost connections only; bodies that arrive cut or changed are read again here.
+"""
+
+import hashlib
+import random
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from retort.errors import StorageError
+from retort.store.commit import commit_folder, marker_content, verify_folder
+from retort.store.manifest import (
+    MANIFEST_NAME,
+    MARKER_NAME,
+    RESERVED_NAMES,
+    Manifest,
+    ManifestEntry,
+    build_manifest,
+    parse_manifest,
+    safe_key,
+    sha256_file,
+)
+from retort.store.s3_faults import RemoteStoreError, StoreFault, clear_faults, make_fault
+
+_PART_BYTES = 16 * 1024 * 1024
+_THREADS = 4
+_HASH_KEY = "sha256"
+_PAUSE_S = 0.1
+_MAX_PAUSE_S = 5.0
+
+
+@dataclass(frozen=True)
+class S3Credentials:
+    """A key pair, with a session token where it is temporary; secrets are not shown by ``repr``."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+class S3Store:
+    """A store under ``s3://bucket/prefix``.
+
+    Args:
+        url: bucket and optional prefix.
+        endpoint_url: for a service that is not AWS; buckets are then addressed by path.
+        credentials: a key pair; without one the usual chain of the AWS tools is asked (roles, files), for each client
+            anew, and refreshes what expires.
+        checksum: whether boto3 adds its own checksums to all requests; several services refuse them. The content hash
+            of this module does not depend on it.
+        max_attempts: tries of a request, the first included.
+        region: region name that is signed.
+        timeout_s: for the connection and for each read.
+
+    Raises:
+        StorageError: the url is not of that form.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        endpoint_url: str | None = None,
+        credentials: S3Credentials | None = None,
+        checksum: Literal["when_required", "when_supported"] = "when_required",
+        max_attempts: int = 5,
+        region: str = "us-east-1",
+        timeout_s: float = 60.0,
+    ) -> None:
+        from boto3.session import Session
+        from botocore.config import Config as BotoConfig
+
+        scheme, separator, rest = url.partition("://")
+        self._bucket, _, prefix = rest.strip("/").partition("/")
+        if scheme != "s3" or not separator or not self._bucket:
+            raise StorageError(f"{url}: not a url of an S3 store; expected s3://bucket or s3://bucket/prefix")
+        self._prefix = safe_key(prefix) + "/" if prefix else ""
+        self._max_attempts = max_attempts
+        session = Session(
+            aws_access_key_id=credentials.access_key if credentials else None,
+            aws_secret_access_key=credentials.secret_key if credentials else None,
+            aws_session_token=credentials.session_token if credentials else None,
+            region_name=region,
+        )
+        self._client: Any = session.client(
+            "s3",
+            endpoint_url=endpoint_url,
+            config=BotoConfig(
+                retries={"mode": "standard", "total_max_attempts": max_attempts},
+                connect_timeout=timeout_s,
+                read_timeout=timeout_s,
+                request_checksum_calculation=checksum,
+                response_checksum_validation=checksum,
+                max_pool_connections=2 * _THREADS,
+                s3={"addressing_style": "path" if endpoint_url else "auto"},
+            ),
+        )
+
+    def put_folder(self, folder: Path, key: str) -> Manifest:
+        """Upload a folder and commit it under ``key``.
+
+        Files that an interrupted upload of the same content left are not sent again; a folder that is there already
+        with the same content is a success. A key is written once: other content under it is refused. Two processes
+        that upload different content to one key at the same time can spoil it, which every reader notices; hold an
+        :class:`retort.store.lock.OutputLock`.
+
+        Raises:
+            StorageError: the folder is damaged, or the key holds other content, or the service refuses.
+        """
+        self._key(key)
+        # A folder with a damaged marker must not get a fresh one here, so either name makes it a folder to verify.
+        sealed = any((folder / name).exists() for name in RESERVED_NAMES)
+        manifest = verify_folder(folder) if sealed else build_manifest(folder)
+        marker = marker_content(manifest.to_bytes())
+        if self._is_done(key, marker):
+            return manifest
+        present = set(self.list(key))
+        for entry in manifest.entries:
+            path = f"{key}/{entry.path}"
+            if path not in present or not self._holds(path, entry):
+                self._upload(folder / entry.path, path, entry)
+        wanted = {f"{key}/{entry.path}" for entry in manifest.entries}
+        for path in sorted(present - wanted - {f"{key}/{name}" for name in RESERVED_NAMES}):
+            self._delete(path)
+        self.write_bytes(f"{key}/{MANIFEST_NAME}", manifest.to_bytes())
+        self._commit(key, marker)
+        return manifest
+
+    def get_folder(self, key: str, folder: Path) -> Manifest:
+        """Download a committed folder to ``folder``, which must not exist; every hash is checked.
+
+        Raises:
+            StorageError: never committed, damaged, or the service refuses; ``folder`` is then not there.
+            ResourceError: no room for it.
+        """
+        try:
+            marker = self.read_bytes(f"{key}/{MARKER_NAME}")
+        except RemoteStoreError as error:
+            if error.fault is not StoreFault.NOT_FOUND:
+                raise
+            where = self._url(key)
+            raise make_fault(StoreFault.NOT_FOUND, where, f"{MARKER_NAME} is missing: it was never finished") from None
+        content = self.read_bytes(f"{key}/{MANIFEST_NAME}")
+        if marker != marker_content(content):
+            raise make_fault(StoreFault.DAMAGED, self._url(f"{key}/{MANIFEST_NAME}"), "its hash is not the marker's")
+        manifest = parse_manifest(content, where=self._url(key))
+        with commit_folder(folder, expected_bytes=manifest.total_bytes) as temporary:
+            for entry in manifest.entries:
+                self._download(f"{key}/{entry.path}", temporary / entry.path, entry)
+        return manifest
+
+    def exists(self, key: str) -> bool:
+        """Whether ``key`` is a committed folder or an object; a refusal or a missing bucket is an error, not False."""
+        return self._head(f"{key}/{MARKER_NAME}") is not None or self._head(key) is not None
+
+    def list(self, prefix: str = "") -> tuple[str, ...]:
+        """Sorted keys of the objects at and below ``prefix``, of uncommitted folders too."""
+        full = self._key(prefix) if prefix else self._prefix
+        found: list[str] = []
+        with clear_faults(self._url(prefix)):
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=full)
+            for page in pages:
+                found += [item["Key"] for item in page.get("Contents", ())]
+        inside = (key for key in found if not prefix or key == full or key.startswith(full + "/"))
+        return tuple(sorted(key.removeprefix(self._prefix) for key in inside))
+
+    def read_bytes(self, key: str) -> bytes:
+        """Content of one object, checked against the hash that was recorded at the write.
+
+        Raises:
+            StorageError: missing, damaged, or the service refuses.
+        """
+        from botocore import exceptions as boto
+
+        where = self._url(key)
+        fault, detail = StoreFault.UNREACHABLE, "no attempt was made"
+        for attempt in range(self._max_attempts):
+            if attempt:
+                time.sleep(random.random() * min(_PAUSE_S * 2**attempt, _MAX_PAUSE_S))
+            with clear_faults(where):
+                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
+            try:
+                content: bytes = answer["Body"].read()
+            except (boto.HTTPClientError, boto.IncompleteReadError, ConnectionError, TimeoutError) as error:
+                fault, detail = StoreFault.UNREACHABLE, f"the answer was cut: {error}"
+                continue
+            digest = hashlib.sha256(content).hexdigest()
+            if answer["Metadata"].get(_HASH_KEY, digest) == digest:
+                return content
+            fault, detail = StoreFault.DAMAGED, f"SHA-256 is {digest[:16]}…"
+        raise make_fault(fault, where, detail)
+
+    def write_bytes(self, key: str, data: bytes) -> None:
+        """Write one object with its hash; an old one is replaced."""
+        with clear_faults(self._url(key)):
+            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, Metadata=_hash_of(data))
+
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete the object ``prefix`` and everything below it, markers first; returns how many objects went."""
+        keys = sorted(self.list(safe_key(prefix)), key=lambda key: not key.endswith("/" + MARKER_NAME))
+        for key in keys:
+            self._delete(key)
+        return len(keys)
+
+    def abort_stale_uploads(self, *, older_than_s: float) -> int:
+        """Drop the parts that writers killed in the middle of a multipart upload left behind (they cost money).
+
+        Args:
+            older_than_s: uploads begun within this time may be alive and stay.
+        """
+        now, aborted = datetime.now(UTC), 0
+        with clear_faults(self._url("")):
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(
+                Bucket=self._bucket, Prefix=self._prefix
+            )
+            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
+                if (now - upload["Initiated"]).total_seconds() >= older_than_s:
+                    self._client.abort_multipart_upload(
+                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                    )
+                    aborted += 1
+        return aborted
+
+    def _key(self, key: str) -> str:
+        return safe_key(self._prefix + safe_key(key))
+
+    def _url(self, key: str) -> str:
+        return f"s3://{self._bucket}/{self._prefix}{key}"
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        from botocore.exceptions import ClientError
+
+        with clear_faults(self._url(key)):
+            try:
+                answer: dict[str, Any] = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
+            except ClientError as error:
+                if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+                    raise
+            else:
+                return answer
+        self._require_bucket()
+        return None
+
+    def _require_bucket(self) -> None:
+        # The answer to HEAD has no body, so a missing object and a missing bucket look the same until this is asked.
+        try:
+            with clear_faults(f"s3://{self._bucket}"):
+                self._client.head_bucket(Bucket=self._bucket)
+        except RemoteStoreError as error:
+            if error.fault is not StoreFault.NOT_FOUND:
+                raise
+            raise make_fault(StoreFault.BUCKET_MISSING, f"s3://{self._bucket}", "HTTP 404") from None
+
+    def _holds(self, key: str, entry: ManifestEntry) -> bool:
+        head = self._head(key)
+        return (
+            head is not None
+            and head["ContentLength"] == entry.size
+            and head.get("Metadata", {}).get(_HASH_KEY) == entry.sha256
+        )
+
+    def _upload(self, file: Path, key: str, entry: ManifestEntry) -> None:
+        with clear_faults(self._url(key)):
+            self._client.upload_file(
+                str(file),
+                self._bucket,
+                self._key(key),
+                ExtraArgs={"Metadata": {_HASH_KEY: entry.sha256}},
+                Config=self._transfer(),
+            )
+
+    def _download(self, key: str, file: Path, entry: ManifestEntry) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        digests = []
+        # Damage on the way is cured by a second reading, damage at rest is not.
+        for _ in range(2):
+            with clear_faults(self._url(key)):
+                self._client.download_file(self._bucket, self._key(key), str(file), Config=self._transfer())
+            digests.append(sha256_file(file))
+            if digests[-1] == entry.sha256:
+                return
+        raise make_fault(
+            StoreFault.DAMAGED,
+            self._url(key),
+            f"SHA-256 is {digests[-1][:16]}…, the manifest says {entry.sha256[:16]}…",
+        )
+
+    def _transfer(self) -> Any:
+        from boto3.s3.transfer import TransferConfig
+
+        return TransferConfig(
+            multipart_threshold=_PART_BYTES,
+            multipart_chunksize=_PART_BYTES,
+            max_concurrency=_THREADS,
+            num_download_attempts=self._max_attempts,
+        )
+
+    def _is_done(self, key: str, marker: bytes) -> bool:
+        if self._head(f"{key}/{MARKER_NAME}") is None:
+            return False
+        if self.read_bytes(f"{key}/{MARKER_NAME}") == marker:
+            return True
+        raise make_fault(StoreFault.CONFLICT, self._url(key), "a committed folder with other content is there")
+
+    def _commit(self, key: str, marker: bytes) -> None:
+        name = f"{key}/{MARKER_NAME}"
+        try:
+            with clear_faults(self._url(name)):
+                self._client.put_object(
+                    Bucket=self._bucket, Key=self._key(name), Body=marker, Metadata=_hash_of(marker), IfNoneMatch="*"
+                )
+        except RemoteStoreError as error:
+            if error.fault is StoreFault.UNSUPPORTED:
+                self.write_bytes(name, marker)
+            # A retried request whose first answer was lost meets its own marker: equal content is success.
+            elif error.fault is not StoreFault.CONFLICT or not self._is_done(key, marker):
+                raise
+
+    def _delete(self, key: str) -> None:
+        # One by one: the batch request needs a checksum that some services refuse.
+        with clear_faults(self._url(key)):
+            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+
+
+def _hash_of(data: bytes) -> dict[str, str]:
+    return {_HASH_KEY: hashlib.sha256(data).hexdigest()}
