@@ -53,7 +53,7 @@ def test_word_errors_are_stated_as_the_interval_allows(ci95, tone, words):
 def test_a_control_that_is_not_worse_is_said_so(a, b, ci95, worse):
     finding = only([system("control", "control"), system("student")], pair(a, b, 0.0, ci95))
     assert finding.tone == ("good" if worse else "bad")
-    assert ("The control control is worse than student." in finding.text) is worse
+    assert ("control, a control, is worse than student." in finding.text) is worse
     assert ("does not show that the method helps" in finding.text) is not worse
 
 

@@ -116,6 +116,16 @@ def test_comparisons_are_paired():
     assert found["speaker_similarity"]["probability_of_improvement"] == 0.5
 
 
+def test_no_failure_among_ten_is_not_a_rate_of_exactly_zero():
+    """Clopper and Pearson: the rate that would show no failure in ten with a chance of 2.5 %, and its mirror image."""
+    rows = [row(s, i, 0 if s == "teacher" else 9) for s in ERRORS for i in range(10)]
+    teacher, student = summarise(rows, SYSTEMS, bootstrap=FAST).systems
+    low, high = teacher["failure_rate_ci95"]
+    assert low == 0.0
+    assert (1.0 - high) ** 10 == pytest.approx(0.025)
+    assert student["failure_rate_ci95"] == [pytest.approx(1.0 - high), 1.0]
+
+
 def test_missing_utterances_count_as_failures():
     rows = [row("teacher", i, 0) for i in range(10)] + [row("student", i, 0) for i in range(9)]
     expected = [Expected(f"u{i}", text) for i, text in enumerate(TEXTS)]
@@ -125,7 +135,7 @@ def test_missing_utterances_count_as_failures():
     assert student["failures"] == {"missing": 1}
     assert student["wer_corpus"] > teacher["wer_corpus"] == 0.0
     assert len(found.items) == 20
-    assert any("student delivered no audio for 1 utterances" in finding.text for finding in found.findings)
+    assert any("student delivered no audio for 1 of its utterances" in finding.text for finding in found.findings)
 
 
 def test_few_utterances_have_no_interval():

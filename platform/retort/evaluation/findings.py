@@ -28,7 +28,7 @@ def find(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str
             found.append(_failures(row))
     missing = {s["name"]: s["failures"].get("missing", 0) + s["failures"].get("error", 0) for s in systems}
     found += [
-        Finding("bad", f"{name} delivered no audio for {count} utterances; they count as failures.")
+        Finding("bad", f"{name} delivered no audio for {count} of its utterances; each counts as a failure.")
         for name, count in missing.items()
         if count
     ]
@@ -68,7 +68,7 @@ def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
 
 def _words(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
     a, b, difference = row["a"], row["b"], row["difference"]
-    chance = f"probability of improvement {row['probability_of_improvement']:.0%}"
+    chance = f"probability of improvement {_chance(row['probability_of_improvement'])}"
     if row["ci95"] is None:
         return Finding("neutral", f"{b} against {a}: {_signed(difference)} points of WER; n too small to judge.")
     low, high = row["ci95"]
@@ -92,10 +92,10 @@ def _control(
     control_is_worse = b_is_better if control_first else b_is_worse
     against = f"{row['b']} against {row['a']}: {span}"
     if control_is_worse:
-        return Finding("good", f"The control {control} is worse than {other}. {against}.")
+        return Finding("good", f"{control}, a control, is worse than {other}. {against}.")
     return Finding(
         "bad",
-        f"The control {control} is not worse than {other}: this run does not show that the method helps. {against}.",
+        f"{control}, a control, is not worse than {other}: this run does not show that the method helps. {against}.",
     )
 
 
@@ -106,6 +106,13 @@ def _failures(row: Mapping[str, Any]) -> Finding:
     tone: Tone = ("good" if better else "bad") if certain else "neutral"
     text = f"{row['b']} fails {_points(abs(row['difference']))} points {less} often than {row['a']}"
     return Finding(tone, text + ("." if certain else ", which may be chance."))
+
+
+def _chance(share: float) -> str:
+    """Resampling cannot show certainty."""
+    if share > 0.999:
+        return "above 99.9 %"
+    return "below 0.1 %" if share < 0.001 else f"{100.0 * share:.1f} %"
 
 
 def _points(fraction: float) -> str:

@@ -202,7 +202,7 @@ def _system(
         "wer_ci95": _interval("wer_corpus", rows, bootstrap),
         "wer_mean_ci95": _interval("wer_mean", rows, bootstrap),
         "failure_rate": sum(row.failure for row in rows) / len(rows),
-        "failure_rate_ci95": _interval("failure_rate", rows, bootstrap),
+        "failure_rate_ci95": _failure_interval(rows, bootstrap),
         "failures": {reason: sum(reason in row.failure_reasons for row in rows) for reason in reasons},
         "speaker_similarity": sum(similarities) / len(similarities) if similarities else None,
         "speaker_similarity_utterances": len(similarities),
@@ -219,6 +219,19 @@ def _interval(metric: str, rows: Sequence[ItemResult], bootstrap: BootstrapConfi
         seed=bootstrap.seed,
     )
     return [found.low, found.high] if found.reliable else None
+
+
+def _failure_interval(rows: Sequence[ItemResult], bootstrap: BootstrapConfig) -> list[float] | None:
+    """Bootstrap interval, except where all utterances fail or none does.
+
+    Resamples of equals are equal, which would claim a rate of exactly 0 or 1: Clopper and Pearson's bound stands there.
+    """
+    found = _interval("failure_rate", rows, bootstrap)
+    if found is None or len({row.failure for row in rows}) > 1:
+        return found
+    units = len(set(_clusters(rows, bootstrap) or range(len(rows))))
+    bound = 0.025 ** (1.0 / units)
+    return [bound, 1.0] if rows[0].failure else [0.0, 1.0 - bound]
 
 
 def _compare(

@@ -1,0 +1,300 @@
+"""The report of an evaluation: one HTML file that opens from disk, with its figures and its sound inside.
+
+The page holds no script, and its content security policy allows none: transcripts and names come from models and from
+corpora, and are text wherever they stand.
+"""
+
+import base64
+import hashlib
+import importlib.resources
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from retort.audio.files import wav_bytes
+from retort.errors import DataError, MissingRequirementError
+from retort.evaluation import figures
+from retort.evaluation.items import ItemResult
+
+MAX_SOUND_BYTES = 14_000_000
+"""Encoded sound that a report takes in; base64 makes a third more of it, and the page must stay below 20 MB."""
+
+_WORST = 20
+_ABSENT = "\N{EN DASH}"
+_MOST_HISTOGRAMS = 4
+_METRICS = {
+    "wer_corpus": "WER, corpus",
+    "wer_mean": "WER, mean of utterances",
+    "failure_rate": "Failure rate",
+    "speaker_similarity": "Speaker similarity",
+}
+
+
+@dataclass(frozen=True)
+class AudioSample:
+    """What a system said for the utterance ``id``: mono samples [N] in -1..1."""
+
+    id: str
+    system: str
+    samples_N: Tensor
+    sample_rate: int
+
+
+def write_report(
+    folder: Path,
+    summary: Mapping[str, Any],
+    items: Sequence[ItemResult],
+    *,
+    samples: Sequence[AudioSample] = (),
+    title: str = "Evaluation report",
+) -> Path:
+    """Write ``report.html`` into ``folder`` and return its path.
+
+    Args:
+        folder: where the report goes; it is made if it does not exist.
+        summary: the tree of ``summary.json``.
+        items: the rows of ``results.jsonl``.
+        samples: sound to listen to, players side by side for utterances of several systems. Whole utterances are left
+            out, and the page says so, once ``MAX_SOUND_BYTES`` are reached.
+        title: of the page.
+
+    Raises:
+        DataError: the summary holds no systems.
+        MissingRequirementError: ``jinja2`` is not installed.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingRequirementError("jinja2 is not installed; pip install 'jinja2>=3.1'") from error
+    if not summary.get("systems"):
+        raise DataError("the summary holds no systems; there is nothing to report")
+    here = importlib.resources.files("retort.evaluation")
+    style = here.joinpath("report.css").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": _percent,
+        "points": _points,
+        "number": _number,
+        "short": _short,
+        "chance": _chance,
+    }
+    template = environment.from_string(here.joinpath("report.html.j2").read_text(encoding="utf-8"))
+    page = template.render(title=title, style=style, style_hash=_style_hash(style), **_view(summary, items, samples))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    partial = folder / "report.html.partial"
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+    return path
+
+
+def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequence[AudioSample]) -> dict[str, Any]:
+    systems = summary["systems"]
+    series = {system["name"]: index for index, system in enumerate(systems)}
+    sentences, left_out = _sentences(samples, items, list(series))
+    return {
+        "note": summary.get("note"),
+        "systems": [
+            {**system, "series": series[system["name"]] % figures.NUM_COLOURS, "speed_up": _speed_up(system, systems)}
+            for system in systems
+        ],
+        "findings": [
+            f if isinstance(f, Mapping) else {"tone": "neutral", "text": f} for f in _list(summary, "findings")
+        ],
+        "comparisons": _comparisons(summary["comparisons"]),
+        "wer_chart": _wer_chart(systems),
+        "trade_off": _trade_off(systems),
+        "confidence": _confidence(summary.get("confidence") or {}, series),
+        "sentences": sentences,
+        "left_out": left_out,
+        "worst": _worst(items),
+        "reasons": sorted({reason for system in systems for reason in system.get("failures") or {}}),
+        "environment": _flat(summary.get("environment") or {}) + _flat(summary.get("bootstrap") or {}, "bootstrap."),
+        "scorers": sorted(
+            {s for item in items for s in (item.recogniser, item.speaker_encoder, item.normaliser) if s is not None}
+        ),
+    }
+
+
+def _list(summary: Mapping[str, Any], name: str) -> list[Any]:
+    return list(summary.get(name) or [])
+
+
+def _style_hash(style: str) -> str:
+    """What the policy allows as the only style: the page's own."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
+
+
+def _comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Measures grouped by pair of systems."""
+    pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        pairs.setdefault((row["a"], row["b"]), []).append(_comparison(row))
+    return [{"a": a, "b": b, "measures": measures} for (a, b), measures in pairs.items()]
+
+
+def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
+    better = -1 if row["metric"] != "speaker_similarity" else 1
+    verdict = "open"
+    if row["ci95"] is not None and (row["ci95"][0] > 0.0 or row["ci95"][1] < 0.0):
+        verdict = "better" if math.copysign(1, row["ci95"][0]) == better else "worse"
+    elif row["ci95"] is None:
+        verdict = "few"
+    return {**row, "label": _METRICS.get(row["metric"], row["metric"]), "verdict": verdict}
+
+
+def _speed_up(system: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> float | None:
+    """Tokens per second against the first teacher that was measured."""
+    teachers = [s for s in systems if s.get("role") == "teacher" and s["tokens_per_second"]]
+    if not teachers or not system["tokens_per_second"]:
+        return None
+    return float(system["tokens_per_second"] / teachers[0]["tokens_per_second"])
+
+
+def _wer_chart(systems: Sequence[Mapping[str, Any]]) -> str:
+    rows = []
+    for index, system in enumerate(systems):
+        low, high = system["wer_ci95"] or (None, None)
+        rows.append(figures.Estimate(system["name"], system["wer_corpus"], low, high, index))
+    return figures.interval_chart(rows, title="Corpus WER in percent with 95 % intervals")
+
+
+def _trade_off(systems: Sequence[Mapping[str, Any]]) -> str | None:
+    points = [
+        figures.Point(system["name"], system["tokens_per_second"], system["wer_corpus"], index)
+        for index, system in enumerate(systems)
+        if system["tokens_per_second"] is not None
+    ]
+    if len(points) < 2:
+        return None
+    return figures.trade_off_chart(
+        points, title="Corpus WER against speed", x_label="tokens per second", y_label="corpus WER"
+    )
+
+
+def _confidence(confidence: Mapping[str, Mapping[str, Any]], series: Mapping[str, int]) -> dict[str, Any] | None:
+    """Charts per codebook; a label that is a system keeps its colour, the others take the next ones."""
+    if not confidence:
+        return None
+    others = [label for label in confidence if label not in series]
+    colours = {**series, **{label: len(series) + i for i, label in enumerate(others)}}
+    num_codebooks = max(len(found["entropy_K"]) for found in confidence.values())
+    ticks = [str(k + 1) for k in range(num_codebooks)]
+
+    def chart(field: str, title: str, least: float) -> str:
+        lines = [
+            figures.Line(label, found[field], colours[label])
+            for label, found in confidence.items()
+            if found[field] is not None
+        ]
+        reach = max([v for line in lines for v in line.values if v is not None], default=least)
+        return figures.line_chart(lines, title=title, ticks=ticks, x_label="codebook", y_max=max(reach, least))
+
+    histograms = [
+        figures.histogram_chart(
+            [
+                figures.Line(label, found["histogram_KN"][k], colours[label])
+                for label, found in confidence.items()
+                if k < len(found["histogram_KN"])
+            ],
+            title=f"Top-1 probability, codebook {k + 1}",
+            x_label=f"top-1 probability, codebook {k + 1}",
+        )
+        for k in range(min(num_codebooks, _MOST_HISTOGRAMS))
+    ]
+    has_kl = any(found["kl_K"] is not None for found in confidence.values())
+    return {
+        "rows": [
+            {"label": label, "series": colours[label] % figures.NUM_COLOURS, **found}
+            for label, found in confidence.items()
+        ],
+        "entropy": chart("entropy_K", "Mean entropy of each codebook, nats", 0.1),
+        "top1": chart("top1_K", "Mean top-1 probability of each codebook", 1.0),
+        "kl": chart("kl_K", "KL from the teacher of each codebook, nats", 0.1) if has_kl else None,
+        "histograms": histograms,
+    }
+
+
+def _sentences(
+    samples: Sequence[AudioSample], items: Sequence[ItemResult], order: Sequence[str]
+) -> tuple[list[dict[str, Any]], int]:
+    """Players by sentence, systems in the order of the tables; and how many sentences there was no room for."""
+    rows = {(item.system, item.id): item for item in items}
+    by_id: dict[str, list[AudioSample]] = {}
+    for sample in samples:
+        by_id.setdefault(sample.id, []).append(sample)
+    sentences, taken, left_out = [], 0, 0
+    for utterance, said in by_id.items():
+        size = sum(44 + 2 * sample.samples_N.numel() for sample in said)
+        if taken + size > MAX_SOUND_BYTES:
+            left_out += 1
+            continue
+        taken += size
+        said = sorted(said, key=lambda s: order.index(s.system) if s.system in order else len(order))
+        text = next((row.text for s in said if (row := rows.get((s.system, utterance)))), utterance)
+        players = [_player(sample, rows.get((sample.system, utterance)), order) for sample in said]
+        sentences.append({"id": utterance, "text": text, "players": players})
+    return sentences, left_out
+
+
+def _player(sample: AudioSample, row: ItemResult | None, order: Sequence[str]) -> dict[str, Any]:
+    samples_N = torch.nan_to_num(sample.samples_N.detach().cpu().float(), nan=0.0, posinf=0.0, neginf=0.0)
+    return {
+        "system": sample.system,
+        "series": (order.index(sample.system) if sample.system in order else len(order)) % figures.NUM_COLOURS,
+        "sound": figures.data_uri("audio/wav", wav_bytes(samples_N, sample.sample_rate)),
+        "picture": figures.data_uri("image/png", figures.spectrogram_png(samples_N, sample.sample_rate)),
+        "duration_s": samples_N.numel() / sample.sample_rate,
+        "row": row,
+    }
+
+
+def _worst(items: Sequence[ItemResult]) -> list[ItemResult]:
+    broken = [item for item in items if item.failure or item.wer > 0.0]
+    return sorted(broken, key=lambda item: (-item.failure, -item.wer, item.system, item.id))[:_WORST]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            rows += _flat(value, f"{prefix}{key}.")
+        else:
+            rows.append((f"{prefix}{key}", str(value)))
+    return rows
+
+
+def _percent(value: float | None, digits: int = 1) -> str:
+    return _ABSENT if value is None else f"{100.0 * value:.{digits}f}"
+
+
+def _points(value: float) -> str:
+    return f"{100.0 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return _ABSENT if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _chance(value: float) -> str:
+    """A share of resamples in percent; certainty is more than resampling can show."""
+    if value >= 0.9995:
+        return "> 99.9"
+    return "< 0.1" if value < 0.0005 else f"{100.0 * value:.1f}"
+
+
+def _short(value: float | None) -> str:
+    """1,300,000,000 as 1.30B."""
+    if value is None:
+        return _ABSENT
+    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= limit:
+            return f"{value / limit:.3g}{unit}"
+    return f"{value:g}"
