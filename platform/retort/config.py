@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
@@ -121,7 +121,7 @@ def _index(node: list[Any], part: str, override: str) -> int:
     return int(part)
 
 
-def validate(tree: dict[str, Any], kind: type[T] | Any, *, where: str) -> T:
+def validate(tree: dict[str, Any], kind: type[T], *, where: str) -> T:
     """Validate a tree against a configuration type (a class or a union).
 
     Raises:
@@ -137,9 +137,9 @@ def validate(tree: dict[str, Any], kind: type[T] | Any, *, where: str) -> T:
         raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
-def load_config(path: Path, kind: type[T] | Any, *, overrides: Sequence[str] = ()) -> T:
+def load_config(path: Path, kind: type[T], *, overrides: Sequence[str] = ()) -> T:
     """Load, override and validate one run file; see :func:`load_tree` and :func:`validate` for the errors."""
-    return cast("T", validate(apply_overrides(load_tree(path), overrides), kind, where=str(path)))
+    return validate(apply_overrides(load_tree(path), overrides), kind, where=str(path))
 
 
 def _known_names(schema: dict[str, Any]) -> list[str]:

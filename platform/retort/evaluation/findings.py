@@ -74,7 +74,7 @@ def _words(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
     low, high = row["ci95"]
     span = f"{_signed(difference)} points of WER (95 % interval {_signed(low)} to {_signed(high)}, {chance})"
     b_is_better, b_is_worse = high < 0.0, low > 0.0
-    if roles[a] == "control" or roles[b] == "control":
+    if {roles[a], roles[b]} == {"control", "student"}:
         return _control(row, span, roles, b_is_better=b_is_better, b_is_worse=b_is_worse)
     if b_is_better:
         return Finding("good", f"{b} makes fewer word errors than {a}: {span}.")

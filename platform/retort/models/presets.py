@@ -36,7 +36,7 @@ def sized(
 
 
 def spotify_1b3(vocabularies: tuple[int, int, int]) -> CodecLMConfig:
-    """Paper 1's teacher and large student, about 1.3B parameters. Depth and width are our reading; it states the size."""
+    """Paper 1's teacher and large student: about 1.3B. It states the size only; depth and width are our reading."""
     return sized(dim=2048, num_layers=24, num_heads=16, ffn_dim=5632, vocabularies=vocabularies)
 
 
