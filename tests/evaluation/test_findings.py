@@ -57,6 +57,11 @@ def test_a_control_that_is_not_worse_is_said_so(a, b, ci95, worse):
     assert ("does not show that the method helps" in finding.text) is not worse
 
 
+def test_a_control_is_there_for_the_student_to_beat_and_not_for_the_teacher():
+    finding = only([system("teacher", "teacher"), system("c", "control")], pair("teacher", "c", 0.0, [-0.1, 0.1]))
+    assert (finding.tone, "method helps" in finding.text) == ("neutral", False)
+
+
 def test_failures_by_chance_are_said_to_be_chance():
     systems = [system("teacher", "teacher"), system("student")]
     certain = only(systems, pair("teacher", "student", -0.1, [-0.15, -0.05], metric="failure_rate"))

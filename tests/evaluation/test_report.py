@@ -58,7 +58,7 @@ class Page(html.parser.HTMLParser):
 
 
 def rows(count, text="one two three"):
-    errors = {"teacher": 1, "student": 0, "control": 1}
+    errors = {"teacher": 1, "student": 0, "control": 0}
     return [
         dataclasses.replace(
             failed_item(system, Expected(f"u{i}", text if i == 0 else "one two three")),
@@ -85,7 +85,7 @@ def make(folder, *, count=10, text="one two three", samples=(), note="Smoke tier
     accumulator = ConfidenceAccumulator(2)
     accumulator.add(torch.randn(1, 6, 2, 9), torch.ones(1, 2, 6, dtype=torch.bool))
     confidence = {"teacher, guided": accumulator.result(), "student": accumulator.result()}
-    pairs = [("teacher", "student"), ("control", "student"), ("teacher", "control")]
+    pairs = [("teacher", "student"), ("control", "student")]
     summary = summarise(
         rows(count, text),
         SYSTEMS,
@@ -112,7 +112,7 @@ def test_the_page_says_what_was_measured(tmp_path):
 
 def test_a_control_that_is_as_good_is_said_plainly(tmp_path):
     page = Page(make(tmp_path))
-    assert "control, a control, is not worse than teacher: this run does not show that the method helps" in page.text
+    assert "control, a control, is not worse than student: this run does not show that the method helps" in page.text
 
 
 def test_transcripts_are_text_wherever_they_stand(tmp_path):

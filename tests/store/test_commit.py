@@ -26,6 +26,7 @@ from retort.store.commit import (
     write_bytes_atomic,
     write_json_atomic,
 )
+from retort.store.disk import remove_tree
 from tests.store.conftest import CONTENT, fill, read_tree
 
 OLD = {"weights": b"old", "sub/more": b"old too"}
@@ -292,6 +293,19 @@ def test_sweep_touches_only_leftovers(tmp_path: Path) -> None:
     before = set(tmp_path.iterdir())
     assert sweep_orphans(tmp_path) == [stale]
     assert before - set(tmp_path.iterdir()) == {stale}
+
+
+def test_removal_never_leaves_a_half_deleted_folder_in_place(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    write(target, CONTENT)
+
+    def check() -> None:
+        if target.exists():
+            assert payload(target) == CONTENT
+        else:
+            write(target, CONTENT)
+
+    assert crash_everywhere(lambda: remove_tree(target), check) > 5
 
 
 def test_sweep_of_one_name(tmp_path: Path) -> None:

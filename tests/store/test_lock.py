@@ -119,6 +119,27 @@ while entered < 100:
     assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
 
 
+def test_file_removed_between_its_opening_and_the_lock_is_not_taken_for_the_lock(tmp_path: Path) -> None:
+    # The holder leaves just when the second run has opened the file: its lock would be on a file that is gone, and a
+    # third run would make a new file and hold the output as well.
+    first, armed = OutputLock(tmp_path / "out"), True
+    first.__enter__()
+
+    def leave(event: str, arguments: tuple[object, ...]) -> None:
+        nonlocal armed
+        if armed and event == "fcntl.flock":
+            armed = False
+            first.__exit__(None, None, None)
+
+    sys.addaudithook(leave)
+    with OutputLock(tmp_path / "out") as second:
+        assert not armed
+        assert second._fd is not None
+        assert os.path.samestat(os.fstat(second._fd), (tmp_path / "out.lock").stat())
+        with pytest.raises(StorageError, match="another run writes it"):
+            OutputLock(tmp_path / "out").__enter__()
+
+
 def test_impossible_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StorageError, match=r"file/out\.lock: cannot be made"):
