@@ -1,0 +1,103 @@
+"""Parquet corpora: Hugging Face's layout (``audio: {bytes, path}``), a column of bytes or paths, and our own files."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from retort.config import Config
+from retort.data.readers_manifest import COLUMNS, ManifestConfig, row_of
+from retort.data.rows import Row
+from retort.data.utterance import Reject
+from retort.errors import DataError
+
+# Few rows at a time: each holds a whole recording.
+_ROWS_AT_ONCE = 32
+_BYTES = "audio_bytes"
+
+
+class ParquetConfig(Config):
+    """A parquet file, or a folder of them; audio that is a path lies under that folder."""
+
+    kind: Literal["parquet"]
+    path: Path
+    allow_outside_root: bool = False
+    speaker: str = "unknown"
+    language: str = "en"
+
+
+def open_parquet(config: ParquetConfig) -> Iterator[Row | Reject]:
+    """Check the files and return the rows.
+
+    Raises:
+        DataError: there is no parquet file, one cannot be read, or one lacks a text or audio column.
+    """
+    files = sorted(config.path.rglob("*.parquet")) if config.path.is_dir() else [config.path]
+    if not files or not files[0].is_file():
+        raise DataError(f"{config.path}: no parquet file there; correct `path`")
+    for file in files:
+        _check_columns(file)
+    return _rows(config, files)
+
+
+def _check_columns(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        columns = set(pq.read_schema(path).names)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a parquet file ({error}); fetch it again or remove it") from None
+    for field, names in (("text", COLUMNS["text"]), ("audio", (*COLUMNS["audio"], _BYTES))):
+        if not columns & set(names):
+            raise DataError(
+                f"{path}: no column for the {field}, only {', '.join(sorted(columns))}; "
+                f"name one of them {' or '.join(names)}"
+            )
+
+
+def _rows(config: ParquetConfig, files: list[Path]) -> Iterator[Row | Reject]:
+    import pyarrow.parquet as pq
+
+    folder = config.path if config.path.is_dir() else config.path.parent
+    known = {name for names in COLUMNS.values() for name in names} | {_BYTES}
+    for path in files:
+        number = 0
+        manifest = ManifestConfig(
+            kind="manifest",
+            path=path,
+            root=folder,
+            allow_outside_root=config.allow_outside_root,
+            speaker=config.speaker,
+            language=config.language,
+        )
+        with pq.ParquetFile(path) as file:
+            columns = [name for name in file.schema_arrow.names if name in known]
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield _row(record, manifest, f"{path.stem}-{number:06d}", f"{path}:{number}")
+
+
+def _row(record: dict[str, Any], config: ManifestConfig, name: str, where: str) -> Row | Reject:
+    try:
+        inline, path = _audio(record)
+        if inline is None:
+            return row_of({"id": name, **_without_empty(record), "audio": path}, config, where)
+        # The path beside bytes is a label: it names the recording, and nothing is opened there.
+        row = row_of({"id": name, **_without_empty(record), "audio": "inline"}, config, where)
+        return Row(**{**vars(row), "audio": inline, "root": None})
+    except ValueError as error:
+        return Reject(name, "bad_value", str(error), where)
+
+
+def _without_empty(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if value not in (None, "")}
+
+
+def _audio(record: Mapping[str, Any]) -> tuple[bytes | None, str | None]:
+    """Return the bytes or the path of the recording, whichever the layout gives."""
+    values = [record.get(name) for name in (_BYTES, *COLUMNS["audio"])]
+    structs = [value for value in values if isinstance(value, dict)]
+    values += [struct.get(part) for struct in structs for part in ("bytes", "path")]
+    inline = next((value for value in values if isinstance(value, bytes)), None)
+    return inline, next((value for value in values if isinstance(value, str) and value), None)
