@@ -146,11 +146,12 @@ def write_whisper(folder):
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
     tokenizer = transformers.WhisperTokenizer(letters | {"<|endoftext|>": 26}, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
+    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])
     features = transformers.WhisperFeatureExtractor(feature_size=80)
     transformers.WhisperProcessor(feature_extractor=features, tokenizer=tokenizer).save_pretrained(folder)
     torch.manual_seed(1)
     config = transformers.WhisperConfig(
-        vocab_size=31,
+        vocab_size=31 + 1501,
         num_mel_bins=80,
         d_model=16,
         encoder_layers=1,
@@ -168,6 +169,8 @@ def write_whisper(folder):
         begin_suppress_tokens=None,
     )
     model = transformers.WhisperForConditionalGeneration(config).eval()
+    # Letters are far likelier than timestamps, as in a trained model's output.
+    model.model.decoder.embed_tokens.weight.data[:26] *= 50.0
     model.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=27,
         eos_token_id=26,
@@ -190,6 +193,14 @@ def test_whisper_checkpoints_load_and_decode(tmp_path):
     assert set(heard) <= set("abcdefghijklmnopqrstuvwxyz ")
     assert recogniser.transcribe(tone(), 16_000) == heard
     assert recogniser.transcribe(torch.zeros(16_000), 16_000) == ""
+
+
+def test_whisper_walks_on_beyond_its_window(tmp_path):
+    write_whisper(tmp_path / "whisper")
+    recogniser = open_recogniser(WhisperConfig(path=tmp_path / "whisper", language="en"))
+    short, long = recogniser.transcribe(tone(29.0), 16_000), recogniser.transcribe(tone(62.0), 16_000)
+    assert long
+    assert len(long) > len(short)
 
 
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path):

@@ -58,7 +58,9 @@ def test_a_control_that_is_not_worse_is_said_so(a, b, ci95, worse):
 
 
 def test_a_control_is_there_for_the_student_to_beat_and_not_for_the_teacher():
-    finding = only([system("teacher", "teacher"), system("c", "control")], pair("teacher", "c", 0.0, [-0.1, 0.1]))
+    finding = only(
+        [system("teacher", "teacher"), system("control", "control")], pair("teacher", "control", 0.0, [-0.1, 0.1])
+    )
     assert (finding.tone, "method helps" in finding.text) == ("neutral", False)
 
 

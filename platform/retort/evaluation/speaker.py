@@ -46,7 +46,7 @@ class TransformersSpeakerConfig(Config):
     path: Path
 
 
-SpeakerConfig = Annotated[ResemblyzerConfig | TransformersSpeakerConfig, Field(discriminator="kind")]
+SpeakerEncoderConfig = Annotated[ResemblyzerConfig | TransformersSpeakerConfig, Field(discriminator="kind")]
 
 
 def open_speaker_encoder(
