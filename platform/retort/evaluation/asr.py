@@ -37,6 +37,8 @@ class PocketSphinxConfig(Config):
     kind: Literal["pocketsphinx"] = "pocketsphinx"
     words: tuple[str, ...] | None = None
     silence_dbfs: float = Field(default=-50.0, le=0.0)
+    noise_gate_db: float | None = Field(default=None, gt=0.0)
+    """Depth of :func:`gate_noise` below the loudest frame; ``None`` leaves pauses as they are."""
 
 
 class WhisperConfig(Config):
@@ -98,11 +100,27 @@ def _audible_16k(samples_N: Tensor, sample_rate: int, silence_dbfs: float) -> Te
     samples_N = samples_N.detach().cpu().float().flatten()
     if not bool(torch.isfinite(samples_N).all()) or loudest_frame_dbfs(samples_N, sample_rate) < silence_dbfs:
         return None
-    if sample_rate == RECOGNISER_RATE:
-        return samples_N
-    from retort.audio.files import resample
+    if sample_rate != RECOGNISER_RATE:
+        from retort.audio.files import resample
 
-    return resample(samples_N, sample_rate, RECOGNISER_RATE)
+        samples_N = resample(samples_N, sample_rate, RECOGNISER_RATE)
+    return samples_N
+
+
+def gate_noise(samples_16k_N: Tensor, *, depth_db: float) -> Tensor:
+    """Turn what lies ``depth_db`` below the loudest 10 ms into digital silence, and add 0.1 s of it at both ends.
+
+    Phase reconstruction leaves a faint hiss in pauses, in which pocketsphinx hears words: on strings of 3 to 5 digits
+    through the mel-RVQ codec 37 of 330 words were insertions without the gate and 1 with it, whatever the depth between
+    25 and 40 dB. Frames within 30 ms of loud ones are kept. Use it for clean synthetic speech, the same for every
+    system and for the recordings; in real recordings the room is part of what the recogniser expects.
+    """
+    frame = RECOGNISER_RATE // 100
+    padded = torch.nn.functional.pad(samples_16k_N, (0, -samples_16k_N.numel() % frame)).view(-1, frame)
+    level = padded.square().mean(dim=1).sqrt()
+    loud = (level > level.max() * 10.0 ** (-depth_db / 20.0)).float()
+    near = torch.nn.functional.max_pool1d(loud[None, None], kernel_size=7, stride=1, padding=3)[0, 0]
+    return torch.nn.functional.pad((padded * near[:, None]).flatten(), (RECOGNISER_RATE // 10, RECOGNISER_RATE // 10))
 
 
 class PocketSphinx:
@@ -117,6 +135,8 @@ class PocketSphinx:
             raise MissingRequirementError("pocketsphinx is not installed; pip install 'pocketsphinx>=5.1'") from error
         self.config = config
         self.name = "pocketsphinx-en-us" if config.words is None else f"pocketsphinx-en-us-{len(config.words)}words"
+        if config.noise_gate_db is not None:
+            self.name += f"-gate{config.noise_gate_db:g}dB"  # gated and ungated scores do not compare
         # Batch normalisation of the cepstra over the whole utterance; the default, live one carries its mean over.
         settings: dict[str, Any] = {"samprate": RECOGNISER_RATE, "cmn": "batch", "loglevel": "FATAL"}
         if config.words is not None:
@@ -142,6 +162,8 @@ class PocketSphinx:
         audible_N = _audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
         if audible_N is None:
             return ""
+        if self.config.noise_gate_db is not None:
+            audible_N = gate_noise(audible_N, depth_db=self.config.noise_gate_db)
         pcm = (audible_N.clamp(-1.0, 1.0) * 32767.0).round().to(torch.int16).numpy().tobytes()
         with warnings.catch_warnings():
             # Called "unnecessary" by the library, yet nothing else resets the noise estimate: without it one digit in

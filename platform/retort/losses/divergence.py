@@ -30,12 +30,17 @@ class TopK:
     log_tail: Tensor
 
 
+def legal_logits(logits_BSKV: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Logits over the legal tokens in fp32: codebook 0 [B, S, 1, V + 1], and the others without the end of speech."""
+    first, rest = logits_BSKV[:, :, :1].float(), logits_BSKV[:, :, 1:, :-1].float()
+    return (first, rest) if temperature == 1.0 else (first / temperature, rest / temperature)
+
+
 def legal_log_softmax(logits_BSKV: Tensor, *, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [B, S, K, V + 1] in fp32; the end of speech of codebooks 1.. gets (finite) probability zero."""
-    logits = logits_BSKV.float() / temperature
-    first = functional.log_softmax(logits[:, :, :1], dim=-1)
-    rest = functional.log_softmax(logits[:, :, 1:, :-1], dim=-1)
-    return torch.cat([first, functional.pad(rest, (0, 1), value=_NEVER)], dim=2)
+    first, rest = legal_logits(logits_BSKV, temperature=temperature)
+    log_rest = functional.pad(functional.log_softmax(rest, dim=-1), (0, 1), value=_NEVER)
+    return torch.cat([functional.log_softmax(first, dim=-1), log_rest], dim=2)
 
 
 def masked_mean(values_BSK: Tensor, mask_BKS: Tensor) -> Tensor:
@@ -51,16 +56,23 @@ def per_codebook_mean(values_BSK: Tensor, mask_BKS: Tensor) -> Tensor:
 
 
 def token_cross_entropy(logits_BSKV: Tensor, targets_BKS: Tensor) -> Tensor:
-    """Cross-entropy of each token, [B, S, K]."""
-    log_q = legal_log_softmax(logits_BSKV)
-    return -log_q.gather(-1, targets_BKS.transpose(1, 2)[..., None])[..., 0]
+    """Cross-entropy of each token, [B, S, K]; where the mask is off, a target may be any legal id."""
+    targets_BSK = targets_BKS.transpose(1, 2)
+    parts = []
+    for logits, target in zip(legal_logits(logits_BSKV), (targets_BSK[:, :, :1], targets_BSK[:, :, 1:]), strict=True):
+        flat = functional.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none")
+        parts.append(flat.view(target.shape))
+    return torch.cat(parts, dim=2)
 
 
 def token_forward_kl(student_BSKV: Tensor, teacher_BSKV: Tensor, *, temperature: float = 1.0) -> Tensor:
     """KL(teacher || student) of each token from full logits, times temperature squared, [B, S, K]."""
-    log_p = legal_log_softmax(teacher_BSKV, temperature=temperature)
-    log_q = legal_log_softmax(student_BSKV, temperature=temperature)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(-1)
+    parts = []
+    students = legal_logits(student_BSKV, temperature=temperature)
+    for student, teacher in zip(students, legal_logits(teacher_BSKV, temperature=temperature), strict=True):
+        log_p, log_q = functional.log_softmax(teacher, dim=-1), functional.log_softmax(student, dim=-1)
+        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return temperature**2 * torch.cat(parts, dim=2)
 
 
 def token_forward_kl_top_k(student_BSKV: Tensor, teacher: TopK, *, temperature: float = 1.0) -> Tensor:

@@ -53,7 +53,7 @@ class PlainOptimizer:
         self.config, self.num_steps = config, num_steps
         self.parameters = [p for p in objective.parameters() if p.requires_grad]
         self.adam = torch.optim.AdamW(
-            parameter_groups(objective, config.weight_decay), lr=config.learning_rate, betas=config.betas
+            parameter_groups(objective, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
         )
         self.ema = [p.detach().float().clone() for p in self.parameters] if config.ema_decay else None
         self.micro_step = 0
@@ -77,8 +77,8 @@ class PlainOptimizer:
         self.adam.zero_grad(set_to_none=True)
         if self.ema is not None and self.config.ema_decay is not None:
             decay = ema_decay_at(done, self.config.ema_decay)
-            for average, parameter in zip(self.ema, self.parameters, strict=True):
-                average.lerp_(parameter.detach().float(), 1.0 - decay)
+            # One call for all tensors: with many small ones, the calls cost more than the arithmetic.
+            torch._foreach_lerp_(self.ema, [p.detach().float() for p in self.parameters], 1.0 - decay)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-equal continuation needs."""
