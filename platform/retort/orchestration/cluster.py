@@ -1,0 +1,77 @@
+"""One way to get a Ray: the cluster that is named, or a local one that ends with the job."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from retort.errors import MissingRequirementError
+
+_DRIVER_ENVIRONMENT = {
+    # Every line that a worker prints would appear twice otherwise.
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # How often the controller looks after its workers; the default of 2 s is most of a small job's time.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_DEDUP_LOGS": "0",
+    # Ours to say: a CPU worker on a machine with a GPU must not take it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_SPARE_CPUS = 2
+"""Logical CPUs beyond the cores: a resumed Ray Data job needs one more than it had, and controllers need room."""
+
+
+@contextlib.contextmanager
+def ray_session(
+    address: str | None = None,
+    num_cpus: int | None = None,
+    *,
+    include_dashboard: bool = False,
+    log_to_driver: bool = False,
+) -> Iterator[None]:
+    """Have Ray inside the block; what was started here ends with it, what was there before stays.
+
+    Args:
+        address: a cluster to connect to; ``None`` takes ``RAY_ADDRESS``, or else starts a local Ray.
+        num_cpus: logical CPUs of a local Ray; ``None`` is the machine's cores and two more.
+        include_dashboard: start the dashboard of a local Ray (Ray Tune with early stopping needs it).
+        log_to_driver: show the workers' output here.
+
+    Raises:
+        MissingRequirementError: the cluster does not answer, or a local Ray does not start.
+    """
+    for name, value in _DRIVER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, object] = {"logging_level": logging.ERROR, "log_to_driver": log_to_driver}
+    if address:
+        options["address"] = address
+    else:
+        options["address"] = "local"  # never somebody else's Ray that happens to run here
+        options["num_cpus"] = num_cpus or (os.cpu_count() or 1) + _SPARE_CPUS
+        options["include_dashboard"] = include_dashboard
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        where = f"the Ray cluster at {address} does not answer" if address else "a local Ray does not start"
+        cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
+        raise MissingRequirementError(f"{where}: {error}; {cure}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def worker_environment(threads: int, *, use_gpu: bool = False) -> dict[str, str]:
+    """Environment variables of a worker, for a ``runtime_env``: its threads, and the device DeepSpeed takes."""
+    variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    variables["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"
+    if not use_gpu:
+        variables["DS_ACCELERATOR"] = "cpu"
+    return variables

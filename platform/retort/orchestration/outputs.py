@@ -1,0 +1,125 @@
+"""The layout of a job's output folder, and who may write it.
+
+``OUTPUT/run.yaml`` (the resolved configuration), ``OUTPUT/metrics.jsonl``, ``OUTPUT/checkpoints/`` where the job
+trains, and ``OUTPUT/result/``, the committed artifact that the next job reads.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import yaml
+
+from retort.config import Config
+from retort.errors import ConfigError, DataError
+from retort.store.artifact import ARTIFACT_FILE, Artifact, read_artifact
+from retort.store.commit import is_committed, write_bytes_atomic
+from retort.store.lock import OutputLock
+
+C = TypeVar("C", bound=Config)
+
+RUN_FILE = "run.yaml"
+METRICS_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+RESULT = "result"
+
+
+class JobConfig(Protocol):
+    """What every job's configuration has."""
+
+    @property
+    def output(self) -> Path:
+        """Folder that the job writes."""
+        ...
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """The configuration as a tree."""
+        ...
+
+
+def result_of(path: Path) -> Path:
+    """The committed artifact that ``path`` stands for: a job's output folder, or the artifact's own folder.
+
+    Raises:
+        DataError: there is none; the message says what is there and the cure.
+    """
+    for folder in (path / RESULT, path):
+        if is_committed(folder) and (folder / ARTIFACT_FILE).is_file():
+            return folder.resolve()
+    if not path.exists():
+        raise DataError(f"{path}: no such folder; run the job that writes it first, or correct the path")
+    if (path / RUN_FILE).is_file():
+        raise DataError(f"{path}: the job that writes it has not finished; run it again, it goes on where it stopped")
+    raise DataError(f"{path}: neither a job's output nor a result folder (no committed {ARTIFACT_FILE}); fix the path")
+
+
+@contextlib.contextmanager
+def job_output(config: JobConfig) -> Iterator[Path]:
+    """Hold ``config.output`` against other runs and write ``run.yaml``; yields the folder as an absolute path.
+
+    Raises:
+        StorageError: another run holds it, or it cannot be written.
+    """
+    output = config.output.absolute()
+    with OutputLock(output):
+        tree = config.model_dump(mode="json")
+        text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False)
+        write_bytes_atomic(output / RUN_FILE, text.encode())
+        yield output
+
+
+def finished_result(config: JobConfig) -> Artifact | None:
+    """The verified artifact of an earlier run of this very configuration, or None if there is none yet.
+
+    Where the output folder itself lies does not count.
+
+    Raises:
+        ConfigError: the output holds the result of another configuration; the first keys that differ are named.
+        StorageError: the result is damaged.
+    """
+    folder = config.output.absolute() / RESULT
+    if not is_committed(folder):
+        return None
+    artifact = read_artifact(folder)
+    changed = differing_keys(artifact.info.config, config.model_dump(mode="json"), ignore=("output",))
+    if changed:
+        raise ConfigError(
+            f"{config.output} holds the result of another configuration; it differs in {'; '.join(changed[:3])}. "
+            "Choose another output, or delete that folder"
+        )
+    return artifact
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> list[str]:
+    """Where two configuration trees differ, as ``a.b: 1 → 2``, in the order of the second tree.
+
+    Args:
+        old: the tree on record.
+        new: the present tree.
+        ignore: dotted keys that may differ, each with everything below it.
+    """
+    before, after = _flat(old), _flat(new)
+    keys = [*after, *(key for key in before if key not in after)]
+    return [
+        f"{key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
+        for key in keys
+        if before.get(key, "(absent)") != after.get(key, "(absent)")
+        and not any(key == name or key.startswith(name + ".") for name in ignore)
+    ]
+
+
+def absolute_paths(config: C) -> C:
+    """``config`` with every path of its top level made absolute, for workers that run in another folder."""
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    return config.replace(**{name: value.absolute() for name, value in fields.items() if isinstance(value, Path)})
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    items = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else None
+    if items is None or not tree:
+        return {prefix.rstrip("."): tree}
+    flat: dict[str, Any] = {}
+    for key, value in items:
+        flat.update(_flat(value, f"{prefix}{key}."))
+    return flat
