@@ -12,8 +12,9 @@ espeak-ng is GPL-3 and comes in the wheel ``espeakng-loader``, its voices and di
 import _ctypes
 import ctypes
 import os
+import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,8 @@ _EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 
 MIN_WORDS_PER_MINUTE = 80
 MAX_WORDS_PER_MINUTE = 450
+
+_LANGUAGE_MARK = re.compile(r"\([a-z-]+\)")
 
 _lock = threading.Lock()
 
@@ -193,19 +196,36 @@ def _spans(starts: list[tuple[str, int]], num_samples: int, sample_rate: int) ->
 
 
 def phonemes(text: str, *, voice: str) -> str:
-    """Return ``text`` in IPA, clauses joined by a space; punctuation is not kept.
+    """Return ``text`` in IPA, clauses joined by a space; punctuation is not kept. See :func:`phonemes_of_all`."""
+    return phonemes_of_all([text], voice=voice)[0]
+
+
+def phonemes_of_all(texts: Sequence[str], *, voice: str) -> list[str]:
+    """Return each text in IPA; the library is loaded once for all of them.
 
     Raises:
         ConfigError: the voice does not exist.
         MissingRequirementError: espeak-ng is not installed or cannot be loaded.
     """
-    clauses: list[str] = []
     with _library() as (library, _):
         _set_voice(library, voice)
         library.espeak_TextToPhonemes.restype = ctypes.c_char_p
-        buffer = ctypes.create_string_buffer(text.encode())
-        position = ctypes.c_void_p(ctypes.addressof(buffer))
-        while position.value:
-            clause = library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, _PHONEMES_IPA)
-            clauses.append((clause or b"").decode("utf-8"))
-    return " ".join(" ".join(clauses).split())
+        return [_phonemes(library, text) for text in texts]
+
+
+def _phonemes(library: Any, text: str) -> str:
+    clauses: list[str] = []
+    buffer = ctypes.create_string_buffer(text.encode())
+    position = ctypes.c_void_p(ctypes.addressof(buffer))
+    while position.value:
+        clause = library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, _PHONEMES_IPA)
+        clauses.append((clause or b"").decode("utf-8"))
+    # Marks such as (en) say that a word was read in another language.
+    return " ".join(_LANGUAGE_MARK.sub("", " ".join(clauses)).split())
+
+
+def version() -> str:
+    """Return the version of espeak-ng, on which phonemes depend."""
+    with _library() as (library, _):
+        library.espeak_Info.restype = ctypes.c_char_p
+        return f"espeak-ng {library.espeak_Info(None).decode()}"

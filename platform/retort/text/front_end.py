@@ -1,0 +1,174 @@
+"""The text front-end: a normaliser, perhaps a phonemizer, and a tokenizer, saved with the model that was trained on it.
+
+Training and serving open the same saved object, and its fingerprint is written into every shard and checkpoint, so
+they cannot differ.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from retort.config import Config, validate
+from retort.errors import ConfigError, DataError
+from retort.text import espeak
+from retort.text.normalise import NORMALISER_VERSION, normaliser, visible
+from retort.text.tokenizer import ENGLISH_CHARACTERS, IPA_CHARACTERS, CharacterTokenizer
+
+_FILE = "text_front_end.json"
+_MARKS = frozenset('.,;:!?"()-')
+
+
+class CharactersConfig(Config):
+    """Characters of the written text. Numbers are written out in English; other languages keep what they write."""
+
+    kind: Literal["characters"]
+    language: str = "en"
+    normalise: bool = True
+    alphabet: str = Field(default=ENGLISH_CHARACTERS, min_length=1)
+
+
+class PhonemesConfig(Config):
+    """IPA by espeak-ng, punctuation kept; ``voice`` names the language to espeak-ng, as ``en-us`` or ``de``."""
+
+    kind: Literal["phonemes"]
+    language: str = "en"
+    normalise: bool = True
+    voice: str = "en-us"
+
+
+TextConfig = Annotated[CharactersConfig | PhonemesConfig, Field(discriminator="kind")]
+
+
+class TextFrontEnd:
+    """Text to ids; made by :func:`build_text_front_end` or :func:`open_text_front_end`."""
+
+    def __init__(
+        self, config: CharactersConfig | PhonemesConfig, tokenizer: CharacterTokenizer, phonemizer: str
+    ) -> None:
+        """Join the parts; ``phonemizer`` is the program with its version, on which the ids depend, or empty."""
+        self._config = config
+        self._tokenizer = tokenizer
+        self._phonemizer = phonemizer
+
+    @property
+    def config(self) -> CharactersConfig | PhonemesConfig:
+        """What it was built from."""
+        return self._config
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of ids: 0 pads, 1 is the null text, 2 is unknown, the rest are characters."""
+        return self._tokenizer.vocabulary_size
+
+    def prepare(self, text: str) -> str:
+        """Return what is spoken: the normalised text, or its phonemes."""
+        written = normaliser(self._config.language)(text) if self._config.normalise else visible(text)
+        return _phonemes(written, self._config.voice) if isinstance(self._config, PhonemesConfig) else written
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of ``text``.
+
+        Raises:
+            DataError: there is nothing to speak in it.
+        """
+        ids = self._tokenizer.encode(self.prepare(text))
+        if not ids:
+            raise DataError(f"there is nothing to speak in {text[:80]!r}; give it a letter or a digit")
+        return ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Return the prepared text of ``ids``; see :meth:`CharacterTokenizer.decode`."""
+        return self._tokenizer.decode(ids)
+
+    def fingerprint(self) -> str:
+        """Return a hash of everything that decides the ids: configuration, alphabet, versions."""
+        return hashlib.sha256(json.dumps(self._tree(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def _tree(self) -> dict[str, object]:
+        return {
+            "config": self._config.model_dump(mode="json"),
+            "normaliser_version": NORMALISER_VERSION,
+            "phonemizer": self._phonemizer,
+            "tokenizer": json.loads(self._tokenizer.to_json()),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the front-end into ``folder``, beside the weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({**self._tree(), "fingerprint": self.fingerprint()}, indent=2, ensure_ascii=False)
+        (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def build_text_front_end(config: CharactersConfig | PhonemesConfig) -> TextFrontEnd:
+    """Build a front-end.
+
+    Raises:
+        ConfigError: espeak-ng has no such voice.
+        MissingRequirementError: phonemes are asked for and espeak-ng is not installed.
+    """
+    match config:
+        case CharactersConfig():
+            return TextFrontEnd(config, CharacterTokenizer(config.alphabet), "")
+        case PhonemesConfig():
+            espeak.phonemes("a", voice=config.voice)  # a wrong voice is named here, not at the first utterance
+            return TextFrontEnd(config, CharacterTokenizer(IPA_CHARACTERS), espeak.version())
+
+
+def open_text_front_end(folder: Path) -> TextFrontEnd:
+    """Open what :meth:`TextFrontEnd.save` wrote, and check that it would still give the same ids.
+
+    Raises:
+        DataError: the file is missing or damaged, or this installation would give other ids: both sides are shown.
+    """
+    path = folder / _FILE
+    kind: Any = TextConfig  # an annotated union, which no type argument describes
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        config: CharactersConfig | PhonemesConfig = validate(tree["config"], kind, where=str(path))
+        tokenizer = CharacterTokenizer.from_json(json.dumps(tree["tokenizer"]))
+        stored = tree["fingerprint"]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; a model folder holds its text front-end") from None
+    except (ValueError, KeyError, TypeError, ConfigError) as error:
+        raise DataError(f"{path}: not a text front-end: {error}") from None
+    phonemizer = espeak.version() if isinstance(config, PhonemesConfig) else ""
+    front_end = TextFrontEnd(config, tokenizer, phonemizer)
+    if front_end.fingerprint() != stored:
+        raise DataError(
+            f"{path}: saved with fingerprint {stored} (normaliser {tree.get('normaliser_version')}, "
+            f"phonemizer {tree.get('phonemizer')!r}), but this installation gives {front_end.fingerprint()} "
+            f"(normaliser {NORMALISER_VERSION}, phonemizer {phonemizer!r}); install the versions it was saved with"
+        )
+    return front_end
+
+
+def _phonemes(text: str, voice: str) -> str:
+    """Phonemize the stretches between punctuation marks, which espeak-ng would drop; spaces stay where they were."""
+    pieces = list(_stretches(text))
+    spoken = iter(
+        espeak.phonemes_of_all([piece for piece in pieces if piece.strip() and piece not in _MARKS], voice=voice)
+    )
+    joined = "".join(
+        _spaced(piece, next(spoken)) if piece.strip() and piece not in _MARKS else piece for piece in pieces
+    )
+    return " ".join(joined.split())
+
+
+def _spaced(stretch: str, phonemes: str) -> str:
+    return " " * stretch.startswith(" ") + phonemes + " " * stretch.endswith(" ")
+
+
+def _stretches(text: str) -> Iterator[str]:
+    stretch: list[str] = []
+    for char in text:
+        if char in _MARKS:
+            yield "".join(stretch)
+            yield char
+            stretch = []
+        else:
+            stretch.append(char)
+    yield "".join(stretch)
