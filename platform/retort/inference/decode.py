@@ -56,16 +56,18 @@ def decode(
     seeds: Sequence[int],
     max_frames: int,
     keep_top_k: int = 0,
+    stop_at_eos: bool = True,
 ) -> list[Decoded]:
     """Decode every row of ``conditions`` until its end of speech or ``max_frames`` frames.
 
-    A row's result depends on its own conditions and seed, not on the rows beside it.
+    A row's result depends on its own conditions and seed, not on the rows beside it. ``stop_at_eos=False`` forbids the
+    end of speech, so that every row takes ``max_frames`` frames (for timing).
     """
     state = _Decoding(model, conditions, guidance, max_frames)
     seed_B = torch.tensor(list(seeds), dtype=torch.int64, device=state.device)
     kept: list[TopK] = []
     for step in range(state.num_steps):
-        logits_BKV = forbid_illegal(state.logits())
+        logits_BKV = forbid_illegal(state.logits(), end_of_speech=stop_at_eos)
         if keep_top_k:
             kept.append(top_k_of(logits_BKV[:, None], keep_top_k))
         if state.advance(sample(logits_BKV, sampler, seed_B=seed_B, counter=step)):

@@ -42,8 +42,8 @@ def sample(logits_BKV: Tensor, config: SamplerConfig, *, seed_B: Tensor, counter
     return (logits + noise).argmax(-1)
 
 
-def forbid_illegal(logits_BKV: Tensor) -> Tensor:
-    """Only codebook 0 may end the speech (the last entry)."""
+def forbid_illegal(logits_BKV: Tensor, *, end_of_speech: bool = True) -> Tensor:
+    """Only codebook 0 may end the speech (the last entry), and only where ``end_of_speech`` allows it."""
     logits_BKV = logits_BKV.float().clone()
-    logits_BKV[:, 1:, -1] = _NEVER
+    logits_BKV[:, int(end_of_speech) :, -1] = _NEVER
     return logits_BKV

@@ -1,0 +1,140 @@
+"""Speed and memory of decoding: every system decodes the same number of frames, in turns, and the best round counts.
+
+Tokens are codec tokens: frames times codebooks. The real-time factor is decoding plus codec, over the audio's length.
+"""
+
+import gc
+import resource
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from retort.inference.decode import decode
+from retort.inference.sampling import SamplerConfig
+from retort.inference.synthesizer import Request, Synthesizer
+from retort.nn.guidance import Guidance
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """One system to time."""
+
+    synthesizer: Synthesizer
+    guidance: Guidance
+    scale_input: float | None = None
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured at one batch size.
+
+    Attributes:
+        batch_size: utterances decoded together.
+        tokens_per_second: codec tokens a second over the whole batch, without the codec.
+        rtf: (decoding + codec) seconds per second of audio.
+        first_frame_ms: time until the first frame's tokens.
+        peak_memory_mb: growth of the process's peak memory while decoding, plus the weights.
+        nfe: network evaluations per step, counted in rows per utterance.
+    """
+
+    batch_size: int
+    tokens_per_second: float
+    rtf: float
+    first_frame_ms: float
+    peak_memory_mb: float
+    nfe: int
+
+
+def measure_speed(
+    cases: Mapping[str, SpeedCase], request: Request, *, batch_size: int, num_frames: int, rounds: int
+) -> dict[str, Speed]:
+    """Time every case ``rounds`` times, in turns, after one warm-up each."""
+    results: dict[str, Speed] = {}
+    for round_number in range(rounds + 1):
+        for name, case in cases.items():
+            speed = _one_round(case, request, batch_size, num_frames)
+            known = results.get(name)
+            if round_number and (known is None or speed.tokens_per_second > known.tokens_per_second):
+                results[name] = speed
+    return results
+
+
+def _one_round(case: SpeedCase, request: Request, batch_size: int, num_frames: int) -> Speed:
+    synthesizer = case.synthesizer
+    requests = [Request(request.text, request.speaker, seed) for seed in range(batch_size)]
+    conditions = synthesizer.conditions(requests, scale_input=case.scale_input)
+    reset_peak_memory(synthesizer.device)
+    before = memory_mb(synthesizer.device)
+
+    def run(frames: int) -> tuple[float, list[torch.Tensor]]:
+        _wait(synthesizer.device)
+        start = time.perf_counter()
+        decoded = decode(
+            synthesizer.loaded.model,
+            conditions,
+            guidance=case.guidance,
+            sampler=SamplerConfig(),
+            seeds=[r.seed for r in requests],
+            max_frames=frames,
+            stop_at_eos=False,
+        )
+        _wait(synthesizer.device)
+        return time.perf_counter() - start, [item.codes_KT for item in decoded]
+
+    first_s, _ = run(1)
+    decode_s, codes = run(num_frames)
+    peak = peak_memory_mb(synthesizer.device)
+    start = time.perf_counter()
+    audio_samples = sum(synthesizer.codec.decode(item).numel() for item in codes)
+    codec_s = time.perf_counter() - start
+    weights = sum(p.numel() * p.element_size() for p in synthesizer.loaded.model.parameters()) / 2**20
+    return Speed(
+        batch_size=batch_size,
+        tokens_per_second=batch_size * num_frames * synthesizer.codec.num_codebooks / decode_s,
+        rtf=(decode_s + codec_s) / (audio_samples / synthesizer.codec.sample_rate),
+        first_frame_ms=1e3 * first_s,
+        peak_memory_mb=weights + max(0.0, peak - before),
+        nfe=len(case.guidance.conditions),
+    )
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start counting the peak anew; on Linux through ``/proc/self/clear_refs``."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    control = Path("/proc/self/clear_refs")
+    if control.exists():
+        control.write_text("5")
+
+
+def memory_mb(device: torch.device) -> float:
+    """Memory in use now, MiB: of the process, or of the GPU's tensors."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    return _status_mb("VmRSS")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak since :func:`reset_peak_memory`, MiB."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return _status_mb("VmHWM")
+
+
+def _status_mb(field: str) -> float:
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,155 @@
+"""Text to sound in one process: a model folder with its codec, text front-end and voices.
+
+A trained model's folder is complete: ``config.json`` and ``model.safetensors``, ``codec/``, ``text/`` and
+``voices.safetensors`` (one speaker prompt for each training speaker), so training and synthesis cannot differ in them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from retort.audio.codec import Codec, open_codec
+from retort.data.batches import conditions_for
+from retort.data.tokens import TokenRow, refuse_mismatch
+from retort.errors import ConfigError, DataError
+from retort.inference.decode import decode
+from retort.inference.sampling import SamplerConfig
+from retort.models.weights import LoadedModel, load_model
+from retort.nn.conditions import Conditions
+from retort.nn.guidance import Guidance
+from retort.nn.precision import Precision, pick_dtype
+from retort.text.front_end import TextFrontEnd, open_text_front_end
+
+VOICES_FILE = "voices.safetensors"
+MIN_FRAMES_OF_A_VOICE = 40
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One synthesised utterance: samples [N], its codes [K, T], and whether the model ended it itself."""
+
+    samples_N: Tensor
+    sample_rate: int
+    codes_KT: Tensor
+    has_eos: bool
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to say, in whose voice, with which seed; ``prompt_KP`` replaces the stored voice of ``speaker``."""
+
+    text: str
+    speaker: str
+    seed: int
+    prompt_KP: Tensor | None = None
+
+
+class Synthesizer:
+    """Speaks with one model; batches of requests share each forward pass."""
+
+    def __init__(
+        self, loaded: LoadedModel, codec: Codec, front_end: TextFrontEnd, voices: Mapping[str, Tensor]
+    ) -> None:
+        self.loaded, self.codec, self.front_end, self.voices = loaded, codec, front_end, dict(voices)
+
+    @classmethod
+    def open(cls, folder: Path, *, precision: Precision = "fp32", device: str = "cpu") -> "Synthesizer":
+        """Open a model folder.
+
+        Raises:
+            DataError: a part is missing or was made with another codec or text front-end; both are named.
+        """
+        from safetensors.torch import load_file
+
+        loaded = load_model(folder)
+        if not (folder / VOICES_FILE).is_file():
+            raise DataError(f"{folder} has no {VOICES_FILE}, so it cannot speak; train it again with this version")
+        codec, front_end = open_codec(folder / "codec"), open_text_front_end(folder / "text")
+        cure = "restore the folder that `retort pretrain` or `retort distill` wrote"
+        refuse_mismatch("the model", loaded.lineage.codec_fingerprint, "its codec folder", codec.fingerprint(), cure)
+        refuse_mismatch("the model", loaded.lineage.text_fingerprint, "its text folder", front_end.fingerprint(), cure)
+        loaded.model.to(device=device, dtype=pick_dtype(precision, device))
+        voices = {name: codes.long() for name, codes in load_file(folder / VOICES_FILE).items()}
+        return cls(loaded, codec, front_end, voices)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.loaded.model.heads.weight.device
+
+    def conditions(self, requests: Sequence[Request], *, scale_input: float | None = None) -> Conditions:
+        """Conditions of a batch of requests.
+
+        Raises:
+            ConfigError: a speaker is unknown, or the scale is not one that the student was trained for.
+        """
+        texts = [self.front_end.encode(request.text) for request in requests]
+        silent = [request.text for request, ids in zip(requests, texts, strict=True) if not ids]
+        if silent:
+            raise DataError(f"{silent[0]!r} has nothing to say; give a text with letters or digits")
+        prompts = [r.prompt_KP if r.prompt_KP is not None else self._voice(r.speaker) for r in requests]
+        given = conditions_for(texts, prompts, self.codec.num_codebooks)
+        scales = self.loaded.model.config.guidance_scales
+        if not scales:
+            if scale_input is not None:
+                raise ConfigError(f"this model takes no guidance scale as an input, {scale_input} was given")
+            return given.to(self.device)
+        if scale_input is None or scale_input not in scales:
+            raise ConfigError(f"this student takes the guidance scale as an input, one of {scales}; got {scale_input}")
+        index_B = torch.full((len(requests),), scales.index(scale_input))
+        return Conditions(given.text_BL, given.prompt_BKP, given.prompt_mask_BP, index_B).to(self.device)
+
+    def _voice(self, speaker: str) -> Tensor:
+        if speaker not in self.voices:
+            raise ConfigError(f"no voice {speaker!r}; this model has {', '.join(sorted(self.voices))}")
+        return self.voices[speaker]
+
+    def speak(
+        self,
+        requests: Sequence[Request],
+        *,
+        guidance: Guidance,
+        sampler: SamplerConfig,
+        max_frames: int,
+        scale_input: float | None = None,
+    ) -> list[Spoken]:
+        """Synthesise a batch.
+
+        Raises:
+            ConfigError: the guidance is not valid for this model (see ``LoadedModel.check_guidance``).
+        """
+        self.loaded.check_guidance(guidance)
+        decoded = decode(
+            self.loaded.model,
+            self.conditions(requests, scale_input=scale_input),
+            guidance=guidance,
+            sampler=sampler,
+            seeds=[request.seed for request in requests],
+            max_frames=max_frames,
+        )
+        return [
+            Spoken(self.codec.decode(item.codes_KT), self.codec.sample_rate, item.codes_KT, item.has_eos)
+            if item.codes_KT.shape[1]
+            else Spoken(torch.zeros(0), self.codec.sample_rate, item.codes_KT, item.has_eos)
+            for item in decoded
+        ]
+
+
+def pick_voices(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
+    """One prompt per speaker: the first training row, in order of ids, that is long enough, else the longest."""
+    voices: dict[str, Tensor] = {}
+    for row in rows:
+        held = voices.get(row.speaker)
+        if held is None or (held.shape[1] < MIN_FRAMES_OF_A_VOICE and row.num_frames > held.shape[1]):
+            voices[row.speaker] = row.codes_KT
+    return voices
+
+
+def save_voices(folder: Path, voices: Mapping[str, Tensor]) -> None:
+    """Write ``voices.safetensors``."""
+    from safetensors.torch import save_file
+
+    save_file({name: codes.to(torch.int32).contiguous() for name, codes in voices.items()}, folder / VOICES_FILE)
