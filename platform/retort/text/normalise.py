@@ -30,6 +30,9 @@ _SYMBOLS = {
 }  # fmt: skip
 _SILENT = frozenset("/\\_*|~^<>")
 _CLOSING = frozenset(",.;:!?)")
+# ASCII takes the short way: the same characters, without a look at each one's category.
+_ASCII_CONTROLS = dict.fromkeys([*range(32), 127], " ")
+_ASCII_SILENT = str.maketrans(dict.fromkeys(_SILENT, " "))
 _CURRENCIES = {"$": ("dollar", "cent"), "£": ("pound", "penny"), "€": ("euro", "cent")}
 _PLURALS = {"penny": "pence"}
 _MAGNITUDES = ("thousand", "million", "billion", "trillion")
@@ -52,6 +55,8 @@ def visible(text: str) -> str:
 
     Zero-width characters leave no space, the others do.
     """
+    if text.isascii():
+        return " ".join(text.translate(_ASCII_CONTROLS).split())
     composed = unicodedata.normalize("NFC", "".join(_without_floods(text)))
     # Taking a character out may bring two others together that compose.
     shown = unicodedata.normalize("NFC", "".join(_visible(char) for char in composed))
@@ -84,7 +89,7 @@ def normalise(text: str) -> str:
     Applying it twice is applying it once, and a text with a letter or a digit never becomes empty. Symbols that have
     no name here, emoji among them, are dropped; punctuation and the letters of other languages stay.
     """
-    tokens = _TOKENS.findall(_tidy("".join(_plain(clean(text)))))
+    tokens = _TOKENS.findall(_tidy(_plain(clean(text))))
     pieces: list[str] = []
     position = 0
     while position < len(tokens):
@@ -100,8 +105,12 @@ def _tidy(text: str) -> str:
     return "".join(word if word[:1] in _CLOSING and not word[1:2].isdigit() else f" {word}" for word in words).strip()
 
 
-def _plain(text: str) -> Iterator[str]:
-    """Yield ``text`` with ASCII digits, and spaces for the symbols that have no name."""
+def _plain(text: str) -> str:
+    """Return ``text`` with ASCII digits, and spaces for the symbols that have no name."""
+    return text.translate(_ASCII_SILENT) if text.isascii() else "".join(_plain_characters(text))
+
+
+def _plain_characters(text: str) -> Iterator[str]:
     for char in text:
         digit = unicodedata.digit(char, None)
         if digit is not None:
