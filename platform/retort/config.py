@@ -5,19 +5,20 @@ name the key, its line and the nearest valid name. ``--set a.b=value`` edits the
 again.
 """
 
-import difflib
 import json
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from retort.config_faults import Place, Schema, describe
 from retort.errors import ConfigError
 
 T = TypeVar("T")
+Lines = Mapping[Place, int]
 
 
 class Config(BaseModel):
@@ -42,12 +43,14 @@ _StrictLoader.add_implicit_resolver(
 
 
 def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
-    seen: set[Hashable] = set()
+    seen: dict[str, int] = {}
     for key_node, _ in node.value:
-        key = loader.construct_object(key_node, deep=True)
+        key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+        if not isinstance(key, str):
+            raise ConfigError(f"line {line}: the key {key!r} is not text; put it in quotes")
         if key in seen:
-            raise ConfigError(f"line {key_node.start_mark.line + 1}: the key {key!r} appears twice; remove one of them")
-        seen.add(key)
+            raise ConfigError(f"line {line}: the key {key!r} appears twice, first in line {seen[key]}; remove one")
+        seen[key] = line
     return loader.construct_mapping(node, deep=True)
 
 
@@ -60,21 +63,45 @@ def load_tree(path: Path) -> dict[str, Any]:
     Raises:
         ConfigError: the file is missing, is not YAML, holds a duplicate key, or is not a mapping.
     """
+    return _load_with_lines(path)[0]
+
+
+def _load_with_lines(path: Path) -> tuple[dict[str, Any], Lines]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; the run files that come with Retort are in jobs/configs") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
+    loader = _StrictLoader(text)
     try:
-        tree = yaml.load(text, Loader=_StrictLoader)
+        node = loader.get_single_node()
+        tree = None if node is None else loader.construct_document(node)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2026-02-31
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: nested too deeply to be a run file") from None
+    finally:
+        loader.dispose()
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a run file is a mapping of keys to values, this one is a {type(tree).__name__}")
-    return tree
+        kind = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise ConfigError(f"{path}: a run file is a mapping of keys to values, this one is {kind}")
+    return tree, dict(_lines_of(node, ()))
+
+
+def _lines_of(node: Any, place: Place) -> Iterator[tuple[Place, int]]:
+    """The line, counted from 1, of each key and each item below ``node``."""
+    if isinstance(node, yaml.MappingNode):
+        for key_node, value_node in node.value:
+            below = (*place, str(key_node.value))
+            yield below, key_node.start_mark.line + 1
+            yield from _lines_of(value_node, below)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            yield (*place, index), item.start_mark.line + 1
+            yield from _lines_of(item, (*place, index))
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
@@ -94,7 +121,9 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str,
             node = _child(node, part, override)
         try:
             value = yaml.load(raw, Loader=_StrictLoader)
-        except yaml.YAMLError:
+        except ConfigError as error:
+            raise ConfigError(f"--set {override}: {error}") from None
+        except (yaml.YAMLError, ValueError):
             value = raw
         if isinstance(node, list):
             node[_index(node, last, override)] = value
@@ -127,41 +156,40 @@ def validate(tree: dict[str, Any], kind: type[T], *, where: str) -> T:
     Raises:
         ConfigError: one line per fault, each with the dotted key and, for an unknown key, the nearest valid name.
     """
+    return _validate(tree, kind, lambda _place: where)
+
+
+def load_config(path: Path, kind: type[T], *, overrides: Sequence[str] = ()) -> T:
+    """Load, override and validate one run file; see :func:`load_tree` and :func:`validate` for the errors.
+
+    Each fault is given with its line in the file, or with the ``--set`` that it comes from.
+    """
+    tree, lines = _load_with_lines(path)
+    changed = {tuple(override.partition("=")[0].split(".")): override for override in overrides}
+
+    def where(place: Place) -> str:
+        for length in range(len(place), 0, -1):
+            override = changed.get(tuple(str(part) for part in place[:length]))
+            if override is not None:
+                return f"--set {override}"
+        if place not in lines:
+            deeper = [override for key, override in changed.items() if key[: len(place)] == tuple(map(str, place))]
+            if place and deeper:
+                return f"--set {deeper[0]}"
+        for length in range(len(place), 0, -1):
+            if place[:length] in lines:
+                return f"{path}:{lines[place[:length]]}"
+        return str(path)
+
+    return _validate(apply_overrides(tree, overrides), kind, where)
+
+
+def _validate(tree: dict[str, Any], kind: type[T], where: Callable[[Place], str]) -> T:
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
         # JSON mode is strict about scalars yet turns lists into tuples and strings into paths, as YAML needs.
         return adapter.validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        names = _known_names(adapter.json_schema())
-        lines = [_explain(fault, names) for fault in error.errors(include_url=False)]
-        raise ConfigError("\n".join(f"{where}: {line}" for line in lines)) from None
-
-
-def load_config(path: Path, kind: type[T], *, overrides: Sequence[str] = ()) -> T:
-    """Load, override and validate one run file; see :func:`load_tree` and :func:`validate` for the errors."""
-    return validate(apply_overrides(load_tree(path), overrides), kind, where=str(path))
-
-
-def _known_names(schema: dict[str, Any]) -> list[str]:
-    names: set[str] = set()
-    stack: list[Any] = [schema]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, dict):
-            names.update(node.get("properties", {}))
-            stack.extend(node.values())
-        elif isinstance(node, list):
-            stack.extend(node)
-    return sorted(names)
-
-
-def _explain(fault: Any, names: Sequence[str]) -> str:
-    location = ".".join(str(part) for part in fault["loc"])
-    if fault["type"] == "extra_forbidden":
-        unknown = str(fault["loc"][-1])
-        near = difflib.get_close_matches(unknown, names, n=1, cutoff=0.5)
-        cure = f"did you mean {near[0]!r}?" if near else "remove it"
-        return f"{location}: unknown key {unknown!r}; {cure}"
-    if fault["type"] == "missing":
-        return f"{location}: required key is missing"
-    return f"{location}: {fault['msg']} (got {fault['input']!r})"
+        schema = Schema(adapter.json_schema())
+        faults = [describe(fault, schema) for fault in error.errors(include_url=False)]
+        raise ConfigError("\n".join(f"{where(place)}: {text}" for place, text in faults)) from None
