@@ -54,7 +54,8 @@ def test_twice_is_once(text):
 @settings(max_examples=250)
 @given(_ANY)
 def test_speakable_text_never_becomes_empty(text):
-    if any(char.isalpha() or char.isdigit() for char in text):
+    # U+02BC counts as a letter, but is written for an apostrophe and becomes one.
+    if any(char.isalpha() or char.isdigit() for char in text.replace("\u02bc", "")):
         assert any(char.isalpha() for char in normalise(text))
 
 
