@@ -5,6 +5,7 @@ else: a run that resumes at step ``n`` sees the very batches that an unbroken ru
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from retort.config import Config
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.data.prompts import PROMPT_MAX_FRAMES, PromptsById, crop_prompt
 from retort.data.tokens import TokenRow
 from retort.errors import DataError
 
@@ -29,8 +31,11 @@ class BatchConfig(Config):
     """Probability that a row's speaker prompt alone is replaced by its null."""
     drop_both: float = Field(default=0.0, ge=0, lt=1)
     """Probability that both are replaced."""
-    prompt_max_frames: int = Field(default=120, ge=1)
-    """Longest speaker prompt, in codec frames; longer ones are cropped at random."""
+    prompt_max_frames: int = Field(default=PROMPT_MAX_FRAMES, ge=1)
+    """Longest speaker prompt, in codec frames; longer ones are cropped."""
+    prompts: Literal["random", "by_id"] = "random"
+    """``random`` draws another utterance of the speaker each time; ``by_id`` always takes the same one, the one that
+    cached targets were computed with (:mod:`retort.data.prompts`)."""
 
     @property
     def total_drop(self) -> float:
@@ -39,7 +44,20 @@ class BatchConfig(Config):
 
 
 class BatchStream:
-    """Batches of one rank, by number; see the module's docstring."""
+    """Batches of one rank, by number; see the module's docstring.
+
+    Args:
+        rows: what is trained on.
+        layout: codebooks and delays.
+        config: sizes, drops, prompts.
+        seed: of everything random.
+        rank: which of the workers this is.
+        world_size: number of workers.
+        prompt_rows: what prompts are taken from; ``None`` is ``rows``. With synthetic rows among them, the real ones.
+
+    Raises:
+        DataError: there are no rows, or they would lose all their conditions.
+    """
 
     def __init__(
         self,
@@ -50,6 +68,7 @@ class BatchStream:
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        prompt_rows: Sequence[TokenRow] | None = None,
     ) -> None:
         if len(rows) == 0:
             raise DataError("there are no rows to train on; check the split and the rejects of `retort prepare`")
@@ -59,9 +78,11 @@ class BatchStream:
         self.layout, self.config, self.seed = layout, config, seed
         self.rank, self.world_size = rank, world_size
         self.lengths = [row.num_frames for row in self.rows]
+        self.prompt_rows = self.rows if prompt_rows is None else list(prompt_rows)
         self.by_speaker: dict[str, list[int]] = {}
-        for i, row in enumerate(self.rows):
+        for i, row in enumerate(self.prompt_rows):
             self.by_speaker.setdefault(row.speaker, []).append(i)
+        self._by_id = PromptsById([r.id for r in self.prompt_rows], [r.speaker for r in self.prompt_rows])
         self._epochs: list[list[list[int]]] = []
 
     def batch(self, n: int) -> LMBatch:
@@ -96,16 +117,21 @@ class BatchStream:
 
     def _prompt(self, index: int, generator: torch.Generator) -> Tensor | None:
         """A crop of another utterance of the speaker; None where there is no other."""
-        same = self.by_speaker[self.rows[index].speaker]
-        pick = int(torch.randint(len(same), (1,), generator=generator))
-        start_u = float(torch.rand(1, generator=generator))
-        if len(same) < 2:
+        row = self.rows[index]
+        if self.config.prompts == "by_id":
+            choice = self._by_id.choose(row.id, row.speaker)
+            return None if choice is None else self._crop(choice.index, choice.position)
+        same = self.by_speaker.get(row.speaker, [])
+        pick = int(torch.randint(max(1, len(same)), (1,), generator=generator))
+        position = float(torch.rand(1, generator=generator))
+        if same and self.prompt_rows[same[pick]].id == row.id:
+            pick = (pick + 1) % len(same)
+        if not same or self.prompt_rows[same[pick]].id == row.id:
             return None
-        other = same[pick] if same[pick] != index else same[(pick + 1) % len(same)]
-        codes_KT = self.rows[other].codes_KT
-        extra = max(0, codes_KT.shape[1] - self.config.prompt_max_frames)
-        start = int(start_u * (extra + 1))
-        return codes_KT[:, start : start + self.config.prompt_max_frames]
+        return self._crop(same[pick], position)
+
+    def _crop(self, index: int, position: float) -> Tensor:
+        return crop_prompt(self.prompt_rows[index].codes_KT, position, self.config.prompt_max_frames)
 
     def _indices(self, number: int) -> list[int]:
         epoch = 0

@@ -150,7 +150,7 @@ class TokenSet(Sequence[TokenRow]):
         if not (folder / DESCRIPTION_FILE).is_file():
             raise DataError(f"{folder} is not a token set (no {DESCRIPTION_FILE}); make one with `retort prepare`")
         description = TokenSetDescription.model_validate_json((folder / DESCRIPTION_FILE).read_text())
-        shards = sorted(folder.rglob("*.parquet"))
+        shards = sorted(folder.glob("*.parquet"))
         if not shards:
             raise DataError(f"{folder} holds no rows; run `retort prepare` again")
         tables = [pq.read_table(shard, memory_map=True, schema=token_schema()) for shard in shards]
