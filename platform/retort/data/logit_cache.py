@@ -27,7 +27,7 @@ from torch import Tensor
 
 from retort.config import Config
 from retort.errors import DataError
-from retort.losses.divergence import TopK
+from retort.nn.top_k import TopK
 
 _MAGIC, _VERSION = b"RTLK", 1
 _HEADER = struct.Struct("<4sBBBBHHIII")

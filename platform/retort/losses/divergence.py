@@ -5,29 +5,14 @@ All of them run in fp32, sum over the vocabulary and average over the valid (utt
 entry, and only codebook 0 may emit it.
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retort.nn.top_k import TopK as TopK
+
 _NEVER = -1e30
 """Log-probability of an impossible event: finite, so that products with zero stay zero."""
-
-
-@dataclass(frozen=True)
-class TopK:
-    """The k most probable tokens of a distribution and the mass of the rest.
-
-    Attributes:
-        ids: token ids [..., k].
-        log_probs: their log-probabilities [..., k], fp32.
-        log_tail: log of the remaining mass [...]; very negative where nothing remains.
-    """
-
-    ids: Tensor
-    log_probs: Tensor
-    log_tail: Tensor
 
 
 def legal_logits(logits_BSKV: Tensor, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
