@@ -1,0 +1,114 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retort.losses.divergence import (
+    legal_log_softmax,
+    masked_mean,
+    per_codebook_mean,
+    token_cross_entropy,
+    token_forward_kl,
+    token_forward_kl_top_k,
+    top_k_of,
+)
+
+B, S, K, V = 3, 5, 2, 7
+
+
+def logits(seed: int, scale: float = 2.0) -> torch.Tensor:
+    return scale * torch.randn(B, S, K, V + 1, generator=torch.Generator().manual_seed(seed))
+
+
+def mask() -> torch.Tensor:
+    m = torch.zeros(B, K, S, dtype=torch.bool)
+    m[0, :, :5], m[1, :, :2], m[2, 0, 1:4] = True, True, True
+    return m
+
+
+def test_kl_of_equal_distributions_is_zero() -> None:
+    assert token_forward_kl(logits(0), logits(0)).abs().max() < 1e-6
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), temperature=st.floats(0.5, 4.0))
+def test_kl_equals_a_loop_over_valid_tokens(seed: int, temperature: float) -> None:
+    student, teacher = logits(seed), logits(seed + 1)
+    got = masked_mean(token_forward_kl(student, teacher, temperature=temperature), mask())
+    total, count = 0.0, 0
+    for b in range(B):
+        for k in range(K):
+            legal = V + 1 if k == 0 else V  # only codebook 0 may end the speech
+            for s in range(S):
+                if mask()[b, k, s]:
+                    p = (teacher[b, s, k, :legal].double() / temperature).softmax(-1)
+                    q = (student[b, s, k, :legal].double() / temperature).softmax(-1)
+                    total += float((p * (p.log() - q.log())).sum()) * temperature**2
+                    count += 1
+    assert float(got) == pytest.approx(total / count, rel=1e-4)
+
+
+def test_the_mean_ignores_padding_and_how_a_batch_is_split() -> None:
+    student, teacher, valid = logits(0), logits(1), mask()
+    whole = masked_mean(token_forward_kl(student, teacher), valid)
+    pad = torch.full((B, 3, K, V + 1), 50.0)
+    padded = masked_mean(
+        token_forward_kl(torch.cat([student, pad], 1), torch.cat([teacher, -pad], 1)),
+        torch.cat([valid, torch.zeros(B, K, 3, dtype=torch.bool)], 2),
+    )
+    assert torch.allclose(whole, padded)
+    parts = [masked_mean(token_forward_kl(student[i], teacher[i]), valid[i]) for i in (slice(0, 1), slice(1, 3))]
+    counts = [valid[i].sum() for i in (slice(0, 1), slice(1, 3))]
+    assert torch.allclose(whole, sum(p * n for p, n in zip(parts, counts, strict=True)) / valid.sum())
+
+
+def test_illegal_tokens_get_no_probability_and_no_gradient() -> None:
+    student = logits(0).requires_grad_()
+    teacher = logits(1)
+    teacher[:, :, 1:, -1] = math.inf  # must not matter: it is sliced off
+    loss = token_forward_kl(student, teacher).sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert student.grad is not None
+    assert student.grad[:, :, 1:, -1].abs().max() == 0
+    assert student.grad[:, :, :1, -1].abs().max() > 0
+    assert legal_log_softmax(logits(0)).exp()[:, :, 1:, -1].max() == 0
+
+
+def test_gradients_do_not_shrink_with_temperature() -> None:
+    norms = []
+    for temperature in (1.0, 4.0):
+        student = (0.01 * logits(0)).requires_grad_()
+        token_forward_kl(student, 0.01 * logits(1), temperature=temperature).sum().backward()
+        assert student.grad is not None
+        norms.append(float(student.grad.norm()))
+    assert norms[1] == pytest.approx(norms[0], rel=0.05)
+
+
+def test_cross_entropy_equals_the_log_probability() -> None:
+    targets = torch.randint(0, V, (B, K, S), generator=torch.Generator().manual_seed(3))
+    targets[0, 0, 4] = V
+    got = token_cross_entropy(logits(0), targets)
+    log_q = legal_log_softmax(logits(0))
+    assert torch.allclose(got, -log_q.gather(-1, targets.transpose(1, 2)[..., None])[..., 0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), k=st.integers(1, V))
+def test_top_k_kl_never_exceeds_the_full_one_and_tends_to_it(seed: int, k: int) -> None:
+    student, teacher = logits(seed), logits(seed + 1)
+    full = token_forward_kl(student, teacher)
+    part = token_forward_kl_top_k(student, top_k_of(teacher, k))
+    assert (part <= full + 1e-4).all()
+    assert (part >= -1e-5).all()
+    whole = token_forward_kl_top_k(student, top_k_of(teacher, V))
+    assert torch.allclose(whole, full, atol=2e-3)
+
+
+def test_per_codebook_means_add_up_to_the_mean() -> None:
+    values = token_forward_kl(logits(0), logits(1))
+    counts = mask().sum((0, 2))
+    total = (per_codebook_mean(values, mask()) * counts).sum() / counts.sum()
+    assert torch.allclose(total, masked_mean(values, mask()))
