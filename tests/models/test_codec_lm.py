@@ -51,8 +51,7 @@ def test_cached_steps_equal_the_full_forward() -> None:
     caches = model.new_caches(2, prefix.shape[1] + 6)
     columns = model.embed_audio(x)
     got = [model.step(torch.cat([prefix, columns[:, :1]], 1), valid, caches, 0)[:, -1]]
-    for s in range(1, 6):
-        got.append(model.step(columns[:, s : s + 1], valid, caches, prefix.shape[1] + s)[:, -1])
+    got += [model.step(columns[:, s : s + 1], valid, caches, prefix.shape[1] + s)[:, -1] for s in range(1, 6)]
     assert torch.allclose(torch.stack(got, 1), full, atol=1e-4)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retort.errors import ConfigError
 from retort.models.codec_lm import CodecLM, CodecLMConfig
-from retort.nn.transformer import Block
+from retort.nn.transformer import Block, RMSNorm
 
 Initialisation = Literal["teacher", "random"]
 
@@ -78,7 +78,8 @@ def _copy(teacher: CodecLM, student: CodecLM) -> None:
             f"the student's heads have {head_dim_s} dimensions, the teacher's {head_dim_t}; "
             "choose dim and num_heads so that dim / num_heads is equal, or init: random"
         )
-    channels = _strongest(_channel_energy(teacher), student.config.dim)
+    energy = _channel_energy(teacher)
+    channels = _strongest(energy * teacher.heads.weight.square().sum(0), student.config.dim)
     layers = kept_layers(teacher.config.num_layers, student.config.num_layers)
     for name in ("text_embedding", "audio_embedding"):
         getattr(student, name).weight.copy_(getattr(teacher, name).weight[:, channels])
@@ -91,9 +92,16 @@ def _copy(teacher: CodecLM, student: CodecLM) -> None:
         nn.init.zeros_(student.scale_embedding.weight)
     for layer, source in enumerate(layers):
         _copy_block(_blocks(teacher)[source], _blocks(student)[layer], student.config, channels)
-    # RMSNorm divides by the root mean square over all channels; fewer, stronger channels have a larger one.
     student.norm.weight.copy_(teacher.norm.weight[channels])
     student.heads.weight.copy_(teacher.heads.weight[:, channels])
+    _rescale_norms(student, energy[channels].mean() / energy.mean())
+
+
+def _rescale_norms(student: CodecLM, kept_to_all: Tensor) -> None:
+    """RMSNorm divides by the root mean square over its channels, and the kept ones have more energy than the mean."""
+    for module in student.modules():
+        if isinstance(module, RMSNorm):
+            module.weight.mul_(kept_to_all.sqrt())
 
 
 def _copy_block(theirs: Block, ours: Block, config: CodecLMConfig, channels: Tensor) -> None:
@@ -133,10 +141,11 @@ def _choose(block: Block, config: CodecLMConfig, channels: Tensor, head_dim: int
 
 
 def _channel_energy(model: CodecLM) -> Tensor:
+    """Energy that the embeddings and the blocks write to each residual channel, estimated from the weights."""
     energy = model.audio_embedding.weight.square().mean(0) + model.text_embedding.weight.square().mean(0)
     for block in _blocks(model):
         energy = energy + block.attention.out.weight.square().sum(1) + block.feed_forward.down.weight.square().sum(1)
-    return energy * model.heads.weight.square().sum(0)
+    return energy
 
 
 def _strongest(score: Tensor, count: int) -> Tensor:
