@@ -1,0 +1,8 @@
+"""Teacher → synthetic data: python jobs/generate.py CONFIG [--set a.b=value] [--dry-run] [--json] [--no-resume]."""
+
+import sys
+
+from retort.cli import main
+
+if __name__ == "__main__":
+    main(["generate", *sys.argv[1:]])

@@ -1,0 +1,8 @@
+"""Token set → teacher: python jobs/pretrain.py CONFIG [--set a.b=value] [--dry-run] [--json] [--no-resume]."""
+
+import sys
+
+from retort.cli import main
+
+if __name__ == "__main__":
+    main(["pretrain", *sys.argv[1:]])

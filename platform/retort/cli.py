@@ -1,0 +1,203 @@
+"""The command line: one thin command per job. It imports the heavy parts only inside the commands that need them."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from retort import __version__
+from retort.cli_output import echo_summary, explain_failure, job_streams
+from retort.errors import ConfigError
+
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one value of the file; repeatable.")
+]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Validate, show the resolved plan, do nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="End standard output with one JSON object.")]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Go on where an earlier run stopped, or refuse if there is one.")
+]
+ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file; see jobs/configs.")]
+
+_DEMO = Path("jobs/configs/demo.yaml")
+_INTERRUPTED = 130
+_HELP = {
+    "prepare": "Corpus → token set: read, check, encode; bad rows are set aside with a reason.",
+    "pretrain": "Token set → teacher, on Ray Train and DeepSpeed.",
+    "generate": "Teacher → synthetic data: guided top-k logits and sampled tokens, on Ray Data.",
+    "distill": "Teacher → student, on Ray Train and DeepSpeed.",
+    "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
+    "report": "Write the report of an evaluation again.",
+}
+
+app = typer.Typer(
+    help="Turn a large text-to-speech teacher into small, fast students; prove that they are as good.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def configure_logging(*, verbose: bool) -> None:
+    """Logs go to standard error: warnings, and with ``verbose`` what Retort itself does."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("retort").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"retort {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    del version
+    configure_logging(verbose=verbose)
+
+
+def _job_command(job: str) -> Callable[..., None]:
+    def command(
+        config: ConfigArgument,
+        overrides: SetOption = None,
+        dry_run: DryRunOption = False,
+        as_json: JsonOption = False,
+        resume: ResumeOption = True,
+    ) -> None:
+        _run(job, config, overrides or (), dry_run=dry_run, as_json=as_json, resume=resume)
+
+    return command
+
+
+for _name, _help in _HELP.items():
+    app.command(_name, help=_help)(_job_command(_name))
+
+
+@app.command()
+def demo(
+    argument: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="A tour's run file.")] = None,
+    config: Annotated[Path, typer.Option("--config", help="The same, as an option.")] = _DEMO,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    resume: ResumeOption = True,
+) -> None:
+    """Take the whole tour: corpus, teacher, synthetic data, students, evaluation, report."""
+    if argument is not None and config != _DEMO:
+        raise ConfigError(f"two run files were given, {argument} and --config {config}; give one")
+    _run("demo", argument or config, overrides or (), dry_run=dry_run, as_json=as_json, resume=resume)
+
+
+def _run(job: str, path: Path, overrides: Sequence[str], *, dry_run: bool, as_json: bool, resume: bool) -> None:
+    from retort.orchestration.jobs import load_job, plan_of, refuse_existing_output, run_job
+    from retort.orchestration.progress import terminal_progress
+
+    config = load_job(path, expected=job, overrides=overrides)
+    if not resume:
+        refuse_existing_output(config)
+    if dry_run:
+        echo_summary(config.model_dump(mode="json"), as_json=True) if as_json else typer.echo(plan_of(config))
+        return
+    with job_streams(as_json=as_json), terminal_progress() as progress:
+        summary = run_job(config, progress)
+    echo_summary(summary, as_json=as_json)
+
+
+@app.command()
+def say(
+    text: Annotated[str, typer.Argument(help="What to say.")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="Output folder of the job that trained it.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")],
+    speaker: Annotated[str | None, typer.Option(help="One of the model's voices; the first one if left out.")] = None,
+    guidance_scale: Annotated[
+        float, typer.Option(help="1.0 is none; a distilled student refuses any other that it was not trained for.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed says it in the same way.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Say one sentence, in this process."""
+    from retort.orchestration.say import say as speak
+
+    with job_streams(as_json=as_json):
+        summary = speak(text, model, output, speaker=speaker, guidance_scale=guidance_scale, seed=seed)
+    echo_summary(summary, as_json=as_json)
+
+
+@app.command()
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where runs are written; it is tried.")] = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """Try what the jobs need on this machine; one line each, with the cure."""
+    from retort.orchestration.doctor import examine, exit_code_of
+
+    with job_streams(as_json=as_json):
+        findings = []
+        for finding in examine(folder):
+            findings.append(finding)
+            typer.echo(finding.line(), err=as_json)
+    code = exit_code_of(findings)
+    if as_json:
+        echo_summary({"exit_code": code, "findings": [finding.as_dict() for finding in findings]}, as_json=True)
+    raise typer.Exit(code)
+
+
+@app.command()
+def submit(
+    job: Annotated[
+        str, typer.Argument(metavar="JOB", help="prepare, pretrain, generate, distill, evaluate, report, demo.")
+    ],
+    config: ConfigArgument,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
+    overrides: SetOption = None,
+    root: Annotated[
+        Path | None, typer.Option(help="Folder on the cluster that the file's relative paths start from.")
+    ] = None,
+    python: Annotated[str | None, typer.Option(help="The interpreter there; on this machine, this one.")] = None,
+    dry_run: DryRunOption = False,
+    resume: ResumeOption = True,
+) -> None:
+    """Run a job on a Ray cluster, show its log, and end with its exit code."""
+    from retort.orchestration.submit import Submission, pack_plan, submit_job
+
+    submission = Submission(job, config, tuple(overrides or ()), address, root=root, python=python, resume=resume)
+    if dry_run:
+        typer.echo(pack_plan(submission))
+        return
+    raise typer.Exit(submit_job(submission, log=lambda text: typer.echo(text, nl=False)))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and end the process with its exit code; a RetortError is one message, no traceback."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line on ``arguments`` (without the program's name); returns the exit code."""
+    try:
+        app(args=list(arguments), prog_name="retort")
+    except SystemExit as end:  # typer has shown usage errors and help, and turned Ctrl-C into this code
+        if end.code == _INTERRUPTED:
+            typer.echo("interrupted; run the same command again to continue", err=True)
+        return end.code if isinstance(end.code, int) else 0
+    except Exception as error:
+        failure = explain_failure(error)
+        if failure is None:
+            raise
+        typer.echo(f"retort: {failure.message}", err=True)
+        return failure.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    main()

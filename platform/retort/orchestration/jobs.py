@@ -1,0 +1,107 @@
+"""From a run file to the job that it describes."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from retort.config import load_config
+from retort.errors import ConfigError
+from retort.orchestration.progress import Progress
+from retort.run_config import (
+    DemoConfig,
+    DistillConfig,
+    EvaluateConfig,
+    GenerateConfig,
+    PrepareConfig,
+    PretrainConfig,
+    ReportConfig,
+    RunConfig,
+)
+
+AnyConfig = PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig
+JOBS: tuple[str, ...] = tuple(kind.model_fields["job"].default for kind in get_args(AnyConfig))
+"""The values of ``job``, in the order in which a person uses them."""
+
+
+def load_job(path: Path, *, expected: str, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Load a run file and check that it describes the job that was asked for.
+
+    Raises:
+        ConfigError: the file is faulty (see :func:`retort.config.load_config`) or is another job's.
+    """
+    config: AnyConfig = load_config(path, RunConfig, overrides=overrides)  # type: ignore[arg-type]
+    if config.job != expected:
+        raise ConfigError(f"{path}: this file says `job: {config.job}`; run it with `retort {config.job} {path}`")
+    return config
+
+
+def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
+    """Run one job to its end, or go on where it stopped; returns its summary, which JSON can hold."""
+    match config:
+        case PrepareConfig():
+            from retort.orchestration.prepare import run_prepare
+
+            return run_prepare(config, progress)
+        case PretrainConfig():
+            from retort.orchestration.train import run_pretrain
+
+            return run_pretrain(config, progress)
+        case GenerateConfig():
+            from retort.orchestration.generate import run_generate
+
+            return run_generate(config, progress)
+        case DistillConfig():
+            from retort.orchestration.train import run_distill
+
+            return run_distill(config, progress)
+        case EvaluateConfig():
+            from retort.orchestration.evaluate import run_evaluate
+
+            return run_evaluate(config, progress)
+        case ReportConfig():
+            from retort.orchestration.evaluate import run_report
+
+            return run_report(config, progress)
+        case DemoConfig():
+            from retort.orchestration.tour import run_demo
+
+            return run_demo(config, progress)
+
+
+def plan_of(config: AnyConfig) -> str:
+    """What a dry run shows: the resolved configuration as YAML; of a tour, one line for each job."""
+    if isinstance(config, DemoConfig):
+        lines = [f"{config.output}: a tour of {len(config.jobs)} jobs"]
+        return "\n".join(lines + [f"{number:2d} {_line(job)}" for number, job in enumerate(config.jobs, start=1)])
+    tree = config.model_dump(mode="json")
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip("\n")
+
+
+def _line(job: AnyConfig) -> str:
+    reads = [f"{name} {path}" for name, path in _inputs(job)]
+    return f"{job.job:9s} → {job.output}" + (f" (reads {', '.join(reads)})" if reads else "")
+
+
+def _inputs(job: AnyConfig) -> Iterator[tuple[str, Path]]:
+    for name in type(job).model_fields:
+        value = getattr(job, name)
+        if isinstance(value, Path) and name != "output":
+            yield name, value
+    if isinstance(job, EvaluateConfig):
+        yield from ((system.name, system.model) for system in job.systems if system.model is not None)
+
+
+def refuse_existing_output(config: AnyConfig) -> None:
+    """For a run that must start afresh: refuse an output folder that holds something, and delete nothing.
+
+    Raises:
+        ConfigError: with the three cures.
+    """
+    output = config.output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(
+            f"{output} exists and --no-resume was given; leave --no-resume out to go on where that run stopped, "
+            f"or choose another folder with --set output=…, or delete {output} yourself"
+        )
