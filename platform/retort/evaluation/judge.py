@@ -26,6 +26,9 @@ from retort.inference.synthesizer import Request, Synthesizer, pick_voices
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import Guidance
 
+RECORDINGS_OF_A_VOICE = 8
+"""Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
+
 
 @dataclass(frozen=True)
 class System:
@@ -114,13 +117,14 @@ class Judge:
         self.strings, self.scorers, self.max_frames, self.seed = strings, scorers, max_frames, seed
         self._codec: Codec = open_codec(strings.folder / "codec")
         self._recordings: Mapping[str, bytes] | None = None
+        self._heard: dict[str, list[tuple[str, Tensor]]] = {}
 
     def judge(self, system: System, ids: Sequence[str]) -> list[Verdict]:
         """Let ``system`` say the strings ``ids`` in one batch, and score each."""
         rows = [self.strings.rows[i] for i in ids]
         verdicts = []
         for row, spoken in zip(rows, self._speak(system, rows), strict=True):
-            voice_E = self.strings.embeddings.get(row.speaker)
+            voice_E = self._voice(row)
             expected = Expected(row.id, row.text, row.speaker)
             item = score_item(system.name, expected, spoken, self.scorers, voice_E=voice_E)
             samples = torch.zeros(0) if spoken is None else spoken.samples_N
@@ -144,6 +148,34 @@ class Judge:
             return None
         audio = read_audio(self._recordings[row.id])
         return Spoken(audio.samples_N, audio.sample_rate)
+
+    def _voice(self, row: TokenRow) -> Tensor | None:
+        """Embedding of the voice asked for: of the training rows, or of other recordings of the speaker.
+
+        The row's own recording never takes part, or the recordings would be compared with themselves.
+        """
+        if self.scorers.encoder is None:
+            return None
+        if row.speaker in self.strings.embeddings:
+            return self.strings.embeddings[row.speaker]
+        if row.speaker not in self._heard:
+            self._heard[row.speaker] = self._embed_recordings(row.speaker)
+        others = [embedding_E for name, embedding_E in self._heard[row.speaker] if name != row.id]
+        if not others:
+            return None
+        total_E: Tensor = torch.stack(others).sum(0)
+        mean_E: Tensor = total_E / total_E.norm()
+        return mean_E
+
+    def _embed_recordings(self, speaker: str) -> list[tuple[str, Tensor]]:
+        assert self.scorers.encoder is not None
+        embedded = []
+        for other in [r for r in self.strings.rows.values() if r.speaker == speaker][:RECORDINGS_OF_A_VOICE]:
+            spoken = self._recording(other)
+            if spoken is not None:
+                embedding_E = self.scorers.encoder.embed(spoken.samples_N, spoken.sample_rate)
+                embedded.append((other.id, embedding_E))
+        return embedded
 
     def _synthesise(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:
         assert system.synthesizer is not None
