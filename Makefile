@@ -1,0 +1,64 @@
+# make demo: set everything up and take the whole tour.   make test: set everything up and run every check and test.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PYTEST_ARGUMENTS ?=
+
+# Two threads that fight for one core are slower than one; the tests' models are tiny.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# Nothing is downloaded at run time.
+export HF_HUB_OFFLINE ?= 1
+export RAY_DEDUP_LOGS ?= 0
+export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
+
+.PHONY: help install demo doctor check lint quick test format clean
+
+help: ## Show the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+
+install: .venv/.stamp ## Create .venv with the versions of constraints.txt
+
+.venv/.stamp: pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Python 3.11 or later is needed; give it as: make PYTHON=/path/to/python3.11 install" >&2; exit 4; }
+	@"$(PYTHON)" -m venv .venv || { echo "could not create .venv; on Debian: apt install python3-venv" >&2; exit 4; }
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	# Its dependency webrtcvad needs a compiler; webrtcvad-wheels, installed above, is the same module.
+	$(BIN)/python -m pip install --quiet --no-deps Resemblyzer==0.1.4
+	@touch $@
+
+demo: .venv/.stamp ## Take the whole tour on the embedded corpus, and write a report to open
+	$(BIN)/retort demo --config jobs/configs/demo.yaml
+
+doctor: .venv/.stamp ## Try what the jobs need on this machine
+	$(BIN)/retort doctor
+
+lint: .venv/.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+quick: .venv/.stamp
+	$(BIN)/pytest -q -m 'not ray and not slow' $(PYTEST_ARGUMENTS)
+
+check: lint quick ## Format, lint, types, import layers, quick tests
+
+test: lint ## Everything: the checks, and every test
+	$(BIN)/pytest -q --durations=15 $(PYTEST_ARGUMENTS)
+
+format: .venv/.stamp ## Format, and mend what ruff can
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## Remove .venv and caches; runs/ is yours and stays
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find platform jobs serve tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
