@@ -1,0 +1,222 @@
+"""Corpus to token set: references, a codec fitted on some of them, then chunks of tokens on Ray Data."""
+
+import functools
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, assert_never
+
+import numpy as np
+import torch
+
+from retort.audio.codec import Codec, EncodecConfig, MelRVQConfig, open_codec
+from retort.audio.encodec_codec import load_encodec
+from retort.audio.mel_rvq import fit_mel_rvq
+from retort.data.tokens import TokenSetDescription, write_description
+from retort.data.utterance import Reject
+from retort.errors import ConfigError, DataError
+from retort.orchestration.chunks import (
+    ChunkFolder,
+    ChunkRecord,
+    open_work_folder,
+    run_chunks,
+    stream_through_actors,
+    sum_numbers,
+    write_rejects,
+)
+from retort.orchestration.cluster import ray_session
+from retort.orchestration.outputs import RESULT, finished_result, job_output, result_of
+from retort.orchestration.prepare_worker import (
+    AUDIO,
+    CODEC,
+    REFERENCES,
+    TEXT,
+    TOKENS,
+    PrepareWorker,
+    samples_for_fitting,
+)
+from retort.orchestration.progress import Progress
+from retort.orchestration.references import Plan, plan_references, reader_rejects
+from retort.run_config import PrepareConfig, SavedCodec
+from retort.store.artifact import Artifact, describe_artifact, write_artifact
+from retort.store.commit import commit_folder, is_committed
+from retort.store.disk import remove_tree
+from retort.text.front_end import TextFrontEnd, build_text_front_end
+
+REJECTS_FILE = "rejects.jsonl"
+_LARGEST_CODE = 32767
+"""Token sets keep codes as 16-bit integers."""
+
+
+def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
+    """Prepare a corpus: ``result/`` gets token shards, held-out audio, codec, text front-end and rejects.
+
+    A run that was cut short goes on with the chunks that are not done; a finished one returns at once. The content
+    does not depend on the number of workers.
+
+    Raises:
+        DataError: the corpus is not there, or more rows than ``max_reject_fraction`` cannot be used.
+        ConfigError: the codec has more entries than a token set can hold, or the output is another configuration's.
+    """
+    done = finished_result(config)
+    if done is not None:
+        progress.log(f"prepare: {config.output} is finished")
+        return _summary(done)
+    begin = time.monotonic()
+    with job_output(config) as output:
+        front_end = build_text_front_end(config.text)
+        work = open_work_folder(output, _key(config, front_end))
+        plan = plan_references(config, work / REFERENCES, progress)
+        _refuse_too_many(plan, [], config, output / REJECTS_FILE, reader_rejects(work / REFERENCES))
+        _save_once(work / TEXT, front_end)
+        with ray_session():
+            codec = _codec(config, plan, work, progress)
+            chunks = ChunkFolder(work / "chunks", plan.num_chunks)
+            arguments = {"tree": config.model_dump(mode="json"), "work": work}
+            run_chunks(chunks, PrepareWorker, arguments, config.pool, progress, "chunks prepared")
+        records = chunks.records()
+        rejects = [*reader_rejects(work / REFERENCES), *(r for record in records for r in record.rejects)]
+        _refuse_too_many(plan, records, config, output / REJECTS_FILE, rejects)
+        summary = _figures(plan, records, rejects, time.monotonic() - begin)
+        artifact = _write_result(config, output / RESULT, (work, chunks, records), (codec, front_end), summary)
+        remove_tree(work.parent)
+    return _summary(artifact)
+
+
+def _key(config: PrepareConfig, front_end: TextFrontEnd) -> str:
+    """Names what decides the content of the chunks."""
+    tree = config.model_dump(mode="json", exclude={"output", "pool", "max_reject_fraction"})
+    return hashlib.sha256(json.dumps([tree, front_end.fingerprint()], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _save_once(folder: Path, part: Codec | TextFrontEnd) -> None:
+    if not is_committed(folder):
+        with commit_folder(folder) as temporary:
+            part.save(temporary)
+
+
+def _codec(config: PrepareConfig, plan: Plan, work: Path, progress: Progress) -> Codec:
+    """The codec in the work folder; it is fitted, loaded or copied if it is not there yet."""
+    if not is_committed(work / CODEC):
+        codec = _new_codec(config, plan, work, progress)
+        if codec.codebook_size > _LARGEST_CODE:
+            raise ConfigError(
+                f"codec.codebook_size {codec.codebook_size}: token sets hold codes up to {_LARGEST_CODE}; choose fewer"
+            )
+        _save_once(work / CODEC, codec)
+    return open_codec(work / CODEC)
+
+
+def _new_codec(config: PrepareConfig, plan: Plan, work: Path, progress: Progress) -> Codec:
+    match config.codec:
+        case MelRVQConfig() as shape:
+            total = sum(len(places) for places in plan.fit.values())
+            progress.log(f"fitting the codec on {total} training utterances")
+            return fit_mel_rvq(_fitting_recordings(config, plan, work, shape.mel.sample_rate, progress), shape)
+        case EncodecConfig() as shape:
+            return load_encodec(shape)
+        case SavedCodec(path=path):
+            return open_codec(path if (path / "model.safetensors").is_file() else result_of(path) / CODEC)
+        case _:
+            assert_never(config.codec)
+
+
+def _fitting_recordings(
+    config: PrepareConfig, plan: Plan, work: Path, sample_rate: int, progress: Progress
+) -> Iterator[torch.Tensor]:
+    """Samples of the training rows that the codec is fitted on, decoded by the workers, in a fixed order."""
+    items = [{"chunk": chunk, "places": places} for chunk, places in plan.fit.items()]
+    make = functools.partial(samples_for_fitting, config.model_dump(mode="json"), work, sample_rate)
+    total = sum(len(places) for places in plan.fit.values())
+    for done, row in enumerate(stream_through_actors(items, make, config.pool), start=1):
+        progress.update(done, total, "recordings decoded for the codec")
+        yield torch.from_numpy(np.frombuffer(row["samples"], dtype="<f4").astype(np.float32))
+
+
+def _refuse_too_many(
+    plan: Plan,
+    records: Sequence[ChunkRecord],
+    config: PrepareConfig,
+    path: Path,
+    rejects: Iterator[Reject] | list[Reject],
+) -> None:
+    """Write the rejects beside the run, and stop if they are too many or nothing is left.
+
+    Raises:
+        DataError: with the most frequent reasons.
+    """
+    codes = write_rejects(path, rejects)
+    rejected, total = sum(codes.values()), plan.num_rows + plan.num_rejected
+    if total == 0:
+        raise DataError("the corpus holds no rows; check corpus.path")
+    reasons = ", ".join(f"{code}: {count}" for code, count in codes.most_common(3))
+    if rejected > config.max_reject_fraction * total:
+        raise DataError(
+            f"{rejected} of {total} rows cannot be used ({reasons}), more than max_reject_fraction "
+            f"{config.max_reject_fraction:g} allows; see {path}, mend the corpus or raise max_reject_fraction"
+        )
+    if records and not sum_numbers(records).get("rows/train"):
+        raise DataError(f"no training rows are left of {total} ({reasons or 'check the splits'}); see {path}")
+
+
+def _figures(plan: Plan, records: Sequence[ChunkRecord], rejects: Sequence[Reject], wall_s: float) -> dict[str, Any]:
+    numbers = sum_numbers(records)
+    splits = {name.removeprefix("rows/"): int(count) for name, count in sorted(numbers.items()) if "/" in name}
+    return {
+        "rows_read": plan.num_rows + plan.num_rejected,
+        "rows_kept": sum(splits.values()),
+        "splits": splits,
+        "rejected": dict(Counter(reject.code for reject in rejects).most_common()),
+        "audio_seconds": round(numbers["audio_seconds"], 3),
+        "tokens": int(numbers["tokens"]),
+        "wall_seconds": round(wall_s, 2),
+        "tokens_per_second": round(numbers["tokens"] / wall_s, 1),
+        "audio_seconds_per_second": round(numbers["audio_seconds"] / wall_s, 2),
+    }
+
+
+def _write_result(
+    config: PrepareConfig,
+    result: Path,
+    work: tuple[Path, ChunkFolder, Sequence[ChunkRecord]],
+    parts: tuple[Codec, TextFrontEnd],
+    figures: Mapping[str, Any],
+) -> Artifact:
+    """Put the chunks together and commit the artifact."""
+    (folder, chunks, records), (codec, front_end) = work, parts
+    description = TokenSetDescription(
+        codec_fingerprint=codec.fingerprint(),
+        text_fingerprint=front_end.fingerprint(),
+        text_vocabulary_size=front_end.vocabulary_size,
+        num_codebooks=codec.num_codebooks,
+        codebook_size=codec.codebook_size,
+        sample_rate=codec.sample_rate,
+        frame_rate=codec.frame_rate,
+    )
+
+    def fill(target: Path) -> None:
+        chunks.collect(records, TOKENS, target)
+        chunks.collect(records, AUDIO, target / AUDIO)
+        write_description(target, description)
+        codec.save(target / CODEC)
+        front_end.save(target / TEXT)
+        rejects = [*reader_rejects(folder / REFERENCES), *(r for record in records for r in record.rejects)]
+        write_rejects(target / REJECTS_FILE, rejects)
+
+    fingerprints = {"codec": codec.fingerprint(), "text": front_end.fingerprint()}
+    info = describe_artifact(
+        "tokens",
+        config.output.name,
+        "1",
+        inputs=fingerprints,
+        config=config.model_dump(mode="json"),
+        metrics={**figures, "fingerprints": fingerprints},
+    )
+    return write_artifact(result, info, fill)
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    return {**artifact.info.metrics, "fingerprint": artifact.fingerprint, "result": str(artifact.path)}

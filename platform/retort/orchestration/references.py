@@ -1,0 +1,136 @@
+"""What a corpus holds, as numbered chunks of references: the plan of ``retort prepare``, made once by its driver.
+
+References say where the audio is; nothing is decoded here. The plan depends on the corpus alone, not on the workers.
+"""
+
+import dataclasses
+import hashlib
+import heapq
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from retort.data.digits import DigitsConfig, digit_strings
+from retort.data.readers import read_corpus
+from retort.data.splits import SplitConfig, with_splits
+from retort.data.utterance import Reject, Utterance, read_utterances, write_utterances
+from retort.orchestration.progress import Progress
+from retort.run_config import PrepareConfig
+from retort.store.commit import write_json_atomic
+
+ROWS_PER_CHUNK = 32
+_PLAN, _REJECTS = "plan.json", "rejects.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the corpus is cut.
+
+    Attributes:
+        num_rows: references, in chunks of ``ROWS_PER_CHUNK``.
+        num_chunks: number of chunks.
+        rejects: rows that the reader refused, by code.
+        fit: chunk → places in it of the training rows that a codec is fitted on.
+    """
+
+    num_rows: int
+    num_chunks: int
+    rejects: dict[str, int]
+    fit: dict[int, list[int]]
+
+    @property
+    def num_rejected(self) -> int:
+        """Rows that the reader refused."""
+        return sum(self.rejects.values())
+
+
+def plan_references(config: PrepareConfig, folder: Path, progress: Progress) -> Plan:
+    """Stream the corpus into chunks of references below ``folder``, or open the plan that is there already.
+
+    Raises:
+        DataError: the corpus is missing or not in its layout.
+    """
+    if not (folder / _PLAN).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_plan(config, folder, progress)
+    tree = json.loads((folder / _PLAN).read_text())
+    return Plan(**{**tree, "fit": {int(chunk): places for chunk, places in tree["fit"].items()}})
+
+
+def read_references(folder: Path, chunk: int) -> list[Utterance]:
+    """The references of one chunk, in order."""
+    return list(read_utterances(folder / f"{chunk:05d}.parquet"))
+
+
+def reader_rejects(folder: Path) -> Iterator[Reject]:
+    """The rows that the reader refused, in order."""
+    with (folder / _REJECTS).open(encoding="utf-8") as file:
+        for line in file:
+            yield Reject(**json.loads(line))
+
+
+def _write_plan(config: PrepareConfig, folder: Path, progress: Progress) -> None:
+    rejects: Counter[str] = Counter()
+    fit: list[tuple[bytes, int]] = []  # a heap: the largest hash is on top
+    chunk: list[Utterance] = []
+    count = 0
+    with (folder / _REJECTS).open("w", encoding="utf-8") as refused:
+        for row in _rows(config):
+            if isinstance(row, Reject):
+                rejects[row.code] += 1
+                refused.write(json.dumps(dataclasses.asdict(row)) + "\n")
+                continue
+            if row.split == "train":
+                _keep_smallest(fit, row.id, count, config.codec_fit_utterances)
+            chunk.append(row)
+            count += 1
+            if len(chunk) == ROWS_PER_CHUNK:
+                write_utterances(folder / f"{count // ROWS_PER_CHUNK - 1:05d}.parquet", chunk)
+                chunk = []
+            if count % 1000 == 0:
+                progress.update(count, count + 1, "rows of the corpus read")
+    if chunk:
+        write_utterances(folder / f"{count // ROWS_PER_CHUNK:05d}.parquet", chunk)
+    places: dict[int, list[int]] = {}
+    for _, negated in fit:
+        places.setdefault(-negated // ROWS_PER_CHUNK, []).append(-negated % ROWS_PER_CHUNK)
+    plan = Plan(
+        count,
+        -(-count // ROWS_PER_CHUNK),
+        dict(rejects),
+        {number: sorted(places[number]) for number in sorted(places)},
+    )
+    write_json_atomic(folder / _PLAN, dataclasses.asdict(plan))
+
+
+def _keep_smallest(heap: list[tuple[bytes, int]], row_id: str, place: int, count: int) -> None:
+    """Keep the places of the ``count`` rows whose ids hash lowest: a sample that no order changes."""
+    digest = hashlib.blake2b(row_id.encode(), digest_size=16).digest()
+    inverted = bytes(255 - byte for byte in digest)
+    if len(heap) < count:
+        heapq.heappush(heap, (inverted, -place))
+    else:
+        heapq.heappushpop(heap, (inverted, -place))
+
+
+def _rows(config: PrepareConfig) -> Iterator[Utterance | Reject]:
+    splits = SplitConfig(**config.splits.model_dump())
+    for row in _corpus(config):
+        if isinstance(row, Reject):
+            yield row
+            continue
+        if isinstance(row.audio, Path):
+            # Workers run in other folders.
+            row = dataclasses.replace(row, audio=row.audio.absolute())
+        yield from with_splits([row], splits)
+
+
+def _corpus(config: PrepareConfig) -> Iterator[Utterance | Reject]:
+    if not isinstance(config.corpus, DigitsConfig):
+        yield from read_corpus(config.corpus)
+        return
+    for string in digit_strings(config.corpus):
+        # Spoken by the workers: a string takes a few milliseconds.
+        yield Utterance(string.id, string.text, string.voice, "en", b"", split=string.split)
