@@ -1,0 +1,64 @@
+"""Every run file in ``jobs/configs`` loads, and what it reads is written by then."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from retort.config import Config, load_config, load_tree, validate
+from retort.orchestration.jobs import JOBS, AnyConfig, load_job, plan_of
+from retort.run_config import DemoConfig, RunConfig
+
+FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
+FILES = sorted(FOLDER.rglob("*.y*ml"))
+NUM_FILES = 3
+
+
+def load(file: Path) -> AnyConfig:
+    return load_config(file, RunConfig)  # type: ignore[arg-type, no-any-return]
+
+
+def test_no_run_file_is_forgotten() -> None:
+    assert len(FILES) == NUM_FILES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
+def test_run_file_loads_as_the_job_that_it_names(file: Path) -> None:
+    job = load_tree(file)["job"]
+    assert job in JOBS
+    config = load_job(file, expected=job)
+    assert plan_of(config)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
+def test_resolved_tree_is_a_run_file_too(file: Path) -> None:
+    config = load(file)
+    tree = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
+    assert validate(tree, RunConfig, where="tree") == config  # type: ignore[arg-type]
+
+
+def inputs_of(value: Any, name: str = "") -> Iterator[Path]:
+    if isinstance(value, Path) and name != "output":
+        yield value
+    elif isinstance(value, Config):
+        for field in type(value).model_fields:
+            yield from inputs_of(getattr(value, field), field)
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from inputs_of(item)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(FOLDER)))
+def test_each_job_of_a_tour_reads_what_an_earlier_one_wrote(file: Path) -> None:
+    config = load(file)
+    if not isinstance(config, DemoConfig):
+        assert config.job != "demo"
+        return
+    written: list[Path] = []
+    for job in config.jobs:
+        unwritten = [path for path in inputs_of(job) if path.is_relative_to(config.output) and path not in written]
+        assert unwritten == [], f"{job.output} reads {unwritten} before a job wrote it"
+        assert job.output not in written, f"two jobs write {job.output}"
+        written.append(job.output)

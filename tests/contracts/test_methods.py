@@ -1,0 +1,194 @@
+"""What every method must keep: gradients for all that it trains, a teacher that it neither changes nor saves."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.losses.divergence import TopK, top_k_of
+from retort.methods import pretrain
+from retort.methods.cfg_distill import (
+    CachedTeacher,
+    CFGDistillConfig,
+    CFGDistillObjective,
+    GuidedTargets,
+    LiveTeacher,
+    guided_logits,
+)
+from retort.models.codec_lm import CodecLM, CodecLMConfig
+from retort.models.initialise import Initialisation, student_from
+from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
+from retort.training.fit import PlainOptimizer, fit, student_of
+from retort.training.schedule import OptimizerConfig
+from retort.training.seam import StepOutput, Teacher
+
+K, V, TEXTS = 3, 12, 9
+LAYOUT = CodebookLayout(codebook_size=V, delays=(0, 1, 2))
+TEACHER = CodecLMConfig(
+    text_vocabulary_size=TEXTS, num_codebooks=K, codebook_size=V, dim=32, num_layers=3, num_heads=4, num_kv_heads=2,
+    ffn_dim=48, dropout=0.1,
+)  # fmt: skip
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+
+
+@dataclass(frozen=True)
+class Built:
+    """One stage, ready to train; ``frozen`` is what must stay as it is."""
+
+    objective: nn.Module
+    teacher: Teacher[Any, Any]
+    frozen: CodecLM | None
+
+
+def batch() -> LMBatch:
+    """Three rows of unequal length; the last one has no prompt, so that the null speaker is trained, too."""
+    generator = torch.Generator().manual_seed(3)
+    codes = [torch.randint(V, (K, length), generator=generator) for length in (9, 5, 7)]
+    prompts: list[Tensor | None] = [torch.randint(V, (K, length), generator=generator) for length in (4, 6)]
+    texts = [[2, 3, 4, 5], [6, 7], [8, 2, 3]]
+    conditions = conditions_for(texts, [*prompts, None], K, drop_text_B=torch.tensor([False, True, False]))
+    return LMBatch(conditions, *lay_out(codes, LAYOUT), row_B=torch.tensor([4, 7, 11]))
+
+
+def teacher_model() -> CodecLM:
+    torch.manual_seed(1)
+    model = CodecLM(TEACHER)
+    with torch.no_grad():  # away from the initial point, where many logits are nearly equal
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def build_pretrain() -> Built:
+    (stage,) = pretrain.stages(steps=2)
+    teacher, objective = stage.build(teacher_model())
+    return Built(objective, teacher, None)
+
+
+def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher", num_layers: int = 2) -> Built:
+    model = teacher_model()
+    shape = TEACHER.replace(num_layers=num_layers, guidance_scales=config.guidance_scales)
+    student = student_from(model, shape, init=init)
+    objective = CFGDistillObjective(student, config)
+    if config.targets == "live":
+        return Built(objective, LiveTeacher(model, config, seed=5), model)
+    return Built(objective, CachedTeacher(cached_rows(model, config), K), model)
+
+
+def cached_rows(model: CodecLM, config: CFGDistillConfig) -> Mapping[int, TopK]:
+    whole = batch()
+    with torch.no_grad():
+        top = top_k_of(guided_logits(model.eval(), whole, config.guidance), 5, temperature=config.temperature)
+    entries = {}
+    for b, row in enumerate(whole.row_B.tolist()):
+        steps = int(whole.mask_BKS[b].any(0).sum())
+        entries[row] = TopK(top.ids[b, :steps], top.log_probs[b, :steps], top.log_tail[b, :steps])
+    return entries
+
+
+TWO = TwoTermGuidance(scale=1.5)
+CASES = {
+    "pretrain": build_pretrain,
+    "unguided": lambda: build_distill(CFGDistillConfig(guidance=NoGuidance())),
+    "two_term": lambda: build_distill(CFGDistillConfig(guidance=TWO)),
+    "two_term_against_text": lambda: build_distill(
+        CFGDistillConfig(guidance=TwoTermGuidance(scale=2.0, against="no_text"))
+    ),
+    "three_term": lambda: build_distill(
+        CFGDistillConfig(guidance=ThreeTermGuidance(first_scale=1.5, second_scale=2.0))
+    ),
+    "with_cross_entropy": lambda: build_distill(CFGDistillConfig(guidance=TWO, ce_weight=0.5)),
+    "cross_entropy_alone": lambda: build_distill(CFGDistillConfig(guidance=TWO, kl_weight=0.0, ce_weight=1.0)),
+    "warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, temperature=2.0)),
+    "cached": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached")),
+    "cached_warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached", temperature=2.0)),
+    "scale_as_input": lambda: build_distill(CFGDistillConfig(guidance=TWO, guidance_scales=(1.0, 1.5, 2.0))),
+    "same_shape": lambda: build_distill(CFGDistillConfig(guidance=TWO), num_layers=3),
+    "random_start": lambda: build_distill(CFGDistillConfig(guidance=TWO), init="random"),
+}
+
+
+def train(built: Built, steps: int) -> list[StepOutput]:
+    """Train on one batch; returns what each step gave."""
+    outputs: list[StepOutput] = []
+    optimizer = PlainOptimizer(built.objective, OPTIMIZER, steps)
+    fit(built.objective, built.teacher, [batch()] * steps, optimizer, lambda _, out: outputs.append(out))
+    return outputs
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_trainable_parameter_gets_a_finite_gradient(case: str) -> None:
+    built = CASES[case]()
+    missing: list[str] = []
+
+    def check(loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        for name, parameter in built.objective.named_parameters():
+            if parameter.requires_grad:
+                gradient = parameter.grad
+                # All zero is as bad as none: nothing in the loss depends on the parameter.
+                if gradient is None or not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
+                    missing.append(name)
+
+    fit(built.objective, built.teacher, [batch()], check, lambda *_: None)
+    assert missing == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_teacher_stays_as_it_is_and_is_not_saved(case: str) -> None:
+    built = CASES[case]()
+    frozen = built.frozen
+    before = {} if frozen is None else {name: value.clone() for name, value in frozen.state_dict().items()}
+    student_before = {name: value.clone() for name, value in student_of(built.objective).state_dict().items()}
+    train(built, 2)
+    student = student_of(built.objective).state_dict()
+    assert any(not torch.equal(student[name], value) for name, value in student_before.items())
+    saved = built.objective.state_dict()
+    assert set(saved) == {f"student.{name}" for name in student}
+    if frozen is not None:
+        assert all(torch.equal(frozen.state_dict()[name], value) for name, value in before.items())
+        assert all(p.grad is None and not p.requires_grad for p in frozen.parameters() if case[:6] != "cached")
+        shared = {p.data_ptr() for p in frozen.parameters()} & {value.data_ptr() for value in saved.values()}
+        assert not shared, "a student that shares memory with its teacher would change it"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss_is_finite_metrics_are_detached_and_it_learns(case: str) -> None:
+    torch.manual_seed(2)
+    built = CASES[case]()
+    outputs = train(built, 25)
+    for output in outputs:
+        assert math.isfinite(float(output.loss.detach()))
+        assert all(not value.requires_grad and value.dim() == 0 for value in output.metrics.values())
+    first, last = (float(torch.stack([o.loss.detach() for o in part]).mean()) for part in (outputs[:3], outputs[-3:]))
+    assert last < 0.9 * first
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_same_seed_same_bits(case: str) -> None:
+    def run() -> Mapping[str, Tensor]:
+        built = CASES[case]()
+        torch.manual_seed(2)
+        train(built, 2)
+        return built.objective.state_dict()
+
+    first, second = run(), run()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_full_cache_and_live_teacher_give_the_same_loss() -> None:
+    live = build_distill(CFGDistillConfig(guidance=TWO))
+    assert live.frozen is not None
+    with torch.no_grad():
+        logits = guided_logits(live.frozen, batch(), TWO)
+        everything = GuidedTargets(top_k=top_k_of(logits, V))
+        live.objective.eval()
+        exact = live.objective(batch(), GuidedTargets(logits_BSKV=logits)).loss
+        cached = live.objective(batch(), everything).loss
+    # Of the V + 1 tokens of codebook 0 one is left to the tail: the bound is the mass that it holds.
+    torch.testing.assert_close(cached, exact, rtol=1e-3, atol=1e-4)
