@@ -109,7 +109,7 @@ def assess(
         "silence": silence > config.max_silence_ratio,
         "clipping": clipped > config.max_clipped_ratio,
         "not_finite": not finite,
-        "repeat": codes is not None and _is_loop(repeat, codes.shape[-1], config),
+        "repeat": codes is not None and is_loop(repeat, codes.shape[-1], config),
     }
     reasons = tuple(name for name, is_broken in broken.items() if is_broken)
     return Stability(duration_s, duration_s / words, silence, clipped, repeat, reasons)
@@ -148,6 +148,7 @@ def _longest_run(flags_T: Tensor) -> int:
     return int((position_T - last_false_T).max())
 
 
-def _is_loop(repeat: Repeat, num_steps: int, config: StabilityConfig) -> bool:
+def is_loop(repeat: Repeat, num_steps: int, config: StabilityConfig) -> bool:
+    """Whether a repetition is a token loop: copied often enough, and most of the utterance's steps."""
     copies = repeat.steps / max(repeat.period, 1)
     return copies >= config.min_repeat_copies and repeat.steps > config.max_repeat_ratio * num_steps
