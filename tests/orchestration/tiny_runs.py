@@ -1,6 +1,12 @@
 """Tiny corpora, token sets and teachers for the tests of the jobs: everything real, nothing learned."""
 
+import os
+import signal
 import struct
+import subprocess
+import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +55,9 @@ def add_bad_rows(folder: Path) -> dict[str, str]:
     samples[100] = np.nan
     data = samples.astype("<f4").tobytes()
     head = struct.pack("<4sIHHIIHH4sI", b"fmt ", 16, 3, 1, RATE, RATE * 4, 4, 32, b"data", len(data))
-    wavs.joinpath("B_nan.wav").write_bytes(b"RIFF" + struct.pack("<I", 4 + len(head) + len(data)) + b"WAVE" + head + data)
+    wavs.joinpath("B_nan.wav").write_bytes(
+        b"RIFF" + struct.pack("<I", 4 + len(head) + len(data)) + b"WAVE" + head + data
+    )
     eight = np.zeros((1600, 8), dtype="<i2").tobytes()
     head = struct.pack("<4sIHHIIHH4sI", b"fmt ", 16, 1, 8, RATE, RATE * 16, 16, 16, b"data", len(eight))
     wavs.joinpath("B_eight.wav").write_bytes(
@@ -116,3 +124,80 @@ def write_teacher(folder: Path, data: Path, *, seed=0, **lineage) -> Path:
     }
     info = describe_artifact("model", "teacher", "1", inputs={}, config={})
     return write_artifact(folder / "result", info, lambda target: save_model(target, model, Lineage(**values))).path
+
+
+class Lines:
+    """A progress that remembers."""
+
+    def __init__(self):
+        self.lines, self.updates = [], []
+
+    def update(self, done, total, note):
+        self.updates.append((done, total, note))
+
+    def log(self, line):
+        self.lines.append(line)
+
+
+def actors_of(ancestor: int) -> list[int]:
+    """Processes below ``ancestor`` that hold a Ray Data actor."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            is_actor = entry.name.isdigit() and b"MapWorker" in (entry / "cmdline").read_bytes()
+            if is_actor and ancestor in _ancestors(int(entry.name)):
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def _ancestors(pid: int) -> set[int]:
+    seen = set()
+    while pid > 1:
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        seen.add(pid)
+    return seen
+
+
+def kill_an_actor_after(records: int, work: Path, killed: list[int], *, timeout_s=120) -> threading.Thread:
+    """Start a thread that SIGKILLs one of this process's actors as soon as so many chunks are done."""
+
+    def watch():
+        end = time.monotonic() + timeout_s
+        while time.monotonic() < end and not killed:
+            if len(list(work.glob("*/chunks/records/*.json"))) >= records:
+                for pid in actors_of(os.getpid())[:1]:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    return thread
+
+
+def run_and_kill_the_driver(job: str, config: Path, work: Path, *, records: int) -> int:
+    """Run a job in a process of its own, SIGKILL it once so many chunks are done, and return how many were."""
+    code = (
+        "import sys; from pathlib import Path; from retort.config import load_config;"
+        "from retort.run_config import RunConfig; from retort.orchestration.progress import QuietProgress;"
+        f"from retort.orchestration.{job} import run_{job};"
+        f"run_{job}(load_config(Path(sys.argv[1]), RunConfig), QuietProgress())"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(config)], stderr=subprocess.PIPE, start_new_session=True
+    )
+    end = time.monotonic() + 120
+    try:
+        while time.monotonic() < end:
+            done = len(list(work.glob("*/chunks/records/*.json")))
+            assert process.poll() is None, process.stderr.read().decode()
+            if done >= records:
+                return done
+            time.sleep(0.005)
+        raise AssertionError("the driver did not get that far in time")
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from retort import errors
 from retort.data.utterance import Reject
 from retort.errors import ResourceError, RetortError
 from retort.orchestration.cluster import worker_environment
@@ -26,7 +27,7 @@ from retort.run_config import PoolConfig
 from retort.store.commit import sha256_file, write_bytes_atomic, write_json_atomic
 from retort.store.disk import fresh_name, full_disk_as_resource_error
 
-_MAX_ATTEMPTS = 5
+_MAX_ATTEMPTS = 4
 """A chunk that killed its worker this often in one run is given up."""
 
 
@@ -37,6 +38,10 @@ class ChunkResult:
     tables: Mapping[str, Any]
     rejects: Sequence[Reject]
     numbers: Mapping[str, float]
+
+
+Make = Callable[[], Callable[[Mapping[str, Any]], list[Any]]]
+"""Makes, inside an actor, the function that turns an item into values."""
 
 
 class ChunkWorker(Protocol):
@@ -171,14 +176,12 @@ def run_chunks(
     return len(missing)
 
 
-def stream_through_actors(
-    items: Sequence[Mapping[str, Any]], make: Callable[[], Callable[[Any], Any]], pool: PoolConfig
-) -> Iterator[dict[str, Any]]:
-    """Stream items one by one through a pool of Ray Data actors, in order, and yield the rows that they return.
+def stream_through_actors(items: Sequence[Mapping[str, Any]], make: Make, pool: PoolConfig) -> Iterator[Any]:
+    """Stream items one by one through a pool of Ray Data actors, and yield what they return, in the items' order.
 
     Args:
         items: plain rows.
-        make: called in each actor once; what it returns is called with a batch of one item and returns columns.
+        make: called in each actor once; what it returns is called with each item and returns a list of values.
         pool: size and resources of the pool.
 
     Raises:
@@ -193,7 +196,7 @@ def stream_through_actors(
     DataContext.get_current().enable_progress_bars = False
     size = min(pool.size, len(items))
     use_gpu = pool.gpus_per_worker > 0
-    dataset = ray.data.from_items(list(items), override_num_blocks=len(items)).map_batches(
+    dataset = ray.data.from_items([{"item": item} for item in items], override_num_blocks=len(items)).map_batches(
         _Actor,
         fn_constructor_kwargs={"make": make},
         batch_size=1,
@@ -204,13 +207,11 @@ def stream_through_actors(
         runtime_env={"env_vars": worker_environment(pool.threads_per_worker, use_gpu=use_gpu)},
     )
     dataset.context.execution_options.preserve_order = True
-    try:
-        yield from dataset.iter_rows()
-    except Exception as error:
-        ours = _retort_error(error)
-        if ours is None:
-            raise
-        raise ours from error
+    for row in dataset.iter_rows():
+        if row["error"]:
+            name, _, message = row["error"].partition("\n")
+            raise getattr(errors, name)(message)
+        yield row["value"]
 
 
 def _fitting(size: int, pool: PoolConfig) -> int:
@@ -224,39 +225,52 @@ def _fitting(size: int, pool: PoolConfig) -> int:
     return max(1, min(size, fits))
 
 
-def _retort_error(error: BaseException | None) -> RetortError | None:
-    """Our own error inside what Ray wrapped around it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, RetortError):
-            # Ray's wrapper is an instance of the cause's class as well; the cause itself reads better.
-            cause = getattr(error, "cause", None)
-            return cause if isinstance(cause, RetortError) else error
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
-
-
 class _Actor:
-    """What Ray Data makes in each actor process."""
+    """What Ray Data makes in each actor process.
 
-    def __init__(self, make: Callable[[], Callable[[Any], Any]]) -> None:
-        self._call = make()
+    Errors of ours travel as values: Ray would wrap them in its own, keep the text and lose the class.
+    """
 
-    def __call__(self, batch: dict[str, Any]) -> Any:
-        return self._call(batch)
+    def __init__(self, make: Make) -> None:
+        self._error = ""
+        try:
+            self._call = make()
+        except RetortError as error:
+            self._error = _as_text(error)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        import numpy as np
+
+        values: list[Any] = []
+        try:
+            if not self._error:
+                for item in batch["item"]:
+                    values.extend(self._call(item))
+        except RetortError as error:
+            self._error = _as_text(error)
+        if self._error:
+            values = [values[0] if values else None]
+        cells = np.empty(len(values), dtype=object)
+        cells[:] = values
+        return {"value": cells, "error": np.array([self._error] * len(values), dtype=object)}
+
+
+def _as_text(error: RetortError) -> str:
+    """The nearest class of :mod:`retort.errors`, then the message."""
+    kind = next(kind for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
+    return f"{kind.__name__}\n{error}"
 
 
 def _chunk_actor(
     chunks: ChunkFolder, worker: Callable[..., ChunkWorker], arguments: dict[str, Any]
-) -> Callable[[Any], Any]:
+) -> Callable[[Mapping[str, Any]], list[Any]]:
     made = worker(**arguments)
 
-    def call(batch: dict[str, Any]) -> dict[str, Any]:
-        for number in batch["chunk"].tolist():
-            chunks.count_attempt(number)
-            chunks.write(number, made.work(number))
-        return batch
+    def call(item: Mapping[str, Any]) -> list[Any]:
+        number = int(item["chunk"])
+        chunks.count_attempt(number)
+        chunks.write(number, made.work(number))
+        return [number]
 
     return call
 

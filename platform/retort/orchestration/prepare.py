@@ -131,9 +131,9 @@ def _fitting_recordings(
     items = [{"chunk": chunk, "places": places} for chunk, places in plan.fit.items()]
     make = functools.partial(samples_for_fitting, config.model_dump(mode="json"), work, sample_rate)
     total = sum(len(places) for places in plan.fit.values())
-    for done, row in enumerate(stream_through_actors(items, make, config.pool), start=1):
+    for done, samples in enumerate(stream_through_actors(items, make, config.pool), start=1):
         progress.update(done, total, "recordings decoded for the codec")
-        yield torch.from_numpy(np.frombuffer(row["samples"], dtype="<f4").astype(np.float32))
+        yield torch.from_numpy(np.frombuffer(samples, dtype="<f4").astype(np.float32))
 
 
 def _refuse_too_many(

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from retort.audio.codec import open_codec
@@ -33,25 +32,27 @@ def audio_schema() -> Any:
     return pa.schema([("id", pa.string()), ("wav", pa.binary())])
 
 
-def samples_for_fitting(tree: Mapping[str, Any], work: Path, sample_rate: int) -> Callable[[Any], dict[str, Any]]:
-    """A function for :func:`retort.orchestration.chunks.stream_through_actors`: (chunk, places) → their recordings.
+def samples_for_fitting(
+    tree: Mapping[str, Any], work: Path, sample_rate: int
+) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """A function for :func:`retort.orchestration.chunks.stream_through_actors`: (chunk, places) → their samples.
 
-    Recordings that cannot be used are left out; they are counted when their chunk is done.
+    Samples are little-endian float32. Recordings that cannot be used are left out; they are counted when their chunk
+    is done.
     """
     config = validate(dict(tree), PrepareConfig, where="prepare")
     torch.set_num_threads(config.pool.threads_per_worker)
     loader = RecordingLoader(config.audio, sample_rate, config.corpus)
 
-    def call(batch: dict[str, Any]) -> dict[str, Any]:
+    def call(item: Mapping[str, Any]) -> list[Any]:
         recordings = []
-        for chunk, places in zip(batch["chunk"].tolist(), batch["places"], strict=True):
-            references = read_references(work / REFERENCES, chunk)
-            for place in places:
-                try:
-                    recordings.append(loader.load(references[place]).numpy().astype("<f4").tobytes())
-                except AudioRejected:
-                    continue
-        return {"samples": np.array(recordings, dtype=object)}
+        references = read_references(work / REFERENCES, int(item["chunk"]))
+        for place in item["places"]:
+            try:
+                recordings.append(loader.load(references[place]).numpy().astype("<f4").tobytes())
+            except AudioRejected:
+                continue
+        return recordings
 
     return call
 
