@@ -66,6 +66,9 @@ def check_inputs(config: TrainJob) -> dict[str, str]:
     """
     data = read_artifact(result_of(config.data))
     tokens = TokenSet.open(data.path)
+    lacking = [part for part in ("codec", "text") if not (data.path / part).is_dir()]
+    if lacking:
+        raise DataError(f"{config.data} lacks its {' and '.join(lacking)} folder; run `retort prepare` again")
     if not tokens.split("train"):
         raise DataError(f"{config.data}: the train split is empty; check `splits` in the run file of `retort prepare`")
     fingerprints = {"data": data.fingerprint}

@@ -1,0 +1,47 @@
+"""One rank of training runs as a plain process with gloo, without Ray: the tests start this file as a script.
+
+Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
+(RANK, WORLD_SIZE, ...) are set. A run may name faults: ``die_at`` kills the process with SIGKILL when it asks for batch
+n, ``full_at`` lets no file grow beyond a few thousand bytes from batch n on.
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+from retort.data.batches import LMBatch
+from retort.data.stream import BatchStream
+from retort.orchestration.ranks import Ranks
+from retort.orchestration.train_worker import Assignment, run_rank
+
+_UNHARMED = BatchStream.batch
+
+
+def harm(die_at: int | None, full_at: int | None) -> None:
+    def batch(stream: BatchStream, n: int) -> LMBatch:
+        if n == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if n == full_at:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        return _UNHARMED(stream, n)
+
+    BatchStream.batch = batch  # type: ignore[method-assign]
+
+
+def main(runs: Path, rank: int, world_size: int) -> None:
+    torch.distributed.init_process_group("gloo")
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    for run in json.loads(runs.read_text()):
+        harm(run.get("die_at"), run.get("full_at"))
+        run_rank(Assignment.from_tree(run["assignment"]), Ranks(rank, world_size))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

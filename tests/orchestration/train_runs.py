@@ -1,0 +1,163 @@
+"""Small token sets, teachers and runs for the tests of training."""
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from retort.config import validate
+from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
+from retort.models.codec_lm import CodecLM
+from retort.models.presets import tiny
+from retort.models.weights import Lineage, save_model
+from retort.orchestration.train_metrics import read_metrics
+from retort.orchestration.train_setup import TrainJob
+from retort.orchestration.train_worker import Assignment
+from retort.run_config import DistillConfig, PretrainConfig
+from retort.store.artifact import Artifact, describe_artifact, write_artifact
+
+VOCABULARIES = (12, 2, 16)
+SCRIPT = Path(__file__).with_name("train_ranks.py")
+
+
+def token_rows(count: int = 48) -> list[TokenRow]:
+    """Ragged rows, so that means over micro-batches differ from means over tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        TokenRow(
+            id=f"row-{i:03d}",
+            text="as spoken",
+            text_ids=tuple(torch.randint(3, 12, (2 + i % 5,), generator=generator).tolist()),
+            speaker=f"speaker-{i % 3}",
+            split="train" if i % 6 else "test",
+            codes_KT=torch.randint(0, 16, (2, 3 + (i * 7) % 17), generator=generator),
+            duration_s=1.0,
+        )
+        for i in range(count)
+    ]
+
+
+def write_tokens(folder: Path, *, codec: str = "codec-a", text: str = "text-a") -> Artifact:
+    description = TokenSetDescription(
+        codec_fingerprint=codec,
+        text_fingerprint=text,
+        text_vocabulary_size=12,
+        num_codebooks=2,
+        codebook_size=16,
+        sample_rate=16_000,
+        frame_rate=40.0,
+    )
+
+    def fill(temporary: Path) -> None:
+        write_shard(temporary / "part.parquet", token_rows())
+        write_description(temporary, description)
+        for part in ("codec", "text"):  # training only copies them
+            (temporary / part).mkdir()
+            (temporary / part / "config.json").write_text("{}")
+
+    return write_artifact(folder / "result", describe_artifact("tokens", "t", "1", inputs={}, config={}), fill)
+
+
+def write_teacher(folder: Path, **lineage: Any) -> CodecLM:
+    torch.manual_seed(7)
+    model = CodecLM(tiny(VOCABULARIES))
+    with torch.no_grad():  # sharp distributions, so that guidance and matching show
+        model.heads.weight.mul_(20.0)
+    facts: dict[str, Any] = {
+        "method": "pretrain",
+        "codec_fingerprint": "codec-a",
+        "text_fingerprint": "text-a",
+        "trained_drops": ("null",),
+        **lineage,
+    }
+    info = describe_artifact("model", "teacher", "1", inputs={}, config={})
+    write_artifact(folder / "result", info, lambda temporary: save_model(temporary, model, Lineage(**facts)))
+    return model
+
+
+def training_tree(**changes: Any) -> dict[str, Any]:
+    tree: dict[str, Any] = {
+        "steps": 6,
+        "batch": {"max_utterances": 4, "max_frames": 200},
+        "optimizer": {"learning_rate": 3e-3, "warmup_steps": 2, "ema_decay": 0.8, "gradient_clip": 0.5},
+        "workers": {"num_workers": 1},
+        "checkpoint_every": 4,
+        "log_every": 1,
+    }
+    for key, value in changes.items():
+        tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+    return tree
+
+
+def pretrain(root: Path, name: str, *, dropout: float = 0.0, **training: Any) -> PretrainConfig:
+    shape = {"kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim": 64, "dropout": dropout}
+    tree = {"output": root / name, "data": root / "data", "model": shape, "training": training_tree(**training)}
+    return validate(tree, PretrainConfig, where=name)
+
+
+def distill(root: Path, name: str, *, method: dict[str, Any] | None = None, **changes: Any) -> DistillConfig:
+    training = changes.pop("training", {})
+    tree = {
+        "output": root / name,
+        "data": root / "data",
+        "teacher": root / "teacher",
+        "student": {"kind": "teacher"},
+        "init": "random",
+        "method": {"guidance": {"kind": "two_term", "scale": 1.5}, **(method or {})},
+        "training": training_tree(**training),
+        **changes,
+    }
+    return validate(tree, DistillConfig, where=name)
+
+
+def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, int]]], world_size: int) -> list[int]:
+    """Run the jobs one after another on plain processes; returns their exit codes (-9: killed).
+
+    Args:
+        root: where the list of runs and the processes' output are written.
+        runs: each a job and its faults, ``die_at`` or ``full_at`` batch n; ``{}`` for none.
+        world_size: number of processes.
+    """
+    assignments = [Assignment(job, job.model_dump(mode="json"), {"data": "d"}, "run") for job, _ in runs]
+    for job, _ in runs:
+        job.output.mkdir(exist_ok=True)
+    plan = root / "runs.json"
+    plan.write_text(
+        json.dumps([{"assignment": a.to_tree(), **faults} for a, (_, faults) in zip(assignments, runs, strict=True)])
+    )
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(world_size):
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1}
+        command = ["env", *(f"{k}={v}" for k, v in names.items()), sys.executable, SCRIPT, plan, str(rank)]
+        with (root / f"rank-{rank}.txt").open("ab") as output:
+            processes.append(subprocess.Popen([*command, str(world_size)], stdout=output, stderr=output))
+    return [process.wait(timeout=200) for process in processes]
+
+
+def weights_of(job: TrainJob) -> dict[str, Tensor]:
+    return load_file(job.output / "result" / "model.safetensors")
+
+
+def weight_bytes(job: TrainJob) -> bytes:
+    return (job.output / "result" / "model.safetensors").read_bytes()
+
+
+def losses_of(job: TrainJob) -> list[float]:
+    records = [record for _, record in read_metrics(job.output / "metrics.jsonl")]
+    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    return [record["loss"] for record in records]
+
+
+def events_of(job: TrainJob) -> str:
+    return (job.output / "train.log").read_text()
