@@ -4,6 +4,7 @@ A trained model's folder is complete: ``config.json`` and ``model.safetensors``,
 ``voices.safetensors`` (one speaker prompt for each training speaker), so training and synthesis cannot differ in them.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec
 from retort.data.batches import conditions_for
-from retort.data.tokens import TokenRow, refuse_mismatch
+from retort.data.tokens import TokenRow, TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
 from retort.inference.decode import decode
 from retort.inference.sampling import SamplerConfig
-from retort.models.weights import LoadedModel, load_model
+from retort.models.codec_lm import CodecLM
+from retort.models.weights import Lineage, LoadedModel, load_model, save_model
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import Guidance
 from retort.nn.precision import Precision, pick_dtype
@@ -87,9 +89,6 @@ class Synthesizer:
             ConfigError: a speaker is unknown, or the scale is not one that the student was trained for.
         """
         texts = [self.front_end.encode(request.text) for request in requests]
-        silent = [request.text for request, ids in zip(requests, texts, strict=True) if not ids]
-        if silent:
-            raise DataError(f"{silent[0]!r} has nothing to say; give a text with letters or digits")
         prompts = [r.prompt_KP if r.prompt_KP is not None else self._voice(r.speaker) for r in requests]
         given = conditions_for(texts, prompts, self.codec.num_codebooks)
         scales = self.loaded.model.config.guidance_scales
@@ -148,8 +147,19 @@ def pick_voices(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
     return voices
 
 
-def save_voices(folder: Path, voices: Mapping[str, Tensor]) -> None:
-    """Write ``voices.safetensors``."""
+def save_speaking_model(folder: Path, model: CodecLM, lineage: Lineage, data: Path) -> None:
+    """Write a model folder that speaks by itself: the weights, and the codec, text front-end and voices of its data.
+
+    Args:
+        folder: where to write.
+        model: the trained model.
+        lineage: what its weights stand for.
+        data: the token set that it was trained on.
+    """
     from safetensors.torch import save_file
 
+    save_model(folder, model, lineage)
+    for part in ("codec", "text"):
+        shutil.copytree(data / part, folder / part)
+    voices = pick_voices(TokenSet.open(data).split("train"))
     save_file({name: codes.to(torch.int32).contiguous() for name, codes in voices.items()}, folder / VOICES_FILE)

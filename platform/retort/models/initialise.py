@@ -107,11 +107,11 @@ def _rescale_norms(student: CodecLM, kept_to_all: Tensor) -> None:
 def _copy_block(theirs: Block, ours: Block, config: CodecLMConfig, channels: Tensor) -> None:
     head_dim = config.dim // config.num_heads
     kept = _choose(theirs, config, channels, head_dim)
-    q, k, v = theirs.attention.qkv.weight.split(_qkv_sizes(theirs, head_dim))
+    q, k, v = torch.split(theirs.attention.qkv.weight, _qkv_sizes(theirs, head_dim))
     rows = [_rows(kept.heads, head_dim), _rows(kept.kv_heads, head_dim), _rows(kept.kv_heads, head_dim)]
     ours.attention.qkv.weight.copy_(torch.cat([w[r][:, channels] for w, r in zip((q, k, v), rows, strict=True)]))
     if ours.attention.qkv.bias is not None:
-        parts = theirs.attention.qkv.bias.split(_qkv_sizes(theirs, head_dim))
+        parts = torch.split(theirs.attention.qkv.bias, _qkv_sizes(theirs, head_dim))
         ours.attention.qkv.bias.copy_(torch.cat([b[r] for b, r in zip(parts, rows, strict=True)]))
     ours.attention.out.weight.copy_(theirs.attention.out.weight[channels][:, rows[0]])
     gate, up = theirs.feed_forward.gate_up.weight.chunk(2)

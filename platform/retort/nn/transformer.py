@@ -99,7 +99,8 @@ def attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Tensor) -> Tens
         k_BHSD, v_BHSD = k_BHSD.repeat_interleave(group, dim=1), v_BHSD.repeat_interleave(group, dim=1)
     scores_BHTS = (q_BHTD @ k_BHSD.transpose(-1, -2)).float() * q_BHTD.shape[-1] ** -0.5
     weights_BHTS = scores_BHTS.masked_fill(~mask, -math.inf).softmax(-1).to(v_BHSD.dtype)
-    return weights_BHTS @ v_BHSD
+    attended: Tensor = weights_BHTS @ v_BHSD
+    return attended
 
 
 class FeedForward(nn.Module):

@@ -16,13 +16,14 @@ from torch import Tensor
 from retort.config import validate
 from retort.data.batches import LMBatch
 from retort.errors import QualityGateError, RetortError
+from retort.inference.synthesizer import save_speaking_model
 from retort.models.codec_lm import CodecLM, count_parameters
-from retort.models.weights import fingerprint_of, save_model
+from retort.models.weights import fingerprint_of
 from retort.nn.precision import pick_dtype
 from retort.orchestration.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
 from retort.orchestration.failures import read_failure, write_failure
 from retort.orchestration.master_weights import full_parameters
-from retort.orchestration.outputs import CHECKPOINTS, RESULT
+from retort.orchestration.outputs import CHECKPOINTS, RESULT, result_of
 from retort.orchestration.ranks import Ranks
 from retort.orchestration.train_checkpoints import TrainingCheckpoints, accumulation_for
 from retort.orchestration.train_metrics import EVENTS_FILE, MetricsWriter, RunningMeans
@@ -221,7 +222,10 @@ def _write_result(
             config=assignment.recorded_config,
             metrics={**metrics, "parameters": count_parameters(student)},
         )
-        write_artifact(config.output / RESULT, info, lambda folder: save_model(folder, student, problem.lineage))
+        data = result_of(config.data)
+        write_artifact(
+            config.output / RESULT, info, lambda folder: save_speaking_model(folder, student, problem.lineage, data)
+        )
     ranks.barrier()
 
 
