@@ -62,7 +62,7 @@ class Job:
                 "guidance": {"kind": "two_term", "scale": 1.5},
                 "teacher_forced": False,
                 "num_sampled": num_chunks * batch_size,
-                "max_frames": 8 if args.quick else 60,
+                "max_frames": 24 if args.quick else 60,
                 "batch_size": batch_size,
                 "filters": ANYTHING,
                 "precision": "auto",

@@ -13,6 +13,7 @@ from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 NUM_CODEBOOKS, CODEBOOK_SIZE, FRAME_RATE = 4, 256, 50.0
+EOS_SCALE = 15.0
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -59,6 +60,8 @@ def write_teacher(folder: Path, size: PresetName) -> Path:
     front_end = build_text_front_end(CharactersConfig(kind="characters"))
     torch.manual_seed(0)
     model = CodecLM(preset(size)((front_end.vocabulary_size, NUM_CODEBOOKS, CODEBOOK_SIZE))).eval()
+    with torch.no_grad():  # at chance, an utterance of this length would rarely end by itself
+        model.heads.weight[model.config.eos].mul_(EOS_SCALE)
     lineage = Lineage(
         method="pretrain",
         codec_fingerprint="made-up",
