@@ -70,10 +70,12 @@ class Assignment:
 def train_worker(tree: dict[str, Any]) -> None:
     """The function of each Ray Train worker; the process group is already there."""
     from ray.train import get_context
+    from ray.train.torch import get_device
 
-    context = get_context()
-    ranks = Ranks(context.get_world_rank(), context.get_world_size())
-    run_rank(Assignment.from_tree(tree), ranks)
+    context, assignment = get_context(), Assignment.from_tree(tree)
+    if assignment.config.training.workers.use_gpu:
+        torch.cuda.set_device(get_device())
+    run_rank(assignment, Ranks(context.get_world_rank(), context.get_world_size()))
 
 
 def run_rank(assignment: Assignment, ranks: Ranks) -> None:
