@@ -106,6 +106,14 @@ def test_a_damaged_chunk_counts_as_not_done(tmp_path, damage):
     assert chunks.missing() == [2]
 
 
+def test_a_forgotten_chunk_is_done_again(tmp_path):
+    chunks = ChunkFolder(tmp_path, 2)
+    for number in range(2):
+        chunks.write(number, _result(number))
+    chunks.forget(1)
+    assert chunks.missing() == [1]
+
+
 def test_a_chunk_that_keeps_killing_its_worker_is_given_up(tmp_path):
     chunks = ChunkFolder(tmp_path, 1)
     for _ in range(4):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retort.audio.codec import open_codec
-from retort.audio.files import read_audio
+from retort.audio.files import read_audio, wav_bytes
 from retort.config import validate
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
@@ -16,7 +16,7 @@ from retort.orchestration.prepare import run_prepare
 from retort.run_config import PrepareConfig
 from retort.store.artifact import read_artifact
 from retort.text.front_end import open_text_front_end
-from tests.orchestration.tiny_runs import Lines, add_bad_rows, write_ljspeech
+from tests.orchestration.tiny_runs import Lines, add_bad_rows, tone, write_ljspeech
 
 LJSPEECH = Path("../shared/data/ljspeech")
 CODEC = {"kind": "mel_rvq", "num_codebooks": 2, "codebook_size": 16, "kmeans_iterations": 2}
@@ -98,18 +98,20 @@ class TestOnRay:
             run_prepare(_config(tmp_path / "out", corpus, max_reject_fraction=0.3), Lines())
         assert error.value.exit_code == 3
         assert (tmp_path / "out" / "rejects.jsonl").is_file()
-        lines = Lines()
-        summary = run_prepare(_config(tmp_path / "out", corpus, max_reject_fraction=0.5), lines)
-        assert any("chunks are done already" in line for line in lines.lines)
+        # Rows that are mended before the next run are taken then, whoever refused them.
+        for mended in ("B_gone", "B_silent"):
+            del codes[mended]
+            (tmp_path / "corpus" / "wavs" / f"{mended}.wav").write_bytes(wav_bytes(tone(9), 16000))
+        summary = run_prepare(_config(tmp_path / "out", corpus, max_reject_fraction=0.5), Lines())
         text = (result_of(tmp_path / "out") / "rejects.jsonl").read_text()
         rejects = {reject["id"]: reject for reject in map(json.loads, text.splitlines())}
         expected = {**codes, "T000": "duplicate_id", "B_text": "unspeakable_text"}
         assert {name: reject["code"] for name, reject in rejects.items()} == expected
         assert rejects["B_nan"]["where"].endswith("B_nan.wav")
-        assert set(_rows(tmp_path / "out")) == {f"T{i:03d}" for i in range(14)}
+        assert set(_rows(tmp_path / "out")) == {f"T{i:03d}" for i in range(14)} | {"B_gone", "B_silent"}
         assert summary["rows_read"] == 22
-        assert summary["rows_kept"] == 14
-        assert sum(summary["rejected"].values()) == 8
+        assert summary["rows_kept"] == 16
+        assert sum(summary["rejected"].values()) == 6
 
     def test_digits_come_out_the_same_for_any_number_of_workers(self, tmp_path):
         for size in (1, 3):

@@ -5,7 +5,13 @@ import pytest
 from retort.config import validate
 from retort.data.digits import DigitsConfig, digit_strings
 from retort.errors import DataError
-from retort.orchestration.references import ROWS_PER_CHUNK, plan_references, read_references, reader_rejects
+from retort.orchestration.references import (
+    ROWS_PER_CHUNK,
+    forget_plan,
+    plan_references,
+    read_references,
+    reader_rejects,
+)
 from retort.run_config import PrepareConfig
 from tests.orchestration.tiny_runs import Lines, add_bad_rows, write_ljspeech
 
@@ -63,6 +69,10 @@ def test_a_plan_that_is_there_is_opened_not_made_again(tmp_path):
     first = plan_references(config, tmp_path / "plan", Lines())
     (tmp_path / "corpus" / "metadata.csv").write_text("")
     assert plan_references(config, tmp_path / "plan", Lines()) == first
+    forget_plan(tmp_path / "plan")
+    again = plan_references(config, tmp_path / "plan", Lines())
+    assert again.num_rows == 0
+    assert again.digest != first.digest
 
 
 def test_digits_are_planned_without_being_spoken(tmp_path):

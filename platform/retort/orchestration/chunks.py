@@ -114,6 +114,10 @@ class ChunkFolder:
                 _link(self._table(name, record.number), destination / f"part-{record.number:05d}.parquet")
         return sum(record.rows.get(name, 0) for record in records)
 
+    def forget(self, number: int) -> None:
+        """Have a chunk done again by the next run."""
+        self._record(number).unlink(missing_ok=True)
+
     def count_attempt(self, number: int) -> None:
         """Note that a worker begins a chunk.
 
@@ -268,8 +272,10 @@ def _chunk_actor(
 
     def call(item: Mapping[str, Any]) -> list[Any]:
         number = int(item["chunk"])
-        chunks.count_attempt(number)
-        chunks.write(number, made.work(number))
+        # A worker may have died between finishing a chunk and saying so.
+        if chunks.read(number) is None:
+            chunks.count_attempt(number)
+            chunks.write(number, made.work(number))
         return [number]
 
     return call

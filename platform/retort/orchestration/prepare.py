@@ -39,7 +39,7 @@ from retort.orchestration.prepare_worker import (
     samples_for_fitting,
 )
 from retort.orchestration.progress import Progress
-from retort.orchestration.references import Plan, plan_references, reader_rejects
+from retort.orchestration.references import Plan, forget_plan, plan_references, reader_rejects
 from retort.run_config import PrepareConfig, SavedCodec
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import commit_folder, is_committed
@@ -70,18 +70,17 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
         front_end = build_text_front_end(config.text)
         work = open_work_folder(output, _key(config, front_end))
         plan = plan_references(config, work / REFERENCES, progress)
-        _refuse_too_many(plan, [], config, output / REJECTS_FILE, reader_rejects(work / REFERENCES))
+        _refuse_too_many(plan, None, config, output / REJECTS_FILE, work)
         _save_once(work / TEXT, front_end)
         with ray_session():
             codec = _codec(config, plan, work, progress)
-            chunks = ChunkFolder(work / "chunks", plan.num_chunks)
+            chunks = ChunkFolder(work / f"chunks-{plan.digest}-{codec.fingerprint()}", plan.num_chunks)
             arguments = {"tree": config.model_dump(mode="json"), "work": work}
             run_chunks(chunks, PrepareWorker, arguments, config.pool, progress, "chunks prepared")
+        rejects = _refuse_too_many(plan, chunks, config, output / REJECTS_FILE, work)
         records = chunks.records()
-        rejects = [*reader_rejects(work / REFERENCES), *(r for record in records for r in record.rejects)]
-        _refuse_too_many(plan, records, config, output / REJECTS_FILE, rejects)
         summary = _figures(plan, records, rejects, time.monotonic() - begin)
-        artifact = _write_result(config, output / RESULT, (work, chunks, records), (codec, front_end), summary)
+        artifact = _write_result(config, output / RESULT, (chunks, records, rejects), (codec, front_end), summary)
         remove_tree(work.parent)
     return _summary(artifact)
 
@@ -137,29 +136,41 @@ def _fitting_recordings(
 
 
 def _refuse_too_many(
-    plan: Plan,
-    records: Sequence[ChunkRecord],
-    config: PrepareConfig,
-    path: Path,
-    rejects: Iterator[Reject] | list[Reject],
-) -> None:
-    """Write the rejects beside the run, and stop if they are too many or nothing is left.
+    plan: Plan, chunks: ChunkFolder | None, config: PrepareConfig, path: Path, work: Path
+) -> list[Reject]:
+    """Write the rejects so far beside the run; stop if they are too many or nothing is left to train on.
+
+    A run that stops forgets what a person may mend before the next one: the plan, the codec, chunks with rejects.
 
     Raises:
         DataError: with the most frequent reasons.
     """
-    codes = write_rejects(path, rejects)
+    records = [] if chunks is None else chunks.records()
+    rejects = [*reader_rejects(work / REFERENCES), *(reject for record in records for reject in record.rejects)]
+    fault = _fault(plan, records, config, write_rejects(path, rejects))
+    if fault is None:
+        return rejects
+    forget_plan(work / REFERENCES)
+    remove_tree(work / CODEC)
+    for record in records:
+        if chunks is not None and record.rejects:
+            chunks.forget(record.number)
+    raise DataError(f"{fault}; see {path}")
+
+
+def _fault(plan: Plan, records: Sequence[ChunkRecord], config: PrepareConfig, codes: Counter[str]) -> str | None:
     rejected, total = sum(codes.values()), plan.num_rows + plan.num_rejected
-    if total == 0:
-        raise DataError("the corpus holds no rows; check corpus.path")
     reasons = ", ".join(f"{code}: {count}" for code, count in codes.most_common(3))
+    if total == 0:
+        return "the corpus holds no rows; check corpus.path"
     if rejected > config.max_reject_fraction * total:
-        raise DataError(
+        return (
             f"{rejected} of {total} rows cannot be used ({reasons}), more than max_reject_fraction "
-            f"{config.max_reject_fraction:g} allows; see {path}, mend the corpus or raise max_reject_fraction"
+            f"{config.max_reject_fraction:g} allows; mend the corpus or raise max_reject_fraction"
         )
     if records and not sum_numbers(records).get("rows/train"):
-        raise DataError(f"no training rows are left of {total} ({reasons or 'check the splits'}); see {path}")
+        return f"no training rows are left of {total} ({reasons or 'check the splits'})"
+    return None
 
 
 def _figures(plan: Plan, records: Sequence[ChunkRecord], rejects: Sequence[Reject], wall_s: float) -> dict[str, Any]:
@@ -181,12 +192,12 @@ def _figures(plan: Plan, records: Sequence[ChunkRecord], rejects: Sequence[Rejec
 def _write_result(
     config: PrepareConfig,
     result: Path,
-    work: tuple[Path, ChunkFolder, Sequence[ChunkRecord]],
+    work: tuple[ChunkFolder, Sequence[ChunkRecord], Sequence[Reject]],
     parts: tuple[Codec, TextFrontEnd],
     figures: Mapping[str, Any],
 ) -> Artifact:
     """Put the chunks together and commit the artifact."""
-    (folder, chunks, records), (codec, front_end) = work, parts
+    (chunks, records, rejects), (codec, front_end) = work, parts
     description = TokenSetDescription(
         codec_fingerprint=codec.fingerprint(),
         text_fingerprint=front_end.fingerprint(),
@@ -203,7 +214,6 @@ def _write_result(
         write_description(target, description)
         codec.save(target / CODEC)
         front_end.save(target / TEXT)
-        rejects = [*reader_rejects(folder / REFERENCES), *(r for record in records for r in record.rejects)]
         write_rejects(target / REJECTS_FILE, rejects)
 
     fingerprints = {"codec": codec.fingerprint(), "text": front_end.fingerprint()}

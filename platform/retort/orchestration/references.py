@@ -33,12 +33,14 @@ class Plan:
         num_chunks: number of chunks.
         rejects: rows that the reader refused, by code.
         fit: chunk → places in it of the training rows that a codec is fitted on.
+        digest: hash of all references.
     """
 
     num_rows: int
     num_chunks: int
     rejects: dict[str, int]
     fit: dict[int, list[int]]
+    digest: str
 
     @property
     def num_rejected(self) -> int:
@@ -59,6 +61,11 @@ def plan_references(config: PrepareConfig, folder: Path, progress: Progress) -> 
     return Plan(**{**tree, "fit": {int(chunk): places for chunk, places in tree["fit"].items()}})
 
 
+def forget_plan(folder: Path) -> None:
+    """Have the corpus read again by the next run: its reader refused rows, which may be mended meanwhile."""
+    (folder / _PLAN).unlink(missing_ok=True)
+
+
 def read_references(folder: Path, chunk: int) -> list[Utterance]:
     """The references of one chunk, in order."""
     return list(read_utterances(folder / f"{chunk:05d}.parquet"))
@@ -75,6 +82,7 @@ def _write_plan(config: PrepareConfig, folder: Path, progress: Progress) -> None
     rejects: Counter[str] = Counter()
     fit: list[tuple[bytes, int]] = []  # a heap: the largest hash is on top
     chunk: list[Utterance] = []
+    digest = hashlib.sha256()
     count = 0
     with (folder / _REJECTS).open("w", encoding="utf-8") as refused:
         for row in _rows(config):
@@ -84,6 +92,7 @@ def _write_plan(config: PrepareConfig, folder: Path, progress: Progress) -> None
                 continue
             if row.split == "train":
                 _keep_smallest(fit, row.id, count, config.codec_fit_utterances)
+            digest.update(_identity(row))
             chunk.append(row)
             count += 1
             if len(chunk) == ROWS_PER_CHUNK:
@@ -101,8 +110,15 @@ def _write_plan(config: PrepareConfig, folder: Path, progress: Progress) -> None
         -(-count // ROWS_PER_CHUNK),
         dict(rejects),
         {number: sorted(places[number]) for number in sorted(places)},
+        digest.hexdigest()[:16],
     )
     write_json_atomic(folder / _PLAN, dataclasses.asdict(plan))
+
+
+def _identity(row: Utterance) -> bytes:
+    audio = hashlib.sha256(row.audio).hexdigest() if isinstance(row.audio, bytes) else str(row.audio)
+    fields = (row.id, row.text, row.speaker, row.language, row.split, audio, row.duration_s, row.start_s, row.end_s)
+    return json.dumps(fields).encode() + b"\n"
 
 
 def _keep_smallest(heap: list[tuple[bytes, int]], row_id: str, place: int, count: int) -> None:
