@@ -75,8 +75,10 @@ class TextFrontEnd:
         Raises:
             DataError: there is nothing to speak in it.
         """
-        ids = self._tokenizer.encode(self.prepare(text))
-        if not ids:
+        prepared = self.prepare(text)
+        ids = self._tokenizer.encode(prepared)
+        # Punctuation has ids, yet alone it says nothing.
+        if not any(character.isalnum() for character in prepared):
             raise DataError(f"there is nothing to speak in {text[:80]!r}; give it a letter or a digit")
         return ids
 

@@ -1,0 +1,106 @@
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
+from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
+from retort.errors import ConfigError, DataError
+from retort.inference.sampling import SamplerConfig
+from retort.inference.synthesizer import Request, Synthesizer, pick_voices, save_speaking_model
+from retort.models.codec_lm import CodecLM
+from retort.models.presets import tiny
+from retort.models.weights import Lineage
+from retort.nn.guidance import NoGuidance, TwoTermGuidance
+from retort.text.front_end import CharactersConfig, build_text_front_end
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder, by the real path: a fitted codec, a token set, a model with random weights."""
+    torch.manual_seed(0)
+    data = tmp_path_factory.mktemp("data")
+    recordings = [0.1 * torch.randn(8000) for _ in range(4)]
+    config = MelRVQConfig(codebook_size=8, num_codebooks=2, kmeans_iterations=2, griffin_lim_iterations=2)
+    codec = fit_mel_rvq(recordings, config)
+    front_end = build_text_front_end(CharactersConfig(kind="characters"))
+    codec.save(data / "codec")
+    front_end.save(data / "text")
+    rows = [
+        TokenRow(f"u{i}", "one", tuple(front_end.encode("one")), f"s{i % 2}", "train", codec.encode(r), 0.5)
+        for i, r in enumerate(recordings)
+    ]
+    write_shard(data / "part-0.parquet", rows)
+    description = TokenSetDescription(
+        codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
+        text_vocabulary_size=front_end.vocabulary_size, num_codebooks=2, codebook_size=8, sample_rate=codec.sample_rate,
+        frame_rate=codec.frame_rate,
+    )  # fmt: skip
+    write_description(data, description)
+    lineage = Lineage(
+        method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
+        trained_drops=("null",),
+    )  # fmt: skip
+    model = tmp_path_factory.mktemp("model")
+    save_speaking_model(model, CodecLM(tiny((front_end.vocabulary_size, 2, 8))), lineage, data)
+    return model
+
+
+def speak(synthesizer: Synthesizer, *requests: Request, scale: float = 1.0) -> list[torch.Tensor]:
+    guidance = TwoTermGuidance(scale=scale) if scale != 1.0 else NoGuidance()
+    said = synthesizer.speak(requests, guidance=guidance.build(), sampler=SamplerConfig(), max_frames=6)
+    return [s.codes_KT for s in said]
+
+
+def test_a_model_folder_speaks_by_itself(folder: Path) -> None:
+    synthesizer = Synthesizer.open(folder)
+    assert set(synthesizer.voices) == {"s0", "s1"}
+    said = synthesizer.speak(
+        [Request("one two", "s0", 1)], guidance=NoGuidance().build(), sampler=SamplerConfig(), max_frames=6
+    )[0]
+    assert said.samples_N.numel() == said.codes_KT.shape[1] * 400
+    assert said.sample_rate == 16_000
+
+
+def test_the_same_request_sounds_the_same_in_any_company(folder: Path) -> None:
+    synthesizer = Synthesizer.open(folder)
+    wanted = Request("three", "s1", 5)
+    alone = speak(synthesizer, wanted)[0]
+    together = speak(synthesizer, Request("a much longer text", "s0", 1), wanted)[1]
+    assert torch.equal(alone, together)
+    assert not torch.equal(alone, speak(synthesizer, Request("three", "s1", 6))[0])
+
+
+def test_unknown_voices_texts_without_words_and_untrained_guidance_are_refused(folder: Path) -> None:
+    synthesizer = Synthesizer.open(folder)
+    with pytest.raises(ConfigError, match="no voice 'eve'; this model has s0, s1"):
+        speak(synthesizer, Request("one", "eve", 0))
+    with pytest.raises(DataError, match="nothing to speak"):
+        speak(synthesizer, Request("!!!", "s0", 0))
+    speak(synthesizer, Request("one", "s0", 0), scale=2.0)
+    with pytest.raises(ConfigError, match="no_text"):
+        synthesizer.speak(
+            [Request("one", "s0", 0)], guidance=TwoTermGuidance(scale=2.0, against="no_text").build(),
+            sampler=SamplerConfig(), max_frames=4,
+        )  # fmt: skip
+
+
+def test_a_model_with_another_codec_is_refused_with_both_fingerprints(folder: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "model"
+    shutil.copytree(folder, moved)
+    other = fit_mel_rvq([0.1 * torch.randn(8000)], MelRVQConfig(codebook_size=8, num_codebooks=2, kmeans_iterations=1))
+    shutil.rmtree(moved / "codec")
+    other.save(moved / "codec")
+    with pytest.raises(DataError, match="mel_rvq") as error:
+        Synthesizer.open(moved)
+    assert other.fingerprint() in str(error.value)
+    assert Synthesizer.open(folder).codec.fingerprint() in str(error.value)
+
+
+def test_voices_are_the_first_long_row_of_each_speaker() -> None:
+    def row(name: str, speaker: str, frames: int) -> TokenRow:
+        return TokenRow(name, "a", (4,), speaker, "train", torch.full((2, frames), frames), frames / 40)
+
+    voices = pick_voices([row("a", "x", 5), row("b", "x", 50), row("c", "x", 60), row("d", "y", 7), row("e", "y", 9)])
+    assert {name: codes.shape[1] for name, codes in voices.items()} == {"x": 50, "y": 9}
