@@ -6,7 +6,7 @@ Tokens are codec tokens: frames times codebooks. The real-time factor is decodin
 import gc
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,6 @@ class Speed:
         tokens_per_second: codec tokens a second over the whole batch, without the codec.
         rtf: (decoding + codec) seconds per second of audio.
         first_frame_ms: time until the first frame's tokens.
-        peak_memory_mb: growth of the process's peak memory while decoding, plus the weights.
         nfe: network evaluations per step, counted in rows per utterance.
     """
 
@@ -44,7 +43,6 @@ class Speed:
     tokens_per_second: float
     rtf: float
     first_frame_ms: float
-    peak_memory_mb: float
     nfe: int
 
 
@@ -64,10 +62,8 @@ def measure_speed(
 
 def _one_round(case: SpeedCase, request: Request, batch_size: int, num_frames: int) -> Speed:
     synthesizer = case.synthesizer
-    requests = [Request(request.text, request.speaker, seed) for seed in range(batch_size)]
+    requests = [Request(request.text, request.speaker, seed, request.prompt_KP) for seed in range(batch_size)]
     conditions = synthesizer.conditions(requests, scale_input=case.scale_input)
-    reset_peak_memory(synthesizer.device)
-    before = memory_mb(synthesizer.device)
 
     def run(frames: int) -> tuple[float, list[torch.Tensor]]:
         _wait(synthesizer.device)
@@ -86,19 +82,46 @@ def _one_round(case: SpeedCase, request: Request, batch_size: int, num_frames: i
 
     first_s, _ = run(1)
     decode_s, codes = run(num_frames)
-    peak = peak_memory_mb(synthesizer.device)
     start = time.perf_counter()
     audio_samples = sum(synthesizer.codec.decode(item).numel() for item in codes)
     codec_s = time.perf_counter() - start
-    weights = sum(p.numel() * p.element_size() for p in synthesizer.loaded.model.parameters()) / 2**20
     return Speed(
         batch_size=batch_size,
         tokens_per_second=batch_size * num_frames * synthesizer.codec.num_codebooks / decode_s,
         rtf=(decode_s + codec_s) / (audio_samples / synthesizer.codec.sample_rate),
         first_frame_ms=1e3 * first_s,
-        peak_memory_mb=weights + max(0.0, peak - before),
         nfe=len(case.guidance.conditions),
     )
+
+
+def measure_peak_memory(
+    open_case: Callable[[], SpeedCase], request: Request, *, batch_size: int, num_frames: int
+) -> float:
+    """Memory in MiB that one system takes to be loaded and to decode a batch.
+
+    Call it in a fresh process: an allocator keeps what an earlier system took, and would hide what this one needs.
+    """
+    before = _memory_before()
+    case = open_case()
+    device = case.synthesizer.device
+    reset_peak_memory(device)
+    requests = [Request(request.text, request.speaker, seed, request.prompt_KP) for seed in range(batch_size)]
+    decode(
+        case.synthesizer.loaded.model,
+        case.synthesizer.conditions(requests, scale_input=case.scale_input),
+        guidance=case.guidance,
+        sampler=SamplerConfig(),
+        seeds=list(range(batch_size)),
+        max_frames=num_frames,
+        stop_at_eos=False,
+    )
+    _wait(device)
+    return peak_memory_mb(device) - (0.0 if device.type == "cuda" else before)
+
+
+def _memory_before() -> float:
+    gc.collect()
+    return memory_mb(torch.device("cpu"))
 
 
 def _wait(device: torch.device) -> None:

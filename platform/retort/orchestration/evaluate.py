@@ -20,7 +20,7 @@ from retort.evaluation.report import AudioSample, write_report
 from retort.evaluation.results import BootstrapConfig, Role, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
 from retort.evaluation.speaker import open_speaker_encoder
-from retort.evaluation.speed import Speed, SpeedCase, measure_speed
+from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.models.codec_lm import count_parameters
 from retort.models.weights import load_model
@@ -53,8 +53,9 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
         with ray_session():
             items = _judge_all(config, output, strings, progress)
             confidence = _on_one_actor(config, "confidence", config.pool.threads_per_worker)
-            speeds = _on_one_actor(config, "speed", config.speed.threads) if config.speed else {}
-        return _write(config, output, strings, [_with_speed(i, speeds, confidence) for i in infos], items, confidence)
+            speeds, memory = _measure(config, progress)
+        infos = [_with_speed(info, speeds, memory, confidence) for info in infos]
+        return _write(config, output, strings, infos, items, confidence)
 
 
 def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
@@ -143,14 +144,29 @@ def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
     return [remote.remote(config.model_dump(mode="json"), threads) for _ in range(count)]
 
 
-def _on_one_actor(config: EvaluateConfig, method: str, threads: int) -> Any:
+def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: str) -> Any:
+    """Call a method in a process of its own, which ends with the call."""
     import ray
 
     actor = _actors(config, 1, threads)[0]
     try:
-        return ray.get(getattr(actor, method).remote())
+        return ray.get(getattr(actor, method).remote(*arguments))
     finally:
         ray.kill(actor)
+
+
+def _measure(config: EvaluateConfig, progress: Progress) -> tuple[dict[str, list[Speed]], dict[str, float]]:
+    """Speed of all models in turns, and the peak memory of each in a process of its own."""
+    if config.speed is None:
+        return {}, {}
+    models = [system.name for system in config.systems if system.model is not None]
+    progress.update(0, 1 + len(models), "measuring speed")
+    speeds: dict[str, list[Speed]] = _on_one_actor(config, "speed", config.speed.threads)
+    memory: dict[str, float] = {}
+    for done, name in enumerate(models, start=1):
+        memory[name] = _on_one_actor(config, "memory", config.speed.threads, name)
+        progress.update(1 + done, 1 + len(models), f"measuring memory of {name}")
+    return speeds, memory
 
 
 class EvaluationWorker:
@@ -196,8 +212,7 @@ class EvaluationWorker:
             system = self._system(config.name)
             if system.synthesizer is not None and system.guidance is not None:
                 cases[config.name] = SpeedCase(system.synthesizer, system.guidance, system.scale_input)
-        row = max(self.strings.rows.values(), key=lambda r: len(r.text_ids))
-        request = Request(row.text, row.speaker, 0, self.strings.prompt_for(row))
+        request = self._longest_request()
         results: dict[str, list[Speed]] = {name: [] for name in cases}
         for batch_size in settings.batch_sizes:
             measured = measure_speed(
@@ -206,6 +221,25 @@ class EvaluationWorker:
             for name, speed in measured.items():
                 results[name].append(speed)
         return results
+
+    def memory(self, name: str) -> float:
+        """Peak memory of one model at the saturating batch size, MiB."""
+        settings = self.config.speed
+        assert settings is not None
+
+        def open_case() -> SpeedCase:
+            system = self._system(name)
+            assert system.synthesizer is not None
+            assert system.guidance is not None
+            return SpeedCase(system.synthesizer, system.guidance, system.scale_input)
+
+        return measure_peak_memory(
+            open_case, self._longest_request(), batch_size=settings.batch_sizes[-1], num_frames=settings.num_frames
+        )
+
+    def _longest_request(self) -> Request:
+        row = max(self.strings.rows.values(), key=lambda r: len(r.text_ids))
+        return Request(row.text, row.speaker, 0, self.strings.prompt_for(row))
 
     def _system(self, name: str) -> System:
         if name not in self._systems:
@@ -220,9 +254,12 @@ class EvaluationWorker:
 
 
 def _with_speed(
-    info: SystemInfo, speeds: Mapping[str, Sequence[Speed]], confidence: Mapping[str, Confidence]
+    info: SystemInfo,
+    speeds: Mapping[str, Sequence[Speed]],
+    memory: Mapping[str, float],
+    confidence: Mapping[str, Confidence],
 ) -> SystemInfo:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"peak_memory_mb": memory.get(info.name)}
     if info.name in confidence:
         changes.update(entropy=confidence[info.name].entropy, top1_probability=confidence[info.name].top1)
     if info.name in speeds:
@@ -231,7 +268,6 @@ def _with_speed(
             tokens_per_second=last.tokens_per_second,
             rtf=last.rtf,
             nfe=last.nfe,
-            peak_memory_mb=last.peak_memory_mb,
             tokens_per_second_batch1=first.tokens_per_second,
             rtf_batch1=first.rtf,
             first_audio_ms=first.first_frame_ms,
