@@ -234,29 +234,35 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def retort(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, as a person runs it: Ray reads a token once per process and keeps it."""
+    code = "import sys; from retort.cli import run; sys.exit(run(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+
+
 @pytest.mark.ray
-def test_job_runs_there_with_its_log_and_exit_code(
-    head: Head, run_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(run_file.parent)
+def test_job_runs_there_with_its_log_and_exit_code(head: Head, run_file: Path) -> None:
+    folder = run_file.parent
     # The evaluation is not there: the entry script says so at the cluster and ends with the code of bad data.
-    assert cli.run(["submit", "report", "report.yaml", "--address", head.address]) == 3
-    out = capsys.readouterr().out
-    assert f"retort: {run_file.parent}/absent: no such folder" in out
-    assert out.startswith("submitted report as raysubmit_")
+    ended = retort(folder, "submit", "report", "report.yaml", "--address", head.address)
+    assert ended.returncode == 3, ended.stderr
+    assert f"retort: {folder}/absent: no such folder" in ended.stdout
+    assert ended.stdout.startswith("submitted report as raysubmit_")
     # An output that exists and --no-resume: refused there with the code of bad usage.
-    (run_file.parent / "out").mkdir()
-    (run_file.parent / "out" / "kept.txt").write_text("mine")
-    assert cli.run(["submit", "report", "report.yaml", "--address", head.address, "--no-resume"]) == 2
-    assert "leave --no-resume out" in capsys.readouterr().out
+    (folder / "out").mkdir()
+    (folder / "out" / "kept.txt").write_text("mine")
+    ended = retort(folder, "submit", "report", "report.yaml", "--address", head.address, "--no-resume")
+    assert ended.returncode == 2, ended.stderr
+    assert "leave --no-resume out" in ended.stdout
 
 
 @pytest.mark.ray
 def test_interpreter_that_is_not_there_is_told(head: Head, run_file: Path) -> None:
-    lines: list[str] = []
-    missing = replace(submission(run_file, head.address), python="/nowhere/python")
-    assert submit_job(missing, log=lines.append) == 127
-    assert "/nowhere/python" in "".join(lines)
+    arguments = ("submit", "report", "report.yaml", "--address", head.address, "--python", "/nowhere/python")
+    ended = retort(run_file.parent, *arguments)
+    assert ended.returncode == 127, ended.stderr
+    assert "/nowhere/python" in ended.stdout
 
 
 @pytest.mark.ray
