@@ -37,7 +37,6 @@ def run_demo(config: DemoConfig, progress: Progress) -> dict[str, Any]:
             return {"jobs": results, "seconds": seconds}
         last = evaluations[-1]
         report = _publish(result_of(last.output), output)
-        progress.log(f"the report is {report}")
         return {"evaluation": results[last.output.name], "seconds": seconds, "report": str(report)}
 
 
