@@ -38,6 +38,7 @@ class Jobs:
         self.count = 0
         self.weights: dict[str, bytes] = {}
         self.losses: list[float] = []
+        self.steps_s: dict[str, list[list[float]]] = {"ray": [], "torchrun": []}
 
     def ray(self) -> dict[str, float]:
         """A round of ours."""
@@ -61,6 +62,11 @@ class Jobs:
         if done.returncode:
             raise SystemExit(f"torch.distributed.run ended with {done.returncode}:\n{done.stderr[-3000:]}")
         return self._measured(job, time.perf_counter() - begin)
+
+    def ratio_of_best_steps(self) -> float:
+        """Each step at its best over all jobs, summed, ours over the peer's: step n has the same batch in every job."""
+        ours, peer = (sum(map(min, zip(*self.steps_s[kind], strict=True))) for kind in ("ray", "torchrun"))
+        return ours / peer
 
     def _job(self, kind: str) -> PretrainConfig:
         self.count += 1
@@ -86,6 +92,7 @@ class Jobs:
         kind = job.output.name.rsplit("-", 1)[1]
         self.weights[kind] = (job.output / "result" / "model.safetensors").read_bytes()
         steps = [1.0 / r["steps_per_s"] for r in records[WARM_UP_STEPS:]]
+        self.steps_s[kind].append(steps)
         return {"a step": statistics.median(steps), "the whole job": job_s}
 
 
@@ -115,6 +122,7 @@ def main() -> None:
             run = interleave({"ray": jobs.ray, "torchrun": jobs.torchrun}, args, calibration=calibration)
             print(f"{num_workers} worker(s), loss {jobs.losses[0]:.3f} to {jobs.losses[-1]:.3f}")
             print_table(run)
+            print(f"the same ratio with every step at its best: {jobs.ratio_of_best_steps():.3f}")
             is_same = jobs.weights["ray"] == jobs.weights["torchrun"]
             assert is_same, "the two jobs must end with the same weights"
             ratio = run.ratios("ray, a step", "torchrun, a step")
