@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from retort.config import Config
 from retort.nn.conditions import TEXT_PAD, Conditions
+from retort.nn.dropout import Dropout
 from retort.nn.transformer import Attention, Block, FeedForward, LayerCache, RMSNorm, rotary_tables
 
 
@@ -93,7 +94,7 @@ class CodecLM(nn.Module):
         )
         self.norm = RMSNorm(D)
         self.heads = nn.Linear(D, K * config.output_size, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:

@@ -27,7 +27,9 @@ def uniform(seed_B: Tensor, counter: int | Tensor, shape: tuple[int, ...]) -> Te
     lane = torch.arange(count, device=seed_B.device, dtype=torch.int64)
     row_B = _mix(_mix(seed_B.to(torch.int64) * _GOLDEN) + counter)
     bits = _shift_right(_mix(row_B[:, None] + (lane + 1) * _GOLDEN), 40)
-    return ((bits.float() + 0.5) / (1 << 24)).view(seed_B.shape[0], *shape)
+    # fp32 rounds the largest of these to 1, whose noise would be infinite.
+    below_one = ((bits.float() + 0.5) / (1 << 24)).clamp_max(1 - 2**-24)
+    return below_one.view(seed_B.shape[0], *shape)
 
 
 def gumbel(seed_B: Tensor, counter: int | Tensor, shape: tuple[int, ...]) -> Tensor:

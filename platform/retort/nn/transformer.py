@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retort.nn.dropout import Dropout
+
 _LONGEST_PLAIN = 512
 """Columns up to which a CPU attends by plain products."""
 
@@ -124,7 +126,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
         self.attention_norm, self.feed_forward_norm = RMSNorm(dim), RMSNorm(dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -43,7 +43,7 @@ class DeepSpeedOptimizer:
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.config, self.num_steps, self.step = config, num_steps, step
         adam = torch.optim.AdamW(
-            parameter_groups(objective, config.weight_decay), lr=config.learning_rate, betas=config.betas
+            parameter_groups(objective, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
         )
         self.engine: Any = deepspeed.initialize(
             model=objective, optimizer=adam, config=deepspeed_config(config, zero_stage, dtype)
