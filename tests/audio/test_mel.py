@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from retort.audio.mel import MEL_FLOOR, MelConfig, griffin_lim, log_mel, mel_to_magnitude
+from retort.audio.mel import MEL_FLOOR, MelConfig, log_mel, mel_to_magnitude
 
 CONFIG = MelConfig()
 SILENCE = math.log(MEL_FLOOR)
@@ -67,49 +67,3 @@ def test_inverse_mel_is_non_negative_and_agrees_after_the_filters() -> None:
     loud_MT = features_MT > features_MT.max() - 5
     error_MT = ((filters_MF @ magnitude_FT).clamp(min=MEL_FLOOR).log() - features_MT).abs()
     assert error_MT[loud_MT].mean() < 0.1
-
-
-def test_same_seed_same_samples() -> None:
-    features_MT = log_mel(chirp(), CONFIG)
-    first_N = griffin_lim(features_MT, CONFIG, num_iterations=4, seed=1)
-    torch.manual_seed(99)
-    assert torch.equal(first_N, griffin_lim(features_MT, CONFIG, num_iterations=4, seed=1))
-    assert not torch.allclose(first_N, griffin_lim(features_MT, CONFIG, num_iterations=4, seed=2))
-
-
-def test_an_item_sounds_alone_as_in_a_padded_batch() -> None:
-    long_MT, short_MT = log_mel(chirp(8000), CONFIG), log_mel(tone(300, 3000), CONFIG)
-    padded_MT = torch.full_like(long_MT, SILENCE)
-    padded_MT[:, : short_MT.shape[1]] = short_MT
-    batch_BN = griffin_lim(torch.stack([long_MT, padded_MT]), CONFIG, num_iterations=8)
-    assert batch_BN.shape == (2, long_MT.shape[1] * 200)
-    alone_N = griffin_lim(short_MT, CONFIG, num_iterations=8)
-    assert torch.allclose(batch_BN[0], griffin_lim(long_MT, CONFIG, num_iterations=8), atol=1e-5)
-    assert torch.allclose(batch_BN[1, : len(alone_N)], alone_N, atol=1e-5)
-
-
-@pytest.mark.parametrize("frequency_hz", [150, 440, 1000, 3000])
-def test_a_tone_keeps_its_peak_and_level(frequency_hz: int) -> None:
-    rebuilt_N = griffin_lim(log_mel(tone(frequency_hz), CONFIG), CONFIG)[:16000]
-    peak_hz = int(torch.fft.rfft(rebuilt_N).abs().argmax())
-    # A mel filter knows a frequency only to within its own width.
-    assert abs(peak_hz - frequency_hz) <= max(40, 0.04 * frequency_hz)
-    assert 0.5 < float(rebuilt_N.std() / tone(frequency_hz).std()) < 1.4
-
-
-def test_more_iterations_come_closer() -> None:
-    features_MT = log_mel(chirp(), CONFIG)
-
-    def distance(num_iterations: int) -> float:
-        rebuilt_MT = log_mel(griffin_lim(features_MT, CONFIG, num_iterations=num_iterations), CONFIG)[:, :-1]
-        return float((rebuilt_MT - features_MT)[features_MT > -5].abs().mean())
-
-    distances = [distance(num_iterations) for num_iterations in (0, 8, 32)]
-    assert distances == sorted(distances, reverse=True)
-    assert distances[2] < 0.5 * distances[0]
-
-
-def test_silence_stays_silent_and_no_frames_make_no_sound() -> None:
-    assert torch.equal(griffin_lim(torch.full((80, 10), SILENCE), CONFIG).abs() < 1e-6, torch.full((2000,), True))
-    assert griffin_lim(torch.zeros(80, 0), CONFIG).shape == (0,)
-    assert griffin_lim(torch.zeros(0, 80, 5), CONFIG).shape == (0, 1000)

@@ -82,11 +82,17 @@ def test_same_audio_same_codes_and_same_seed_same_codec(codec: MelRVQ) -> None:
     assert fit_mel_rvq(recordings, CONFIG.replace(fit_seed=1)).fingerprint() != codec.fingerprint()
 
 
-def test_batch_decodes_as_each_alone(codec: MelRVQ) -> None:
-    codes = [codec.encode(voice(seed, length)) for seed, length in ((1, 3000), (2, 900), (3, 1))]
-    for batched_N, codes_KT in zip(codec.decode_batch(codes), codes, strict=True):
-        assert torch.allclose(batched_N, codec.decode(codes_KT), atol=1e-5)
-    assert codec.decode_batch([]) == []
+@given(st.integers(1, 5000), st.lists(st.integers(1, 5), min_size=13, max_size=13))
+@settings(max_examples=25, deadline=None)
+def test_a_stream_gives_the_bits_of_the_whole_however_it_is_cut(
+    codec: MelRVQ, num_samples: int, widths: list[int]
+) -> None:
+    codes_KT = codec.encode(voice(1, num_samples))
+    stream, parts, at = codec.stream(), [], 0
+    for width in widths:
+        parts.append(stream.push(codes_KT[:, at : at + width]))
+        at += width
+    assert torch.equal(torch.cat([*parts, stream.finish()]), codec.decode(codes_KT))
 
 
 @given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 20))

@@ -18,6 +18,18 @@ CodecConfig = Annotated[MelRVQConfig | EncodecConfig, Field(discriminator="kind"
 """Any codec, told apart by ``kind``."""
 
 
+class CodecStream(Protocol):
+    """One utterance on its way from codes to samples, with the state that its next piece needs."""
+
+    def push(self, codes_KT: Tensor) -> Tensor:
+        """Add codes [K, T]; returns the samples that no later code can change, maybe none."""
+        ...
+
+    def finish(self) -> Tensor:
+        """The remaining samples; the stream is over."""
+        ...
+
+
 class Codec(Protocol):
     """Turns audio into K streams of codes and back; nothing else in the package knows how."""
 
@@ -51,6 +63,10 @@ class Codec(Protocol):
 
     def decode(self, codes_KT: Tensor) -> Tensor:
         """Samples [N] of codes [K, T]."""
+        ...
+
+    def stream(self) -> CodecStream:
+        """Decode while codes still arrive; all samples together are those of :meth:`decode`, bit for bit."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -129,10 +129,36 @@ class Encodec:
         samples_BCN: Tensor = self._model.decode([(codes_KT[None], None)])
         return samples_BCN[0, 0]
 
+    def stream(self) -> "EncodecStream":
+        """See :class:`EncodecStream`."""
+        return EncodecStream(self)
+
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``; the path of the original checkpoint is not kept."""
         config = self.config.replace(checkpoint=None)
         write_codec_folder(folder, config, self._model.state_dict(), self._fingerprint)
+
+
+class EncodecStream:
+    """Collects the codes and decodes them at the end: right, and without sound before the end of the utterance."""
+
+    def __init__(self, codec: Encodec) -> None:
+        self._codec = codec
+        self._codes: list[Tensor] = []
+
+    def push(self, codes_KT: Tensor) -> Tensor:
+        """No samples yet.
+
+        Raises:
+            DataError: a code lies outside the codebook.
+        """
+        check_codes(codes_KT, self._codec.num_codebooks, self._codec.codebook_size, self._codec.fingerprint())
+        self._codes.append(codes_KT)
+        return torch.zeros(0)
+
+    def finish(self) -> Tensor:
+        """All samples."""
+        return self._codec.decode(torch.cat(self._codes, dim=1)) if self._codes else torch.zeros(0)
 
 
 def load_encodec(config: EncodecConfig) -> Encodec:

@@ -2,12 +2,13 @@
 
 Log-mel frames are stacked, standardised, and quantised by residual k-means (multiple-stage vector quantisation, Juang
 and Gray, ICASSP 1982): each codebook quantises what the ones before it left over. The way back is the sum of the
-entries, then ``griffin_lim``. It is meant for demos and smoke tests; its sound is not comparable with neural codecs.
+entries, then Griffin-Lim in pieces, so that sound begins before the utterance ends. It is meant for demos and smoke
+tests; its sound is not comparable with neural codecs.
 
 Entry 0 of every codebook is reserved: codes that are all zero mean digital silence.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +25,8 @@ from retort.audio.codec_files import (
     read_codec_weights,
     write_codec_folder,
 )
-from retort.audio.mel import MEL_FLOOR, MelConfig, griffin_lim, log_mel
+from retort.audio.griffin_lim import GriffinLimStream
+from retort.audio.mel import MEL_FLOOR, MelConfig, log_mel
 from retort.config import Config
 from retort.errors import DataError
 
@@ -113,20 +115,12 @@ class MelRVQ:
         Raises:
             DataError: a code lies outside the codebook.
         """
-        return self.decode_batch([codes_KT])[0]
+        stream = self.stream()
+        return torch.cat([stream.push(codes_KT), stream.finish()])
 
-    def decode_batch(self, codes: Sequence[Tensor]) -> list[Tensor]:
-        """Decode many utterances at once; each sounds exactly as it would alone."""
-        if not codes:
-            return []
-        mels = [self.decode_log_mel(codes_KT) for codes_KT in codes]
-        longest = max(mel_MT.shape[-1] for mel_MT in mels)
-        silence = torch.tensor(MEL_FLOOR).log().item()
-        padded = [functional.pad(mel_MT, (0, longest - mel_MT.shape[-1]), value=silence) for mel_MT in mels]
-        padded_BMT = torch.stack(padded)
-        samples_BN = griffin_lim(padded_BMT, self.config.mel, num_iterations=self.config.griffin_lim_iterations)
-        lengths = [codes_KT.shape[-1] * self.samples_per_token for codes_KT in codes]
-        return [samples_N[:length] for samples_N, length in zip(samples_BN, lengths, strict=True)]
+    def stream(self) -> "MelRVQStream":
+        """Decode while codes still arrive; the samples are those of :meth:`decode`, bit for bit."""
+        return MelRVQStream(self)
 
     def decode_log_mel(self, codes_KT: Tensor) -> Tensor:
         """Log-mel [M, T * frames_per_token] that the codes stand for.
@@ -150,6 +144,33 @@ class MelRVQ:
 
     def _weights(self) -> dict[str, Tensor]:
         return {"means_D": self._means_D, "scales_D": self._scales_D, "centroids_KVD": self._centroids_KVD}
+
+
+class MelRVQStream:
+    """Codes in, samples out as soon as they are final; see :class:`~retort.audio.codec.CodecStream`."""
+
+    def __init__(self, codec: MelRVQ) -> None:
+        config = codec.config
+        self._codec = codec
+        self._phases = GriffinLimStream(
+            config.mel, block_frames=config.frames_per_token, num_iterations=config.griffin_lim_iterations
+        )
+
+    def push(self, codes_KT: Tensor) -> Tensor:
+        """Samples that became final.
+
+        Raises:
+            DataError: a code lies outside the codebook.
+        """
+        codec = self._codec
+        check_codes(codes_KT, codec.num_codebooks, codec.codebook_size, codec.fingerprint())
+        # One token at a time: what is computed for it must not depend on how many come together.
+        parts = [self._phases.push(codec.decode_log_mel(codes_KT[:, t : t + 1])) for t in range(codes_KT.shape[1])]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def finish(self) -> Tensor:
+        """The remaining samples."""
+        return self._phases.finish()
 
 
 def load_mel_rvq(folder: Path, config: MelRVQConfig) -> MelRVQ:

@@ -20,11 +20,11 @@ from retort.errors import DataError
 from retort.evaluation.confidence import Confidence, ConfidenceAccumulator
 from retort.evaluation.items import Expected, ItemResult
 from retort.evaluation.scoring import Scorers, Spoken, score_item
-from retort.inference.decode import combine_rows, stack_for_guidance
 from retort.inference.sampling import SamplerConfig
 from retort.inference.synthesizer import Request, Synthesizer, pick_voices
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import Guidance
+from retort.nn.guided_rows import combine_rows, stack_for_guidance
 
 RECORDINGS_OF_A_VOICE = 8
 """Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
@@ -238,4 +238,7 @@ def _system_logits(system: System, batch: LMBatch) -> Tensor:
     on_device = batch.to(system.synthesizer.device)
     stacked = stack_for_guidance(on_device.conditions, system.guidance)
     inputs = on_device.inputs_BKS.repeat(len(system.guidance.conditions), 1, 1)
-    return combine_rows(system.synthesizer.loaded.model(stacked, inputs), system.guidance).float().cpu()
+    device, dtype = system.synthesizer.device.type, system.synthesizer.dtype
+    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+        logits = system.synthesizer.loaded.model(stacked, inputs)
+    return combine_rows(logits, system.guidance).float().cpu()

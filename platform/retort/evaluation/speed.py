@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from retort.inference.decode import decode
 from retort.inference.sampling import SamplerConfig
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import Guidance
@@ -68,8 +67,7 @@ def _one_round(case: SpeedCase, request: Request, batch_size: int, num_frames: i
     def run(frames: int) -> tuple[float, list[torch.Tensor]]:
         _wait(synthesizer.device)
         start = time.perf_counter()
-        decoded = decode(
-            synthesizer.loaded.model,
+        decoded = synthesizer.decoder.decode(
             conditions,
             guidance=case.guidance,
             sampler=SamplerConfig(),
@@ -106,8 +104,7 @@ def measure_peak_memory(
     device = case.synthesizer.device
     reset_peak_memory(device)
     requests = [Request(request.text, request.speaker, seed, request.prompt_KP) for seed in range(batch_size)]
-    decode(
-        case.synthesizer.loaded.model,
+    case.synthesizer.decoder.decode(
         case.synthesizer.conditions(requests, scale_input=case.scale_input),
         guidance=case.guidance,
         sampler=SamplerConfig(),

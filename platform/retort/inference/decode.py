@@ -1,4 +1,4 @@
-"""Cached autoregressive decoding of a batch, with the guidance rows packed into the same forward pass."""
+"""Decoding a whole batch: every row an utterance of one engine."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,11 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retort.inference.sampling import SamplerConfig, forbid_illegal, sample
-from retort.losses.divergence import TopK, top_k_of
+from retort.inference.backends import Capacity, DecodePrecision, open_runner
+from retort.inference.engine import Advance, Engine
+from retort.inference.runner import Plan, Runner, plan_for
+from retort.inference.sampling import SamplerConfig
+from retort.losses.divergence import TopK
 from retort.models.codec_lm import CodecLM
 from retort.nn.conditions import Conditions
-from retort.nn.delays import revert_delays
 from retort.nn.guidance import Guidance
 
 
@@ -29,111 +31,95 @@ class Decoded:
     top_k: TopK | None = None
 
 
-def for_condition(conditions: Conditions, name: str) -> Conditions:
-    """The rows under one named condition of :mod:`retort.nn.guidance`."""
-    return conditions.dropped(text=name in ("no_text", "null"), speaker=name in ("no_speaker", "null"))
+class Decoder:
+    """A model ready to decode: its embeddings, and a runner that is opened, and opened larger, when it is needed.
 
-
-def stack_for_guidance(conditions: Conditions, guidance: Guidance) -> Conditions:
-    """All rows under each of the guidance's conditions, condition-major: [C * B]."""
-    names = guidance.conditions
-    return conditions if names == ("full",) else Conditions.cat([for_condition(conditions, n) for n in names])
-
-
-def combine_rows(logits: Tensor, guidance: Guidance) -> Tensor:
-    """Undo :func:`stack_for_guidance` on logits [C * B, ...], giving the guided logits [B, ...]."""
-    names = guidance.conditions
-    return guidance.combine(dict(zip(names, logits.chunk(len(names)), strict=True)))
-
-
-@torch.inference_mode()
-def decode(
-    model: CodecLM,
-    conditions: Conditions,
-    *,
-    guidance: Guidance,
-    sampler: SamplerConfig,
-    seeds: Sequence[int],
-    max_frames: int,
-    keep_top_k: int = 0,
-    stop_at_eos: bool = True,
-) -> list[Decoded]:
-    """Decode every row of ``conditions`` until its end of speech or ``max_frames`` frames.
-
-    A row's result depends on its own conditions and seed, not on the rows beside it. ``stop_at_eos=False`` forbids the
-    end of speech, so that every row takes ``max_frames`` frames (for timing).
+    Args:
+        model: in fp32 (on a GPU also in its own precision); it is put into evaluation mode.
+        precision: number format of the steps.
+        threads: CPU threads of a step; ``None`` takes torch's number.
     """
-    state = _Decoding(model, conditions, guidance, max_frames)
-    seed_B = torch.tensor(list(seeds), dtype=torch.int64, device=state.device)
-    kept: list[TopK] = []
-    for step in range(state.num_steps):
-        logits_BKV = forbid_illegal(state.logits(), end_of_speech=stop_at_eos)
-        if keep_top_k:
-            kept.append(top_k_of(logits_BKV[:, None], keep_top_k))
-        if state.advance(sample(logits_BKV, sampler, seed_B=seed_B, counter=step)):
-            break
-    return state.finish(kept)
 
+    def __init__(self, model: CodecLM, *, precision: DecodePrecision, threads: int | None = None) -> None:
+        self.model, self.precision = model.eval(), precision
+        self._threads = threads
+        self._capacity: Capacity | None = None
+        self._runner: Runner | None = None
 
-class _Decoding:
-    """The state of one batch: caches, tokens so far, which rows have ended."""
+    def runner(self, *, max_slots: int, max_conditions: int, max_columns: int) -> Runner:
+        """A runner that holds at least this much; it forgets what an earlier one held."""
+        threads = torch.get_num_threads() if self._threads is None else self._threads
+        wanted = Capacity(max_slots, max_conditions, max_columns, threads)
+        if self._runner is None or self._capacity is None or not self._capacity.covers(wanted):
+            self._runner = None  # The old caches go before the new ones come.
+            self._runner = open_runner(self.model, wanted, precision=self.precision)
+            self._capacity = wanted
+        return self._runner
 
-    def __init__(self, model: CodecLM, conditions: Conditions, guidance: Guidance, max_frames: int) -> None:
-        config = model.config
-        self.model, self.guidance, self.config = model, guidance, config
-        self.delays = config.codebook_delays
-        self.device = conditions.text_BL.device
-        self.num_steps = max_frames + max(1, max(self.delays))
-        B = conditions.text_BL.shape[0]
-        prefix, self.valid = model.embed_conditions(stack_for_guidance(conditions, guidance))
-        self.column = prefix.shape[1]
-        self.caches = model.new_caches(prefix.shape[0], self.column + self.num_steps)
-        self.repeats = len(guidance.conditions)
-        self.tokens_BKS = torch.full((B, config.num_codebooks, self.num_steps), config.fill, device=self.device)
-        self.end_B = torch.full((B,), max_frames, device=self.device)
-        self.ended_B = torch.zeros(B, dtype=torch.bool, device=self.device)
-        self.step = 0
-        start = torch.full((B, config.num_codebooks, 1), config.fill, device=self.device)
-        audio = model.embed_audio(start).repeat(self.repeats, 1, 1)
-        self.pending = torch.cat([prefix, audio], dim=1)
-        self.position = 0
-
-    def logits(self) -> Tensor:
-        """Guided logits [B, K, V + 1] of the next step."""
-        logits = self.model.step(self.pending, self.valid, self.caches, self.position)[:, -1]
-        self.position += self.pending.shape[1]
-        return combine_rows(logits, self.guidance)
-
-    def advance(self, token_BK: Tensor) -> bool:
-        """Record one step of tokens; True when every row is complete."""
-        s, config = self.step, self.config
-        ends = (token_BK[:, 0] == config.eos) & ~self.ended_B
-        self.end_B = torch.where(ends, torch.full_like(self.end_B, s), self.end_B)
-        self.ended_B |= ends
-        frame_BK = s - torch.tensor(self.delays, device=self.device)[None, :].expand_as(token_BK)
-        alive = (frame_BK >= 0) & (frame_BK < self.end_B[:, None])
-        token_BK = token_BK.masked_fill(~alive, config.fill)
-        token_BK[:, 0] = torch.where(ends, torch.full_like(token_BK[:, 0], config.eos), token_BK[:, 0])
-        self.tokens_BKS[:, :, s] = token_BK
-        self.pending = self.model.embed_audio(token_BK[:, :, None]).repeat(self.repeats, 1, 1)
-        self.step += 1
-        return bool((self.end_B + max(self.delays) <= self.step).all())
-
-    def finish(self, kept: list[TopK]) -> list[Decoded]:
-        """Cut each row to its length and undo the delays."""
-        longest = max(self.delays)
-        results = []
-        for b, end in enumerate(self.end_B.tolist()):
-            top = TopK(*(torch.stack(p, dim=1)[b, :, 0] for p in _columns(kept))) if kept else None
-            results.append(
-                Decoded(
-                    revert_delays(self.tokens_BKS[b : b + 1, :, : end + longest], self.delays)[0].cpu(),
-                    bool(self.ended_B[b]),
-                    top,
+    def plans(
+        self,
+        conditions: Conditions,
+        *,
+        guidance: Guidance,
+        sampler: SamplerConfig,
+        seeds: Sequence[int],
+        max_frames: int,
+        may_end: bool = True,
+    ) -> list[Plan]:
+        """The plan of each row. Rows are embedded alone, so that their bits do not depend on the others' padding."""
+        with torch.autocast(conditions.text_BL.device.type, enabled=False):
+            return [
+                plan_for(
+                    self.model,
+                    conditions.row(b),
+                    guidance=guidance,
+                    sampler=sampler,
+                    seed=seed,
+                    max_frames=max_frames,
+                    may_end=may_end,
                 )
-            )
-        return results
+                for b, seed in enumerate(seeds)
+            ]
+
+    def decode(
+        self,
+        conditions: Conditions,
+        *,
+        guidance: Guidance,
+        sampler: SamplerConfig,
+        seeds: Sequence[int],
+        max_frames: int,
+        keep_top_k: int = 0,
+        stop_at_eos: bool = True,
+        max_slots: int | None = None,
+    ) -> list[Decoded]:
+        """Decode every row of ``conditions`` until its end of speech or ``max_frames`` frames.
+
+        A row's result depends on its own conditions and seed, not on the rows beside it. ``stop_at_eos=False`` forbids
+        the end of speech, so that every row takes ``max_frames`` frames (for timing). ``max_slots`` limits how many
+        rows decode at once (default: all).
+        """
+        plans = self.plans(
+            conditions, guidance=guidance, sampler=sampler, seeds=seeds, max_frames=max_frames, may_end=stop_at_eos
+        )
+        if not plans:
+            return []
+        longest = max(1, max(self.model.config.codebook_delays))
+        runner = self.runner(
+            max_slots=min(len(plans), max_slots or len(plans)),
+            max_conditions=len(guidance.conditions),
+            max_columns=max(plan.num_columns for plan in plans) + max_frames + longest,
+        )
+        advances: list[list[Advance]] = [[] for _ in plans]
+        for index, advance in Engine(runner, keep_top_k=keep_top_k).run(plans):
+            advances[index].append(advance)
+        return [_gather(steps) for steps in advances]
 
 
-def _columns(kept: list[TopK]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    return [t.ids for t in kept], [t.log_probs for t in kept], [t.log_tail for t in kept]
+def _gather(steps: Sequence[Advance]) -> Decoded:
+    kept = [step.top_k for step in steps if step.top_k is not None]
+    top = None
+    if kept:
+        ids, log_probs, log_tail = zip(*((k.ids, k.log_probs, k.log_tail) for k in kept), strict=True)
+        top = TopK(torch.cat(ids), torch.cat(log_probs), torch.cat(log_tail))
+    return Decoded(torch.cat([step.frames_KT for step in steps], dim=1), steps[-1].has_eos, top)

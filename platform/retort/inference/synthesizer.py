@@ -16,7 +16,8 @@ from retort.audio.codec import Codec, open_codec
 from retort.data.batches import conditions_for
 from retort.data.tokens import TokenRow, TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
-from retort.inference.decode import decode
+from retort.inference.backends import DecodePrecision
+from retort.inference.decode import Decoder
 from retort.inference.sampling import SamplerConfig
 from retort.models.codec_lm import CodecLM
 from retort.models.weights import Lineage, LoadedModel, load_model, save_model
@@ -53,13 +54,26 @@ class Synthesizer:
     """Speaks with one model; batches of requests share each forward pass."""
 
     def __init__(
-        self, loaded: LoadedModel, codec: Codec, front_end: TextFrontEnd, voices: Mapping[str, Tensor]
+        self,
+        loaded: LoadedModel,
+        codec: Codec,
+        front_end: TextFrontEnd,
+        voices: Mapping[str, Tensor],
+        *,
+        precision: DecodePrecision = "fp32",
     ) -> None:
         self.loaded, self.codec, self.front_end, self.voices = loaded, codec, front_end, dict(voices)
+        self.decoder = Decoder(loaded.model, precision=precision)
+        self._precision: Precision = precision if precision in ("fp32", "bf16") else "auto"
 
     @classmethod
-    def open(cls, folder: Path, *, precision: Precision = "fp32", device: str = "cpu") -> "Synthesizer":
+    def open(cls, folder: Path, *, precision: DecodePrecision = "fp32", device: str = "cpu") -> "Synthesizer":
         """Open a model folder.
+
+        Args:
+            folder: with the model, its codec, text front-end and voices.
+            precision: number format of decoding.
+            device: where the model runs.
 
         Raises:
             DataError: a part is missing or was made with another codec or text front-end; both are named.
@@ -73,14 +87,20 @@ class Synthesizer:
         cure = "restore the folder that `retort pretrain` or `retort distill` wrote"
         refuse_mismatch("the model", loaded.lineage.codec_fingerprint, "its codec folder", codec.fingerprint(), cure)
         refuse_mismatch("the model", loaded.lineage.text_fingerprint, "its text folder", front_end.fingerprint(), cure)
-        loaded.model.to(device=device, dtype=pick_dtype(precision, device))
+        if device != "cpu":
+            loaded.model.to(device)
         voices = {name: codes.long() for name, codes in load_file(folder / VOICES_FILE).items()}
-        return cls(loaded, codec, front_end, voices)
+        return cls(loaded, codec, front_end, voices, precision=precision)
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.loaded.model.heads.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of whole passes over given tokens; decoding may use another one."""
+        return pick_dtype(self._precision, self.device)
 
     def conditions(self, requests: Sequence[Request], *, scale_input: float | None = None) -> Conditions:
         """Conditions of a batch of requests.
@@ -121,8 +141,7 @@ class Synthesizer:
             ConfigError: the guidance is not valid for this model (see ``LoadedModel.check_guidance``).
         """
         self.loaded.check_guidance(guidance)
-        decoded = decode(
-            self.loaded.model,
+        decoded = self.decoder.decode(
             self.conditions(requests, scale_input=scale_input),
             guidance=guidance,
             sampler=sampler,

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from retort.config import Config
 from retort.data.batches import LMBatch
-from retort.inference.decode import combine_rows, stack_for_guidance
 from retort.losses.divergence import (
     TopK,
     masked_mean,
@@ -31,6 +30,7 @@ from retort.losses.divergence import (
 from retort.models.codec_lm import CodecLM
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import GuidanceConfig, TwoTermGuidance
+from retort.nn.guided_rows import combine_rows, stack_for_guidance
 from retort.training.seam import StepOutput
 
 

@@ -37,6 +37,17 @@ class Conditions:
             mask = torch.zeros_like(mask)
         return Conditions(text_BL, self.prompt_BKP, mask, self.scale_B)
 
+    def row(self, b: int) -> "Conditions":
+        """One row by itself, without padding."""
+        text_L, frames = self.text_BL[b], int(self.prompt_mask_BP[b].sum())
+        scale_B = None if self.scale_B is None else self.scale_B[b : b + 1]
+        return Conditions(
+            text_L[text_L != TEXT_PAD][None],
+            self.prompt_BKP[b : b + 1, :, : max(1, frames)],
+            self.prompt_mask_BP[b : b + 1, : max(1, frames)],
+            scale_B,
+        )
+
     @staticmethod
     def cat(parts: Sequence["Conditions"]) -> "Conditions":
         """Stack rows of equal padding."""

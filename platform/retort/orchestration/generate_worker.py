@@ -28,7 +28,7 @@ from retort.evaluation.asr import open_recogniser
 from retort.evaluation.judge import seed_of
 from retort.evaluation.stability import StabilityConfig, is_loop, longest_repeat
 from retort.evaluation.wer import score_text, word_errors
-from retort.inference.decode import Decoded, decode
+from retort.inference.decode import Decoded, Decoder
 from retort.losses.divergence import top_k_of
 from retort.methods.cfg_distill import guided_logits
 from retort.models.weights import load_model
@@ -60,6 +60,7 @@ class GenerateWorker:
         self.device = torch.device("cuda" if config.pool.gpus_per_worker > 0 else "cpu")
         self.model = load_model(config.teacher).model.to(self.device)
         self.dtype = pick_dtype(config.precision, self.device)
+        self.decoder = Decoder(self.model, precision=config.precision)
         self.guidance = config.guidance.build()
         self.layout = CodebookLayout(self.model.config.codebook_size, self.model.config.codebook_delays)
         self.train = TokenSet.open(config.data).split("train")
@@ -133,8 +134,7 @@ class GenerateWorker:
             return []
         prompts = [self.prompts.choose(ask.id, ask.speaker) for ask, _ in spoken]
         conditions = conditions_for([ids for _, ids in spoken], self._crops(prompts), self.layout.num_codebooks)
-        return decode(
-            self.model,
+        return self.decoder.decode(
             conditions.to(self.device),
             guidance=self.guidance,
             sampler=self.config.sampler,

@@ -1,0 +1,162 @@
+"""Continuous batching: utterances join and leave a running batch at every step.
+
+The engine schedules; a :class:`~retort.inference.runner.Runner` computes. Each step advances every active utterance by
+one decoding step and gives the frames that it completed: with a delay pattern, frame ``f`` is complete ``max(delays)``
+steps after its first code.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from retort.errors import ConfigError
+from retort.inference.runner import Plan, Runner
+from retort.losses.divergence import TopK, top_k_of
+
+
+@dataclass(frozen=True)
+class Advance:
+    """What one step did for one utterance.
+
+    Attributes:
+        ticket: which utterance.
+        frames_KT: the frames that it completed, [K, 0] or [K, 1], without delay.
+        is_done: whether this was its last step.
+        has_eos: with ``is_done``: whether the model ended it itself, rather than running into the limit.
+        top_k: with ``keep_top_k``: guided top-k [1, K, k] of this step.
+    """
+
+    ticket: int
+    frames_KT: Tensor
+    is_done: bool
+    has_eos: bool
+    top_k: TopK | None = None
+
+
+@dataclass
+class _Utterance:
+    ticket: int
+    slot: int
+    plan: Plan
+    step: int = 0
+    end: int | None = None
+    history: list[list[int]] = field(default_factory=list)
+
+
+class Engine:
+    """Decodes many utterances at once on one runner.
+
+    Args:
+        runner: holds the slots.
+        keep_top_k: how many guided logits to report with each step; 0 for none.
+    """
+
+    def __init__(self, runner: Runner, *, keep_top_k: int = 0) -> None:
+        self.runner, self.keep_top_k = runner, keep_top_k
+        self._free = list(range(runner.max_slots - 1, -1, -1))
+        self._active: dict[int, _Utterance] = {}
+        self._next_ticket = 0
+        self._delays = runner.config.codebook_delays
+
+    @property
+    def num_active(self) -> int:
+        """Utterances in the batch."""
+        return len(self._active)
+
+    @property
+    def num_free(self) -> int:
+        """Utterances that may still join."""
+        return len(self._free)
+
+    def check(self, plan: Plan) -> None:
+        """Refuse what this engine cannot hold.
+
+        Raises:
+            ConfigError: the condition and audio together are too long, or the guidance has too many conditions.
+        """
+        columns = plan.num_columns + plan.max_frames + max(1, max(self._delays))
+        if columns > self.runner.max_columns:
+            raise ConfigError(
+                f"text and speech would take {columns} columns, this engine holds {self.runner.max_columns}; "
+                "shorten the text or lower the limit of seconds"
+            )
+        if len(plan.prefixes) > self.runner.max_conditions:
+            raise ConfigError(
+                f"the guidance has {len(plan.prefixes)} conditions, this engine holds {self.runner.max_conditions}"
+            )
+        if plan.max_frames < 1:
+            raise ConfigError(f"max_frames must be at least 1, got {plan.max_frames}")
+
+    def add(self, plan: Plan) -> int:
+        """Let an utterance join; returns its ticket.
+
+        Raises:
+            ConfigError: see :meth:`check`.
+            RuntimeError: no slot is free.
+        """
+        self.check(plan)
+        if not self._free:
+            raise RuntimeError(f"all {self.runner.max_slots} slots are taken")
+        slot = self._free.pop()
+        try:
+            self.runner.admit(slot, plan)
+        except BaseException:
+            self._free.append(slot)
+            raise
+        ticket = self._next_ticket
+        self._next_ticket += 1
+        self._active[ticket] = _Utterance(ticket, slot, plan)
+        return ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Let an utterance leave before its end; it takes no further step. Unknown tickets are ignored."""
+        utterance = self._active.pop(ticket, None)
+        if utterance is not None:
+            self._free.append(utterance.slot)
+
+    def step(self) -> list[Advance]:
+        """Advance every active utterance by one step; those that are done leave."""
+        utterances = list(self._active.values())
+        if not utterances:
+            return []
+        tokens_NK, guided = self.runner.step([u.slot for u in utterances], keep_guided=bool(self.keep_top_k))
+        top = top_k_of(guided[:, None], self.keep_top_k) if guided is not None else None
+        advances = []
+        for index, (utterance, tokens_K) in enumerate(zip(utterances, tokens_NK.tolist(), strict=True)):
+            kept = None if top is None else TopK(top.ids[index], top.log_probs[index], top.log_tail[index])
+            advances.append(self._record(utterance, tokens_K, kept))
+        return advances
+
+    def run(self, plans: Iterable[Plan]) -> Iterator[tuple[int, Advance]]:
+        """Decode many plans, each joining as soon as a slot is free; yields (index of the plan, advance)."""
+        waiting = deque(enumerate(plans))
+        indices: dict[int, int] = {}
+        while waiting or indices:
+            while waiting and self._free:
+                index, plan = waiting.popleft()
+                indices[self.add(plan)] = index
+            for advance in self.step():
+                yield indices[advance.ticket], advance
+                if advance.is_done:
+                    del indices[advance.ticket]
+
+    def _record(self, utterance: _Utterance, tokens_K: list[int], top_k: TopK | None) -> Advance:
+        longest, step = max(self._delays), utterance.step
+        utterance.history.append(tokens_K)
+        utterance.step += 1
+        if tokens_K[0] == self.runner.config.eos:
+            utterance.end = step
+        end = utterance.plan.max_frames if utterance.end is None else utterance.end
+        frame = step - longest
+        frames_KT = torch.empty(len(self._delays), 0, dtype=torch.int64)
+        if 0 <= frame < end:
+            codes_K = [utterance.history[frame + delay][k] for k, delay in enumerate(self._delays)]
+            frames_KT = torch.tensor(codes_K, dtype=torch.int64)[:, None]
+        # Without an end, one more step than frames at least: the end of speech may come right after the last one.
+        is_done = utterance.step >= end + (longest if utterance.end is not None else max(1, longest))
+        if is_done:
+            self.cancel(utterance.ticket)
+        return Advance(utterance.ticket, frames_KT, is_done, utterance.end is not None, top_k)

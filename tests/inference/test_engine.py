@@ -1,0 +1,150 @@
+"""The engine against the slow reference, under any order of arrival, in C and in torch."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retort.errors import ConfigError
+from retort.inference.engine import Engine
+from retort.inference.native.runner import NativeRunner
+from retort.inference.runner import Plan, Runner, plan_for
+from retort.inference.sampling import SamplerConfig
+from retort.inference.torch_runner import TorchRunner
+from retort.models.codec_lm import CodecLM
+from tests.inference.plain_decoding import GREEDY, GUIDANCES, conditions, decode_plainly, model
+
+SLOTS, FRAMES = 3, 9
+SAMPLERS = {
+    "greedy": GREEDY,
+    "plain": SamplerConfig(),
+    "cut": SamplerConfig(temperature=0.8, top_k=4, top_p=0.9),
+}
+MakeRunner = Callable[[CodecLM], Runner]
+
+
+def in_c(lm: CodecLM, *, threads: int = 1) -> NativeRunner:
+    return NativeRunner(
+        lm, weight_format="fp32", max_slots=SLOTS, max_conditions=3, max_columns=40, threads=threads
+    )  # fmt: skip
+
+
+def in_torch(lm: CodecLM) -> TorchRunner:
+    return TorchRunner(lm, max_slots=SLOTS, max_conditions=3, max_columns=40)
+
+
+RUNNERS: dict[str, MakeRunner] = {"c": in_c, "torch": in_torch}
+
+
+def plan(lm: CodecLM, text: list[int], guidance: str, sampler: str, seed: int, max_frames: int = FRAMES) -> Plan:
+    return plan_for(
+        lm, conditions(lm.config.num_codebooks, [text]).row(0), guidance=GUIDANCES[guidance],
+        sampler=SAMPLERS[sampler], seed=seed, max_frames=max_frames,
+    )  # fmt: skip
+
+
+def finish(engine: Engine, *, arrivals: dict[int, list[Plan]]) -> dict[int, tuple[Tensor, bool]]:
+    """Step until all is done; plans join at the step of their key, or as soon as a slot is free after it."""
+    frames: dict[int, list[Tensor]] = {}
+    ended: dict[int, bool] = {}
+    waiting: list[Plan] = []
+    step = 0
+    while len(ended) < sum(map(len, arrivals.values())):
+        waiting += arrivals.get(step, [])
+        while waiting and engine.num_free:
+            frames[engine.add(waiting.pop(0))] = []
+        for advance in engine.step():
+            frames[advance.ticket].append(advance.frames_KT)
+            if advance.is_done:
+                ended[advance.ticket] = advance.has_eos
+        step += 1
+    assert engine.num_active == 0
+    return {ticket: (torch.cat(parts, dim=1), ended[ticket]) for ticket, parts in frames.items()}
+
+
+request = st.tuples(
+    st.integers(0, 12),
+    st.lists(st.integers(2, 11), min_size=1, max_size=5),
+    st.sampled_from(sorted(GUIDANCES)),
+    st.sampled_from(sorted(SAMPLERS)),
+    st.integers(0, 2**31),
+    st.integers(1, FRAMES),
+)
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+@pytest.mark.parametrize("K", [1, 3])
+@settings(max_examples=25, deadline=None)
+@given(asked=st.lists(request, min_size=1, max_size=7))
+def test_any_order_of_arrival_gives_what_each_would_get_alone(
+    kind: str, K: int, asked: list[tuple[int, list[int], str, str, int, int]]
+) -> None:
+    lm = model(K)
+    ordered = sorted(asked, key=lambda a: a[0])
+    arrivals: dict[int, list[Plan]] = {}
+    for when, *rest in ordered:
+        arrivals.setdefault(when, []).append(plan(lm, *rest))
+    got = finish(Engine(RUNNERS[kind](lm)), arrivals=arrivals)
+    for ticket, (_, text, guidance, sampler, seed, limit) in enumerate(ordered):
+        codes_KT, has_eos = decode_plainly(
+            lm, conditions(K, [text]), GUIDANCES[guidance], SAMPLERS[sampler], seed=seed, max_frames=limit
+        )
+        assert torch.equal(got[ticket][0], codes_KT), (text, guidance, sampler, seed)
+        assert got[ticket][1] == has_eos
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_grouped_query_attention_and_biases(kind: str) -> None:
+    lm = model(2, num_kv_heads=1, qkv_bias=True)
+    got = finish(Engine(RUNNERS[kind](lm)), arrivals={0: [plan(lm, [5, 6], "two", "greedy", 0)]})
+    expected = decode_plainly(lm, conditions(2, [[5, 6]]), GUIDANCES["two"], GREEDY, seed=0, max_frames=FRAMES)
+    assert torch.equal(got[0][0], expected[0])
+
+
+def test_two_threads_give_the_bits_of_one() -> None:
+    lm = model(3)
+    plans = [plan(lm, [5, 6, 7], "three", "plain", seed) for seed in range(3)]
+    one, two = (finish(Engine(in_c(lm, threads=threads)), arrivals={0: plans}) for threads in (1, 2))
+    assert all(torch.equal(one[ticket][0], two[ticket][0]) for ticket in one)
+
+
+def test_frames_come_as_soon_as_their_last_codebook_does() -> None:
+    lm = model(3)
+    engine = Engine(in_c(lm))
+    engine.add(plan(lm, [5, 6], "none", "greedy", 0, max_frames=4))
+    widths = []
+    while engine.num_active:
+        widths += [advance.frames_KT.shape[1] for advance in engine.step()]
+    assert widths[:2] == [0, 0], "a delay of two steps"
+    assert all(width == 1 for width in widths[2 : 2 + sum(widths)])
+
+
+def test_a_cancelled_utterance_leaves_at_once_and_its_slot_is_used_again() -> None:
+    lm = model(2)
+    engine = Engine(in_c(lm))
+    first = engine.add(plan(lm, [5], "two", "plain", 1))
+    engine.step()
+    engine.cancel(first)
+    engine.cancel(first)
+    assert (engine.num_active, engine.num_free, engine.step()) == (0, SLOTS, [])
+    got = finish(engine, arrivals={0: [plan(lm, [7, 8], "two", "plain", 2)]})
+    expected = decode_plainly(
+        lm, conditions(2, [[7, 8]]), GUIDANCES["two"], SAMPLERS["plain"], seed=2, max_frames=FRAMES
+    )
+    assert torch.equal(next(iter(got.values()))[0], expected[0])
+
+
+def test_what_does_not_fit_is_refused_and_takes_no_slot() -> None:
+    lm = model(2)
+    runner = NativeRunner(lm, weight_format="fp32", max_slots=1, max_conditions=1, max_columns=32, threads=1)
+    engine = Engine(runner)
+    with pytest.raises(ConfigError, match="this engine holds 32; shorten the text"):
+        engine.add(plan(lm, [5] * 23, "none", "greedy", 0))
+    with pytest.raises(ConfigError, match="2 conditions, this engine holds 1"):
+        engine.add(plan(lm, [5], "two", "greedy", 0, max_frames=2))
+    engine.add(plan(lm, [5], "none", "greedy", 0, max_frames=2))
+    with pytest.raises(RuntimeError, match="all 1 slots are taken"):
+        engine.add(plan(lm, [5], "none", "greedy", 0, max_frames=2))
