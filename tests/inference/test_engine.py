@@ -111,6 +111,15 @@ def test_two_threads_give_the_bits_of_one() -> None:
     assert all(torch.equal(one[ticket][0], two[ticket][0]) for ticket in one)
 
 
+def test_more_rows_than_one_call_takes_are_split() -> None:
+    lm = model(2)
+    runner = NativeRunner(lm, weight_format="fp32", max_slots=300, max_conditions=2, max_columns=32, threads=1)
+    plans = [plan(lm, [2 + seed % 9], "two", "plain", seed, max_frames=3) for seed in range(300)]
+    many = finish(Engine(runner), arrivals={0: plans})
+    few = finish(Engine(in_c(lm)), arrivals={0: plans})
+    assert all(torch.equal(many[ticket][0], few[ticket][0]) for ticket in many)
+
+
 def test_frames_come_as_soon_as_their_last_codebook_does() -> None:
     lm = model(3)
     engine = Engine(in_c(lm))

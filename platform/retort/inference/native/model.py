@@ -20,7 +20,7 @@ from retort.inference.native.packing import (
 from retort.models.codec_lm import CodecLM
 from retort.nn.transformer import Block, rotary_tables
 
-_MAX_BATCH = 256
+MAX_BATCH = 256
 """Columns of one call; longer ones are split."""
 _FORMATS: tuple[WeightFormat, ...] = ("fp32", "bf16", "int8")
 
@@ -118,7 +118,7 @@ class NativeModel:
             precision=_FORMATS.index(weight_format),
             max_rows=max_rows,
             max_columns=self.max_columns,
-            max_batch=_MAX_BATCH,
+            max_batch=MAX_BATCH,
             num_threads=threads,
             eps=model.norm.eps,
             audio_embedding=self._keep(model.audio_embedding.weight.detach().float().cpu()),
@@ -157,8 +157,8 @@ class NativeModel:
         wanted = list(range(len(rows))) if outputs is None else list(outputs)
         logits = torch.empty(len(wanted), self._logits_stride)
         done = 0
-        for begin in range(0, len(rows), _MAX_BATCH):
-            end = min(begin + _MAX_BATCH, len(rows))
+        for begin in range(0, len(rows), MAX_BATCH):
+            end = min(begin + MAX_BATCH, len(rows))
             here = [i - begin for i in wanted if begin <= i < end]
             self._call(
                 rows[begin:end],

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from retort.inference.native.model import NativeModel
+from retort.inference.native.model import MAX_BATCH, NativeModel
 from retort.inference.native.packing import WeightFormat
 from retort.inference.runner import MAX_CONDITIONS, Plan
 from retort.models.codec_lm import CodecLM, CodecLMConfig
@@ -123,9 +123,16 @@ class NativeRunner:
 
     def step(self, slots: Sequence[int], *, keep_guided: bool = False) -> tuple[Tensor, Tensor | None]:
         """Advance the chosen slots by one step; see :meth:`Runner.step`."""
-        chosen = (ctypes.c_int32 * len(slots))(*slots)
+        at_once = MAX_BATCH // self.max_conditions
         K, size = self.config.num_codebooks, self.config.output_size
         guided = torch.empty(len(slots), K, size) if keep_guided else None
+        for begin in range(0, len(slots), at_once):
+            chosen = slots[begin : begin + at_once]
+            self._step(chosen, None if guided is None else guided[begin : begin + at_once])
+        return torch.tensor([self._slots[slot].tokens[:K] for slot in slots], dtype=torch.int64), guided
+
+    def _step(self, slots: Sequence[int], guided: Tensor | None) -> None:
+        chosen = (ctypes.c_int32 * len(slots))(*slots)
         step = _Step(
             num_slots=len(slots),
             slots=ctypes.addressof(self._slots),
@@ -134,4 +141,3 @@ class NativeRunner:
             guided=None if guided is None else guided.data_ptr(),
         )
         self._native.advance(step)
-        return torch.tensor([self._slots[slot].tokens[:K] for slot in slots], dtype=torch.int64), guided
