@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retort.errors import DataError
-from retort.evaluation.stability import Repeat, StabilityConfig, assess, longest_repeat, silence_ratio
+from retort.evaluation.stability import StabilityConfig, assess, silence_ratio
+from retort.inference.runaway import Repeat, longest_repeat
 
 RATE = 16_000
 

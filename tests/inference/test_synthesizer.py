@@ -5,46 +5,17 @@ import pytest
 import torch
 
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
-from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
+from retort.data.tokens import TokenRow
 from retort.errors import ConfigError, DataError
 from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer, pick_voices, save_speaking_model
-from retort.models.codec_lm import CodecLM
-from retort.models.presets import tiny
-from retort.models.weights import Lineage
+from retort.inference.synthesizer import Request, Synthesizer, pick_voices
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
-from retort.text.front_end import CharactersConfig, build_text_front_end
+from tests.inference.speaking import speaking_model
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder, by the real path: a fitted codec, a token set, a model with random weights."""
-    torch.manual_seed(0)
-    data = tmp_path_factory.mktemp("data")
-    recordings = [0.1 * torch.randn(8000) for _ in range(4)]
-    config = MelRVQConfig(codebook_size=8, num_codebooks=2, kmeans_iterations=2, griffin_lim_iterations=2)
-    codec = fit_mel_rvq(recordings, config)
-    front_end = build_text_front_end(CharactersConfig(kind="characters"))
-    codec.save(data / "codec")
-    front_end.save(data / "text")
-    rows = [
-        TokenRow(f"u{i}", "one", tuple(front_end.encode("one")), f"s{i % 2}", "train", codec.encode(r), 0.5)
-        for i, r in enumerate(recordings)
-    ]
-    write_shard(data / "part-0.parquet", rows)
-    description = TokenSetDescription(
-        codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
-        text_vocabulary_size=front_end.vocabulary_size, num_codebooks=2, codebook_size=8, sample_rate=codec.sample_rate,
-        frame_rate=codec.frame_rate,
-    )  # fmt: skip
-    write_description(data, description)
-    lineage = Lineage(
-        method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
-        trained_drops=("null",),
-    )  # fmt: skip
-    model = tmp_path_factory.mktemp("model")
-    save_speaking_model(model, CodecLM(tiny((front_end.vocabulary_size, 2, 8))), lineage, data)
-    return model
+    return speaking_model(tmp_path_factory.mktemp("synthesizer"))
 
 
 def speak(synthesizer: Synthesizer, *requests: Request, scale: float = 1.0) -> list[torch.Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from retort.config import Config
 from retort.errors import DataError
 from retort.evaluation.wer import score_text
+from retort.inference.runaway import Repeat, longest_repeat
 
 _FRAME_S = 0.025
 _FULL_SCALE = 0.999
@@ -37,14 +38,6 @@ class StabilityConfig(Config):
 
 
 DEFAULT_STABILITY = StabilityConfig()
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """The longest stretch of steps that is one n-gram back to back: its length and the n, both in steps."""
-
-    steps: int
-    period: int
 
 
 @dataclass(frozen=True)
@@ -123,29 +116,6 @@ def silence_ratio(samples_N: Tensor, sample_rate: int, silence_dbfs: float) -> f
     padded = torch.nn.functional.pad(samples_N, (0, -samples_N.numel() % frame))
     power = padded.view(-1, frame).square().mean(dim=1)
     return float((power < 10.0 ** (silence_dbfs / 10.0)).float().mean())
-
-
-def longest_repeat(codes: Tensor, *, max_period: int = 64) -> Repeat:
-    """The longest back-to-back repetition in tokens [T] or [K, T] (all codebooks must repeat together).
-
-    A stretch counts from its second copy on: ``a b a b a`` is five steps of period 2. Of equally long stretches the
-    one with the shortest period wins.
-    """
-    steps_KT = codes[None] if codes.dim() == 1 else codes
-    best = Repeat(0, 0)
-    for period in range(1, min(max_period, steps_KT.shape[-1] // 2) + 1):
-        same_T = (steps_KT[:, period:] == steps_KT[:, :-period]).all(dim=0)
-        run = _longest_run(same_T)
-        if run >= period and run + period > best.steps:
-            best = Repeat(run + period, period)
-    return best
-
-
-def _longest_run(flags_T: Tensor) -> int:
-    """Length of the longest stretch of True."""
-    position_T = torch.arange(1, flags_T.numel() + 1, device=flags_T.device)
-    last_false_T = torch.where(flags_T, torch.zeros_like(position_T), position_T).cummax(dim=0).values
-    return int((position_T - last_false_T).max())
 
 
 def is_loop(repeat: Repeat, num_steps: int, config: StabilityConfig) -> bool:

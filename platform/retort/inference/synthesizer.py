@@ -18,6 +18,7 @@ from retort.data.tokens import TokenRow, TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
 from retort.inference.backends import DecodePrecision
 from retort.inference.decode import Decoder
+from retort.inference.runner import Plan
 from retort.inference.sampling import SamplerConfig
 from retort.models.codec_lm import CodecLM
 from retort.models.weights import Lineage, LoadedModel, load_model, save_model
@@ -125,6 +126,27 @@ class Synthesizer:
         if speaker not in self.voices:
             raise ConfigError(f"no voice {speaker!r}; this model has {', '.join(sorted(self.voices))}")
         return self.voices[speaker]
+
+    def plan(
+        self,
+        request: Request,
+        *,
+        guidance: Guidance,
+        sampler: SamplerConfig,
+        max_frames: int,
+        scale_input: float | None = None,
+    ) -> Plan:
+        """What an engine needs to decode one request.
+
+        Raises:
+            ConfigError: the guidance, the voice or the scale is not valid for this model.
+            DataError: the text has nothing to say.
+        """
+        self.loaded.check_guidance(guidance)
+        conditions = self.conditions([request], scale_input=scale_input)
+        return self.decoder.plans(
+            conditions, guidance=guidance, sampler=sampler, seeds=[request.seed], max_frames=max_frames
+        )[0]
 
     def speak(
         self,

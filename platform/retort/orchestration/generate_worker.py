@@ -26,9 +26,10 @@ from retort.data.utterance import Reject
 from retort.errors import DataError
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.judge import seed_of
-from retort.evaluation.stability import StabilityConfig, is_loop, longest_repeat
+from retort.evaluation.stability import StabilityConfig, is_loop
 from retort.evaluation.wer import score_text, word_errors
 from retort.inference.decode import Decoded, Decoder
+from retort.inference.runaway import longest_repeat
 from retort.losses.divergence import top_k_of
 from retort.methods.cfg_distill import guided_logits
 from retort.models.weights import load_model

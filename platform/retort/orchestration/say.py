@@ -5,13 +5,16 @@ from typing import Any
 
 from retort.audio.files import write_wav
 from retort.errors import ConfigError, QualityGateError
-from retort.inference.sampling import SamplerConfig
+from retort.inference.speech import SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from retort.orchestration.outputs import result_of
 
-SECONDS_PER_CHARACTER = 0.25
-"""Longest plausible speech; above it the utterance has run away."""
+_WHY = {
+    "too_long": "did not end it within the length that its text allows",
+    "loop": "repeated itself",
+    "no_sound": "ended it before its first frame",
+}
 
 
 def say(
@@ -25,32 +28,36 @@ def say(
 ) -> dict[str, Any]:
     """Synthesise ``text`` with the model of a job's output folder and write a WAV file.
 
+    The number format is the fastest on this machine; a seed that runs away is replaced once by another.
+
     Raises:
         ConfigError: the speaker is unknown, or the model must not be guided.
         DataError: ``model`` holds no model, or the text has nothing to say.
-        QualityGateError: the model did not end the utterance within the length that its text allows.
+        QualityGateError: the model did not say the text properly, twice.
     """
     if not text.strip():
         raise ConfigError("the text is empty; give at least one word")
-    synthesizer = Synthesizer.open(result_of(model))
+    synthesizer = Synthesizer.open(result_of(model), precision="fastest")
     scales = synthesizer.loaded.model.config.guidance_scales
-    guidance = NoGuidance() if scales or guidance_scale == 1.0 else TwoTermGuidance(scale=guidance_scale)
+    guidance = (NoGuidance() if scales or guidance_scale == 1.0 else TwoTermGuidance(scale=guidance_scale)).build()
     who = speaker or min(synthesizer.voices)
-    frames = round((1.0 + SECONDS_PER_CHARACTER * len(text)) * synthesizer.codec.frame_rate)
-    spoken = synthesizer.speak(
-        [Request(text, who, seed)],
-        guidance=guidance.build(),
-        sampler=SamplerConfig(),
-        max_frames=frames,
-        scale_input=guidance_scale if scales else None,
-    )[0]
-    if not spoken.has_eos or not spoken.samples_N.numel():
-        raise QualityGateError(f"the model did not end {text!r} within {frames} frames; try another --seed")
-    write_wav(output, spoken.samples_N, spoken.sample_rate)
+    engine = SpeechEngine(synthesizer, max_slots=1, max_conditions=len(guidance.conditions))
+    wish = Wish(
+        Request(text, who, seed), guidance, scale_input=guidance_scale if scales else None, is_streamed=False
+    )  # fmt: skip
+    engine.add(wish)
+    sounds = []
+    while engine.num_active:
+        sounds += engine.step()
+    last = sounds[-1]
+    if last.outcome != "said":
+        raise QualityGateError(f"the model {_WHY[last.outcome or 'no_sound']}: {text!r}; try another --seed")
+    rate = synthesizer.codec.sample_rate
+    write_wav(output, last.samples_N, rate)
     return {
         "output": str(output),
-        "seconds": spoken.samples_N.numel() / spoken.sample_rate,
-        "frames": int(spoken.codes_KT.shape[1]),
+        "seconds": last.samples_N.numel() / rate,
         "speaker": who,
+        "attempts": last.attempt + 1,
         "model": synthesizer.loaded.fingerprint,
     }

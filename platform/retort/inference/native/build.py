@@ -1,4 +1,4 @@
-"""Compile ``forward.c`` for this processor, once, and load it."""
+"""Compile the C files for this processor, once, and load the library."""
 
 import ctypes
 import hashlib
@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -28,12 +29,13 @@ def load_library() -> ctypes.CDLL:
     Raises:
         NoCompilerError: no C compiler, or it failed; its message is quoted.
     """
-    source = files("retort.inference.native").joinpath("forward.c").read_bytes()
+    sources = _sources()
     compiler = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), None)
     if compiler is None:
         raise NoCompilerError("no C compiler (cc, gcc or clang) on PATH")
     # -march=native binds the result to this processor, and home folders travel.
-    name = hashlib.sha256(b"\0".join([source, " ".join(FLAGS).encode(), compiler.encode(), _processor()])).hexdigest()
+    identity = [*sources.values(), *map(str.encode, FLAGS), compiler.encode(), _processor()]
+    name = hashlib.sha256(b"\0".join(identity)).hexdigest()
     path = Path.home() / ".cache" / "retort" / f"forward-{name[:24]}.so"
     if path.is_file():
         return _load(path)
@@ -42,10 +44,17 @@ def load_library() -> ctypes.CDLL:
         folder = tempfile.TemporaryDirectory(dir=path.parent)
     except OSError:
         with tempfile.TemporaryDirectory() as private:
-            return _load(_compile(compiler, source, Path(private)))
+            return _load(_compile(compiler, sources, Path(private)))
     with folder as beside:
         # Two processes may build at once; each renames a whole file, and the files are equal.
-        return _load(_compile(compiler, source, Path(beside)).replace(path))
+        return _load(_compile(compiler, sources, Path(beside)).replace(path))
+
+
+def _sources() -> dict[str, bytes]:
+    """The C files by name; they may lie in an archive."""
+    entries = files("retort.inference.native").iterdir()
+    found = {entry.name: entry.read_bytes() for entry in entries if entry.name.endswith((".c", ".h"))}
+    return dict(sorted(found.items()))
 
 
 def _load(path: Path) -> ctypes.CDLL:
@@ -55,8 +64,9 @@ def _load(path: Path) -> ctypes.CDLL:
         raise NoCompilerError(f"{path} does not load: {error}; delete it to build it again") from error
 
 
-def _compile(compiler: str, source: bytes, folder: Path) -> Path:
-    (folder / "forward.c").write_bytes(source)
+def _compile(compiler: str, sources: Mapping[str, bytes], folder: Path) -> Path:
+    for name, content in sources.items():
+        (folder / name).write_bytes(content)
     library = folder / "forward.so"
     command = [compiler, *FLAGS, "-o", str(library), str(folder / "forward.c"), "-lm"]
     try:

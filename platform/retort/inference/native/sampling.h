@@ -1,0 +1,100 @@
+/* From logits to tokens: guidance, temperature, top-k, top-p, Gumbel noise, the delay pattern and the end of speech. */
+#pragma once
+
+#include <math.h>
+#include <stdlib.h>
+
+#include "engine.h"
+
+/* splitmix64's finaliser (Steele, Lea and Flood, OOPSLA 2014); the same numbers as retort.nn.random. */
+static inline uint64_t mix(uint64_t x) {
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+    return x ^ (x >> 31);
+}
+
+static void add_gumbel(float *logits, int32_t size, uint64_t row, uint64_t first_lane) {
+    const uint64_t golden = 0x9E3779B97F4A7C15ull;
+    for (int32_t v = 0; v < size; v += LANES) {
+        lanes u;
+        for (int l = 0; l < LANES; l++) {
+            uint64_t bits = mix(row + (first_lane + (uint64_t)(v + l) + 1) * golden) >> 40;
+            float value = ((float)bits + 0.5f) * (1.0f / 16777216.0f);
+            u[l] = value < 0.99999994f ? value : 0.99999994f;
+        }
+        *(lanes *)(logits + v) += -logarithm(-logarithm(u));
+    }
+}
+
+static int descending(const void *a, const void *b) {
+    const float x = *(const float *)a, y = *(const float *)b;
+    return (x < y) - (x > y);
+}
+
+/* Everything below what top-k and top-p keep becomes NEVER. Equal logits stand or fall together. */
+static void cut(const Slot *slot, float *logits, int32_t size, float *sorted) {
+    const int by_rank = slot->top_k > 0 && slot->top_k < size, by_mass = slot->top_p < 1.0f;
+    if (!by_rank && !by_mass) return;
+    memcpy(sorted, logits, sizeof(float) * size);
+    qsort(sorted, size, sizeof(float), descending);
+    float least = by_rank ? sorted[slot->top_k - 1] : -INFINITY;
+    if (by_mass) {
+        double total = 0.0, before = 0.0;
+        int32_t kept = by_rank ? slot->top_k : size;
+        for (int32_t i = 0; i < kept; i++) total += exp((double)sorted[i] - sorted[0]);
+        for (int32_t i = 0; i < kept; i++) {
+            if (before / total >= slot->top_p) break;
+            least = sorted[i];
+            before += exp((double)sorted[i] - sorted[0]);
+        }
+    }
+    for (int32_t v = 0; v < size; v++)
+        if (logits[v] < least) logits[v] = NEVER;
+}
+
+/* Guide, cut and draw one slot's tokens; apply the delays and the end of speech; move on. */
+static void draw(Engine *e, const Step *step, int32_t index, int32_t first_output, Scratch *scratch) {
+    const Model *m = &e->model;
+    Slot *slot = &step->slots[step->chosen[index]];
+    const int32_t size = m->codebook_vocabulary - 1, K = m->num_codebooks, eos = size - 1, fill = size;
+    const uint64_t golden = 0x9E3779B97F4A7C15ull;
+    const uint64_t row = mix(mix(slot->seed * golden) + (uint64_t)slot->step);
+    int32_t drawn[MAX_CODEBOOKS];
+    for (int32_t k = 0; k < K; k++) {
+        float *guided = scratch->guided;
+        const float *logits = e->step_logits + (size_t)first_output * m->heads.outputs + (size_t)k * size;
+        if (slot->num_conditions == 1) {
+            memcpy(guided, logits, sizeof(float) * size);
+        } else {
+            for (int32_t v = 0; v < size; v++) guided[v] = slot->coefficients[0] * logits[v];
+            for (int32_t c = 1; c < slot->num_conditions; c++) {
+                const float *other = logits + (size_t)c * m->heads.outputs;
+                for (int32_t v = 0; v < size; v++) guided[v] += slot->coefficients[c] * other[v];
+            }
+        }
+        if (k > 0 || !slot->may_end) guided[eos] = NEVER;
+        if (step->guided) memcpy(step->guided + ((size_t)index * K + k) * size, guided, sizeof(float) * size);
+        if (slot->temperature > 0.0f) {
+            const float inverse = 1.0f / slot->temperature;
+            for (int32_t v = 0; v < size; v++) guided[v] *= inverse;
+            cut(slot, guided, size, scratch->sorted);
+            add_gumbel(guided, size, row, (uint64_t)k * size);
+        }
+        int32_t best = 0;
+        for (int32_t v = 1; v < size; v++)
+            if (guided[v] > guided[best]) best = v;
+        drawn[k] = best;
+    }
+    /* At the limit itself the end of speech still counts: the utterance has exactly that many frames. */
+    const int ends = drawn[0] == eos && !slot->has_ended && slot->step <= slot->end;
+    if (ends) {
+        slot->end = slot->step;
+        slot->has_ended = 1;
+    }
+    for (int32_t k = 0; k < K; k++) {
+        const int32_t frame = slot->step - step->delays[k];
+        slot->tokens[k] = frame >= 0 && frame < slot->end ? drawn[k] : fill;
+    }
+    if (ends) slot->tokens[0] = eos;
+    slot->step++;
+}

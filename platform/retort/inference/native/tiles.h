@@ -1,0 +1,120 @@
+/* Products of a few columns of activations and a few panels of weights, in registers. */
+#pragma once
+
+#include "engine.h"
+
+/* What a product of `columns` rows and `panels` panels leaves in `sums`; the order of each sum is that of its inputs. */
+#define TILE static inline __attribute__((always_inline)) void
+
+TILE tile_fp32(const int columns, const int panels, const float *x, int32_t x_stride, const float *w, int32_t inputs,
+               lanes sums[columns][panels]) {
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; c++)
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
+    for (int32_t k = 0; k < inputs; k++) {
+        lanes weights[panels];
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++)
+            weights[p] = *(const lanes *)(w + (size_t)p * inputs * LANES + (size_t)k * LANES);
+#pragma GCC unroll 8
+        for (int c = 0; c < columns; c++)
+#pragma GCC unroll 8
+            for (int p = 0; p < panels; p++) {
+#if defined(__AVX512F__)
+                sums[c][p] = (lanes)_mm512_fmadd_ps(_mm512_set1_ps(x[(size_t)c * x_stride + k]), (__m512)weights[p],
+                                                    (__m512)sums[c][p]);
+#else
+                sums[c][p] += x[(size_t)c * x_stride + k] * weights[p];
+#endif
+            }
+    }
+}
+
+TILE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x_stride, const uint16_t *w,
+               int32_t inputs, lanes sums[columns][panels]) {
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; c++)
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
+    for (int32_t k = 0; k < inputs; k += 2) {
+#if defined(__AVX512BF16__)
+        __m512bh weights[panels];
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++)
+            weights[p] = (__m512bh)_mm512_loadu_si512(w + (size_t)p * inputs * LANES + (size_t)k * LANES);
+#pragma GCC unroll 8
+        for (int c = 0; c < columns; c++) {
+            int32_t two;
+            memcpy(&two, x + (size_t)c * x_stride + k, 4);
+            __m512bh spread_two = (__m512bh)_mm512_set1_epi32(two);
+#pragma GCC unroll 8
+            for (int p = 0; p < panels; p++)
+                sums[c][p] = (lanes)_mm512_dpbf16_ps((__m512)sums[c][p], weights[p], spread_two);
+        }
+#else
+        for (int c = 0; c < columns; c++)
+            for (int p = 0; p < panels; p++)
+                for (int half = 0; half < 2; half++) {
+                    float value = from_bf16(x[(size_t)c * x_stride + k + half]);
+                    const uint16_t *panel = w + (size_t)p * inputs * LANES + (size_t)k * LANES;
+                    for (int l = 0; l < LANES; l++) sums[c][p][l] += value * from_bf16(panel[2 * l + half]);
+                }
+#endif
+    }
+}
+
+TILE tile_int8(const int columns, const int panels, const int16_t *x, int32_t x_stride, const int8_t *w,
+               const float *scales, int32_t inputs, lanes sums[columns][panels]) {
+    const int32_t groups = inputs / GROUP;
+#pragma GCC unroll 8
+    for (int c = 0; c < columns; c++)
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
+    for (int32_t g = 0; g < groups; g++) {
+        integers totals[columns][panels];
+#pragma GCC unroll 8
+        for (int c = 0; c < columns; c++)
+#pragma GCC unroll 8
+            for (int p = 0; p < panels; p++) totals[c][p] = (integers){0};
+        for (int32_t k = g * GROUP; k < (g + 1) * GROUP; k += 2) {
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+            __m512i weights[panels];
+#pragma GCC unroll 8
+            for (int p = 0; p < panels; p++)
+                weights[p] = _mm512_cvtepi8_epi16(
+                    _mm256_loadu_si256((const __m256i *)(w + (size_t)p * inputs * LANES + (size_t)k * LANES)));
+#pragma GCC unroll 8
+            for (int c = 0; c < columns; c++) {
+                int32_t two;
+                memcpy(&two, x + (size_t)c * x_stride + k, 4);
+                __m512i spread_two = _mm512_set1_epi32(two);
+#pragma GCC unroll 8
+                for (int p = 0; p < panels; p++)
+                    totals[c][p] = (integers)_mm512_dpwssd_epi32((__m512i)totals[c][p], weights[p], spread_two);
+            }
+#else
+            for (int c = 0; c < columns; c++)
+                for (int p = 0; p < panels; p++)
+                    for (int half = 0; half < 2; half++) {
+                        int32_t value = x[(size_t)c * x_stride + k + half];
+                        const int8_t *panel = w + (size_t)p * inputs * LANES + (size_t)k * LANES;
+                        for (int l = 0; l < LANES; l++) totals[c][p][l] += value * panel[2 * l + half];
+                    }
+#endif
+        }
+#pragma GCC unroll 8
+        for (int p = 0; p < panels; p++) {
+            const lanes scale = *(const lanes *)(scales + ((size_t)p * groups + g) * LANES);
+#pragma GCC unroll 8
+            for (int c = 0; c < columns; c++) {
+#if defined(__AVX512F__)
+                sums[c][p] = (lanes)_mm512_fmadd_ps(_mm512_cvtepi32_ps((__m512i)totals[c][p]), (__m512)scale,
+                                                    (__m512)sums[c][p]);
+#else
+                sums[c][p] += __builtin_convertvector(totals[c][p], lanes) * scale;
+#endif
+            }
+        }
+    }
+}

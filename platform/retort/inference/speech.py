@@ -1,0 +1,224 @@
+"""Requests in, sound out, many at once: an engine, a codec stream for each utterance, and a guard against runaways."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from retort.audio.codec import CodecStream
+from retort.config import Config
+from retort.inference.engine import Advance, Engine
+from retort.inference.runaway import is_looping
+from retort.inference.runner import Plan
+from retort.inference.sampling import SamplerConfig
+from retort.inference.synthesizer import Request, Synthesizer
+from retort.nn.guidance import Guidance
+
+Outcome = Literal["said", "too_long", "loop", "no_sound"]
+"""``said``: the model ended the utterance itself. The others are failures: the limit of its text was reached, it
+repeated itself, or it ended before its first frame."""
+
+_RETRY_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of a request's attempts."""
+
+
+class GuardConfig(Config):
+    """When an utterance has run away: the limit comes from its text, and loops are stopped before they reach it."""
+
+    seconds_per_character: float = Field(default=0.25, gt=0)
+    extra_seconds: float = Field(default=1.0, ge=0)
+    max_repeat_period: int = Field(default=8, ge=1)
+    """Longest pattern of frames that counts as a loop."""
+    max_repeat_seconds: float = Field(default=1.5, gt=0)
+    """How long a pattern may repeat back to back; held vowels and pauses stay below it."""
+    retries: int = Field(default=1, ge=0)
+    """New seeds that are tried, where no sound has been given away yet."""
+
+    def max_seconds(self, text: str) -> float:
+        """Longest plausible speech of a text."""
+        return self.extra_seconds + self.seconds_per_character * len(text)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A request with how it shall be decoded.
+
+    Attributes:
+        request: text, voice and seed.
+        guidance: must be valid for the model.
+        sampler: how tokens are drawn.
+        scale_input: for students that take the guidance scale as an input.
+        max_seconds: a limit below that of the guard, or None.
+        is_streamed: give samples as soon as they are final; such a request cannot be tried again.
+    """
+
+    request: Request
+    guidance: Guidance
+    sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009 - frozen
+    scale_input: float | None = None
+    max_seconds: float | None = None
+    is_streamed: bool = True
+
+
+@dataclass(frozen=True)
+class Sound:
+    """What a step added to one utterance.
+
+    Attributes:
+        ticket: which.
+        samples_N: new samples, maybe none; for requests that are not streamed all of them, at the end.
+        outcome: None while it goes on.
+        attempt: 0, or how many seeds were given up.
+    """
+
+    ticket: int
+    samples_N: Tensor
+    outcome: Outcome | None
+    attempt: int
+
+
+@dataclass
+class _Job:
+    ticket: int
+    wish: Wish
+    plan: Plan
+    stream: CodecStream
+    attempt: int = 0
+    frames: list[Tensor] = field(default_factory=list)
+    samples: list[Tensor] = field(default_factory=list)
+
+
+class SpeechEngine:
+    """Speaks many requests at once with one model.
+
+    Args:
+        synthesizer: model, codec, text front-end and voices.
+        max_slots: utterances at once.
+        max_conditions: conditions of the guidance; 1 for students.
+        max_seconds: longest speech, whatever the text.
+        max_text_tokens: longest text.
+        guard: against runaways.
+    """
+
+    def __init__(
+        self,
+        synthesizer: Synthesizer,
+        *,
+        max_slots: int,
+        max_conditions: int,
+        max_seconds: float = 30.0,
+        max_text_tokens: int = 512,
+        guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
+    ) -> None:
+        self.synthesizer, self.guard, self.max_seconds = synthesizer, guard, max_seconds
+        self._frame_rate = synthesizer.codec.frame_rate
+        longest_delay = max(synthesizer.loaded.model.config.codebook_delays)
+        columns = max_text_tokens + 2 + self._frames(max_seconds) + longest_delay + 1
+        runner = synthesizer.decoder.runner(
+            max_slots=max_slots, max_conditions=max_conditions, max_columns=columns
+        )  # fmt: skip
+        self._engine = Engine(runner)
+        self._jobs: dict[int, _Job] = {}
+        self._tickets: dict[int, int] = {}
+        """Engine tickets to ours: a request that is tried again keeps its own."""
+        self._next_ticket = 0
+
+    @property
+    def num_active(self) -> int:
+        """Utterances that are being spoken."""
+        return len(self._jobs)
+
+    @property
+    def num_free(self) -> int:
+        """Utterances that may join."""
+        return self._engine.num_free
+
+    def plan(self, wish: Wish) -> Plan:
+        """Everything that decoding needs; it may run in another thread than :meth:`step`.
+
+        Raises:
+            ConfigError: the voice, the guidance or the length is not one of this engine.
+            DataError: the text has nothing to say.
+        """
+        limits = [self.guard.max_seconds(wish.request.text), self.max_seconds, wish.max_seconds or self.max_seconds]
+        plan = self.synthesizer.plan(
+            wish.request,
+            guidance=wish.guidance,
+            sampler=wish.sampler,
+            scale_input=wish.scale_input,
+            max_frames=self._frames(min(limits)),
+        )
+        self._engine.check(plan)
+        return plan
+
+    def add(self, wish: Wish, plan: Plan | None = None) -> int:
+        """Let a request join; returns its ticket.
+
+        Raises:
+            ConfigError: see :meth:`plan`.
+            RuntimeError: no slot is free.
+        """
+        made = self.plan(wish) if plan is None else plan
+        job = _Job(self._next_ticket, wish, made, self.synthesizer.codec.stream())
+        self._tickets[self._engine.add(made)] = job.ticket
+        self._jobs[job.ticket] = job
+        self._next_ticket += 1
+        return job.ticket
+
+    def cancel(self, ticket: int) -> None:
+        """Stop an utterance; it takes no further step. Unknown tickets are ignored."""
+        if self._jobs.pop(ticket, None) is not None:
+            inner = next(inner for inner, outer in self._tickets.items() if outer == ticket)
+            self._engine.cancel(inner)
+            del self._tickets[inner]
+
+    def step(self) -> list[Sound]:
+        """Advance every utterance by one step."""
+        return [self._after(advance) for advance in self._engine.step()]
+
+    def _after(self, advance: Advance) -> Sound:
+        job = self._jobs[self._tickets[advance.ticket]]
+        if advance.frames_KT.shape[1]:
+            job.frames.append(advance.frames_KT)
+            job.samples.append(job.stream.push(advance.frames_KT))
+        outcome = self._outcome(job, advance)
+        if outcome is None:
+            return Sound(job.ticket, self._take(job) if job.wish.is_streamed else torch.zeros(0), None, job.attempt)
+        del self._tickets[advance.ticket]
+        if not advance.is_done:
+            self._engine.cancel(advance.ticket)
+        if outcome != "said" and not job.wish.is_streamed and job.attempt < self.guard.retries:
+            return self._try_again(job)
+        del self._jobs[job.ticket]
+        job.samples.append(job.stream.finish())
+        return Sound(job.ticket, self._take(job), outcome, job.attempt)
+
+    def _outcome(self, job: _Job, advance: Advance) -> Outcome | None:
+        if advance.is_done:
+            return ("said" if job.frames else "no_sound") if advance.has_eos else "too_long"
+        if advance.frames_KT.shape[1] and is_looping(
+            job.frames, period=self.guard.max_repeat_period, steps=self._frames(self.guard.max_repeat_seconds)
+        ):
+            return "loop"
+        return None
+
+    def _try_again(self, job: _Job) -> Sound:
+        attempt = job.attempt + 1
+        seed = (job.wish.request.seed + attempt * _RETRY_STRIDE) % 2**63
+        again = Plan(
+            job.plan.prefixes, job.plan.coefficients, job.plan.sampler, seed, job.plan.max_frames, job.plan.may_end
+        )
+        self._jobs[job.ticket] = _Job(job.ticket, job.wish, again, self.synthesizer.codec.stream(), attempt)
+        self._tickets[self._engine.add(again)] = job.ticket
+        return Sound(job.ticket, torch.zeros(0), None, attempt)
+
+    @staticmethod
+    def _take(job: _Job) -> Tensor:
+        samples_N = torch.cat(job.samples) if job.samples else torch.zeros(0)
+        job.samples.clear()
+        return samples_N
+
+    def _frames(self, seconds: float) -> int:
+        return max(1, round(seconds * self._frame_rate))

@@ -1,0 +1,44 @@
+"""A model folder that can speak, with random weights, made by the real path."""
+
+from pathlib import Path
+
+import torch
+
+from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
+from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
+from retort.inference.synthesizer import save_speaking_model
+from retort.models.codec_lm import CodecLM
+from retort.models.presets import tiny
+from retort.models.weights import Lineage
+from retort.text.front_end import CharactersConfig, build_text_front_end
+
+
+def speaking_model(root: Path) -> Path:
+    """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder."""
+    torch.manual_seed(0)
+    data, model = root / "data", root / "model"
+    data.mkdir()
+    recordings = [0.1 * torch.randn(8000) for _ in range(4)]
+    config = MelRVQConfig(codebook_size=8, num_codebooks=2, kmeans_iterations=2, griffin_lim_iterations=2)
+    codec = fit_mel_rvq(recordings, config)
+    front_end = build_text_front_end(CharactersConfig(kind="characters"))
+    codec.save(data / "codec")
+    front_end.save(data / "text")
+    rows = [
+        TokenRow(f"u{i}", "one", tuple(front_end.encode("one")), f"s{i % 2}", "train", codec.encode(r), 0.5)
+        for i, r in enumerate(recordings)
+    ]
+    write_shard(data / "part-0.parquet", rows)
+    description = TokenSetDescription(
+        codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
+        text_vocabulary_size=front_end.vocabulary_size, num_codebooks=2, codebook_size=8, sample_rate=codec.sample_rate,
+        frame_rate=codec.frame_rate,
+    )  # fmt: skip
+    write_description(data, description)
+    lineage = Lineage(
+        method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
+        trained_drops=("null",),
+    )  # fmt: skip
+    model.mkdir()
+    save_speaking_model(model, CodecLM(tiny((front_end.vocabulary_size, 2, 8))), lineage, data)
+    return model
