@@ -63,6 +63,33 @@ def test_codes_and_sound_equal_the_package(codec: Encodec) -> None:
     assert torch.allclose(codec.decode(codec.encode(sound(3200))), expected_N, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_frames", [0, 1, 3, 4, 7, 8, 23])
+def test_a_stream_gives_the_bits_of_the_whole_however_it_is_cut(codec: Encodec, num_frames: int) -> None:
+    codes_KT = torch.randint(1024, (8, num_frames), generator=torch.Generator().manual_seed(num_frames))
+    whole_N = codec.decode(codes_KT)
+    assert whole_N.shape == (320 * num_frames,)
+    for width in (1, 3, 5):
+        stream = codec.stream()
+        parts = [stream.push(codes_KT[:, at : at + width]) for at in range(0, num_frames, width)]
+        assert torch.equal(torch.cat([*parts, stream.finish()]), whole_N)
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 6, 7, 8, 30])
+def test_short_and_long_utterances_sound_as_in_the_package(codec: Encodec, num_frames: int) -> None:
+    codes_KT = torch.randint(1024, (8, num_frames), generator=torch.Generator().manual_seed(num_frames))
+    with torch.no_grad():
+        expected_N = codec._model.decode([(codes_KT[None], None)])[0, 0]
+    assert torch.allclose(codec.decode(codes_KT), expected_N, atol=1e-5)
+
+
+def test_sound_comes_after_eight_frames_and_stays(codec: Encodec) -> None:
+    codes_KT = torch.randint(1024, (8, 30), generator=torch.Generator().manual_seed(1))
+    stream = codec.stream()
+    lengths = [len(stream.push(codes_KT[:, t : t + 1])) for t in range(30)]
+    assert next(t for t, length in enumerate(lengths) if length) == 7
+    assert sum(lengths) > 25 * 320
+
+
 def test_safetensors_and_torch_files_give_the_same_codec(codec: Encodec, tmp_path: Path) -> None:
     save_file(random_weights(), tmp_path / "weights.safetensors")
     same = load_encodec(EncodecConfig(checkpoint=tmp_path / "weights.safetensors"))

@@ -36,7 +36,12 @@ def in_torch(lm: CodecLM) -> TorchRunner:
     return TorchRunner(lm, max_slots=SLOTS, max_conditions=3, max_columns=40)
 
 
-RUNNERS: dict[str, MakeRunner] = {"c": in_c, "torch": in_torch}
+def static(lm: CodecLM) -> TorchRunner:
+    """The steps that a CUDA graph would hold, without the graph."""
+    return TorchRunner(lm, max_slots=SLOTS, max_conditions=3, max_columns=40, is_static=True)
+
+
+RUNNERS: dict[str, MakeRunner] = {"c": in_c, "torch": in_torch, "static": static}
 
 
 def plan(lm: CodecLM, text: list[int], guidance: str, sampler: str, seed: int, max_frames: int = FRAMES) -> Plan:

@@ -12,6 +12,7 @@ import torch
 from pydantic import field_validator
 from torch import Tensor
 
+from retort.audio.causal_layers import StreamedLayer, streamed
 from retort.audio.codec_files import (
     check_codes,
     check_fingerprint,
@@ -27,6 +28,7 @@ from retort.errors import DataError, StorageError
 _BANDWIDTHS_KBPS = (1.5, 3.0, 6.0, 12.0, 24.0)
 _CODEBOOK_SIZE = 1024
 _SAMPLES_PER_TOKEN = 320
+_BLOCK_FRAMES = 4
 _BITS_PER_SECOND_PER_CODEBOOK = 750
 _PUBLISHED_NAME = "encodec_24khz-d7cc33bc.th"
 
@@ -123,15 +125,26 @@ class Encodec:
         Raises:
             DataError: a code lies outside the codebook.
         """
-        check_codes(codes_KT, self.num_codebooks, self.codebook_size, self._fingerprint)
-        if codes_KT.shape[1] == 0:
-            return torch.zeros(0)
-        samples_BCN: Tensor = self._model.decode([(codes_KT[None], None)])
-        return samples_BCN[0, 0]
+        stream = self.stream()
+        return torch.cat([stream.push(codes_KT), stream.finish()])
 
     def stream(self) -> "EncodecStream":
-        """See :class:`EncodecStream`."""
+        """Decode while codes still arrive; the samples are those of :meth:`decode`, bit for bit."""
         return EncodecStream(self)
+
+    def latents(self, codes_KT: Tensor) -> Tensor:
+        """What the decoder takes, [1, D, T].
+
+        Raises:
+            DataError: a code lies outside the codebook.
+        """
+        check_codes(codes_KT, self.num_codebooks, self.codebook_size, self._fingerprint)
+        latents_1DT: Tensor = self._model.quantizer.decode(codes_KT[:, None])
+        return latents_1DT
+
+    def streamed_decoder(self) -> StreamedLayer:
+        """The decoder with a state of its own."""
+        return streamed(self._model.decoder.model)
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``; the path of the original checkpoint is not kept."""
@@ -140,25 +153,53 @@ class Encodec:
 
 
 class EncodecStream:
-    """Collects the codes and decodes them at the end: right, and without sound before the end of the utterance."""
+    """Codes in, samples out as soon as they are final; see :class:`~retort.audio.codec.CodecStream`.
+
+    The decoder runs in blocks of a fixed number of frames, so that the samples do not depend on how the codes come; the
+    last block is filled up with zeros, which causal layers do not hear. The first sound comes after eight frames, of
+    which the first convolution reflects six.
+    """
 
     def __init__(self, codec: Encodec) -> None:
-        self._codec = codec
-        self._codes: list[Tensor] = []
+        self._codec, self._decoder = codec, codec.streamed_decoder()
+        self._latents: Tensor | None = None
+        self._num_frames = self._num_given = 0
 
+    @torch.no_grad()
     def push(self, codes_KT: Tensor) -> Tensor:
-        """No samples yet.
+        """Samples that became final.
 
         Raises:
             DataError: a code lies outside the codebook.
         """
-        check_codes(codes_KT, self._codec.num_codebooks, self._codec.codebook_size, self._codec.fingerprint())
-        self._codes.append(codes_KT)
-        return torch.zeros(0)
+        latents = self._codec.latents(codes_KT)
+        self._num_frames += latents.shape[2]
+        return self._give(self._decode(latents))
 
+    @torch.no_grad()
     def finish(self) -> Tensor:
-        """All samples."""
-        return self._codec.decode(torch.cat(self._codes, dim=1)) if self._codes else torch.zeros(0)
+        """The remaining samples."""
+        missing = self._num_frames * _SAMPLES_PER_TOKEN - self._num_given
+        if missing == 0 or self._latents is None:
+            return torch.zeros(0)
+        parts, found = [], 0
+        while found < missing:
+            held = self._latents.shape[2] % _BLOCK_FRAMES
+            parts.append(self._decode(self._latents.new_zeros(1, self._latents.shape[1], _BLOCK_FRAMES - held)))
+            found += parts[-1].shape[0]
+        return self._give(torch.cat(parts)[:missing])
+
+    def _decode(self, latents_1DT: Tensor) -> Tensor:
+        held = latents_1DT if self._latents is None else torch.cat([self._latents, latents_1DT], dim=2)
+        whole = held.shape[2] // _BLOCK_FRAMES * _BLOCK_FRAMES
+        self._latents = held[:, :, whole:]
+        blocks = [held[:, :, at : at + _BLOCK_FRAMES] for at in range(0, whole, _BLOCK_FRAMES)]
+        parts = [self._decoder.push(block)[0, 0] for block in blocks]
+        return torch.cat(parts) if parts else torch.zeros(0)
+
+    def _give(self, samples_N: Tensor) -> Tensor:
+        self._num_given += samples_N.shape[0]
+        return samples_N
 
 
 def load_encodec(config: EncodecConfig) -> Encodec:

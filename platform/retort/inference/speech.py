@@ -20,6 +20,7 @@ Outcome = Literal["said", "too_long", "loop", "no_sound"]
 """``said``: the model ended the utterance itself. The others are failures: the limit of its text was reached, it
 repeated itself, or it ended before its first frame."""
 
+_WARM_UP_FRAMES = 24
 _RETRY_STRIDE = 0x9E3779B97F4A7C15
 """Between the seeds of a request's attempts."""
 
@@ -166,6 +167,26 @@ class SpeechEngine:
         self._jobs[job.ticket] = job
         self._next_ticket += 1
         return job.ticket
+
+    def warm_up(self) -> None:
+        """Speak with every slot taken, so that the first request finds memory, kernels and tables in place.
+
+        It speaks no text of anybody's: the conditions are zeros.
+        """
+        config = self.synthesizer.loaded.model.config
+        embedded_CD = torch.zeros(8, config.dim)
+        conditions = self._engine.runner.max_conditions
+        frames = min(_WARM_UP_FRAMES, self._frames(self.max_seconds))
+        plan = Plan(
+            (embedded_CD,) * conditions, (1.0,) + (0.0,) * (conditions - 1), SamplerConfig(), 0, frames, may_end=False
+        )
+        stream = self.synthesizer.codec.stream()
+        for _ in range(self.num_free):
+            self._engine.add(plan)
+        while self._engine.num_active:
+            first = self._engine.step()[0]
+            stream.push(first.frames_KT)
+        stream.finish()
 
     def cancel(self, ticket: int) -> None:
         """Stop an utterance; it takes no further step. Unknown tickets are ignored."""

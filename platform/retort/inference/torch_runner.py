@@ -19,19 +19,27 @@ from retort.nn.transformer import Block, LayerCache, apply_rotary, rotary_tables
 class TorchRunner:
     """A :class:`~retort.inference.runner.Runner` in torch.
 
-    On a GPU all slots take part in every step, so that the graph never changes and a slot's bits do not depend on the
-    others. On a CPU only the chosen ones do; there the matrix products may round differently in another batch.
+    On a GPU all slots take part in every step: the graph never changes, and a slot's bits do not depend on the others.
+    On a CPU only the chosen ones do, and the matrix products may round differently in another batch.
 
     Args:
         model: the weights; they stay where they are, in their precision.
         max_slots: utterances at once.
         max_conditions: rows that guidance may add up to.
         max_columns: longest condition and audio together.
+        is_static: let all slots take part in every step, as a graph needs it; ``None`` means wherever there is a GPU.
         use_graph: capture the step in a CUDA graph; ``None`` means wherever there is a GPU.
     """
 
     def __init__(
-        self, model: CodecLM, *, max_slots: int, max_conditions: int, max_columns: int, use_graph: bool | None = None
+        self,
+        model: CodecLM,
+        *,
+        max_slots: int,
+        max_conditions: int,
+        max_columns: int,
+        is_static: bool | None = None,
+        use_graph: bool | None = None,
     ) -> None:
         self.model, self.max_slots, self.max_conditions, self.max_columns = (
             model,
@@ -41,8 +49,9 @@ class TorchRunner:
         )
         weight = model.heads.weight
         self.device, self.dtype = weight.device, weight.dtype
-        self._on_gpu = self.device.type == "cuda"
-        self._use_graph = self._on_gpu if use_graph is None else use_graph
+        on_gpu = self.device.type == "cuda"
+        self._is_static = on_gpu if is_static is None else is_static
+        self._use_graph = on_gpu if use_graph is None else use_graph
         self._graphs: dict[tuple[bool, bool], torch.cuda.CUDAGraph] = {}
         self._caches = model.new_caches(max_slots * max_conditions, max_columns)
         head_dim = model.config.dim // model.config.num_heads
@@ -76,7 +85,7 @@ class TorchRunner:
     def step(self, slots: Sequence[int], *, keep_guided: bool = False) -> tuple[Tensor, Tensor | None]:
         """Advance the chosen slots by one step; see :meth:`Runner.step`."""
         cut = any(self._is_cut[slot] for slot in slots)
-        if not self._on_gpu:
+        if not self._is_static:
             return self._advance(torch.tensor(list(slots)), cut, keep_guided)
         index_N = torch.tensor(list(slots), device=self.device)
         everyone = torch.zeros(self.max_slots, dtype=torch.bool)
@@ -120,7 +129,7 @@ class TorchRunner:
 
     def _advance(self, slots_N: Tensor, cut: bool, keep_guided: bool) -> tuple[Tensor, Tensor | None]:
         state, config, R = self._state, self.config, self.max_conditions
-        if not self._on_gpu:
+        if not self._is_static:
             state.active_N.fill_(True)
             R = int(state.num_conditions_N[slots_N].max())
         rows_NR = slots_N[:, None] * self.max_conditions + torch.arange(R, device=self.device)
@@ -128,7 +137,7 @@ class TorchRunner:
         x_R1D = x_ND.repeat_interleave(R, dim=0)[:, None]
         # An idle slot may stand behind its last column; what it computes there is not used.
         positions_R1 = state.positions_NC[slots_N, :R].reshape(-1, 1).clamp_max(self.max_columns - 1)
-        longest = self.max_columns if self._on_gpu else int(positions_R1.max()) + 1
+        longest = self.max_columns if self._is_static else int(positions_R1.max()) + 1
         hidden = self._forward(x_R1D.to(self.dtype), rows_NR.flatten(), positions_R1, longest)
         logits = self.model.logits(hidden).view(len(slots_N), R, config.num_codebooks, config.output_size).float()
         coefficients_NR = state.coefficients_NC[slots_N, :R]
@@ -182,7 +191,7 @@ class TorchRunner:
         cache.values_BHSD[rows_B[:, None], :, positions_BT] = v.transpose(1, 2)
         longest = seen.shape[-1]
         keys, values = cache.keys_BHSD[:, :, :longest], cache.values_BHSD[:, :, :longest]
-        if not self._on_gpu or keys.shape[0] != B:
+        if not self._is_static or keys.shape[0] != B:
             keys, values = keys[rows_B], values[rows_B]
         y = functional.scaled_dot_product_attention(turned[:, :H], keys, values, attn_mask=seen, enable_gqa=H != G)
         projected: Tensor = attention.out(y.transpose(1, 2).reshape(B, T, -1))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -163,9 +164,12 @@ def _measure(config: EvaluateConfig, progress: Progress) -> tuple[dict[str, list
     progress.update(0, 1 + len(models), "measuring speed")
     speeds: dict[str, list[Speed]] = _on_one_actor(config, "speed", config.speed.threads)
     memory: dict[str, float] = {}
-    for done, name in enumerate(models, start=1):
-        memory[name] = _on_one_actor(config, "memory", config.speed.threads, name)
-        progress.update(1 + done, 1 + len(models), f"measuring memory of {name}")
+    # Memory does not mind company, and most of each process's time is its start.
+    with ThreadPoolExecutor(config.pool.size) as pool:
+        measured = pool.map(lambda name: _on_one_actor(config, "memory", config.pool.threads_per_worker, name), models)
+        for done, (name, peak_mb) in enumerate(zip(models, measured, strict=True), start=1):
+            memory[name] = peak_mb
+            progress.update(1 + done, 1 + len(models), f"measuring memory of {name}")
     return speeds, memory
 
 

@@ -1,0 +1,92 @@
+"""C16: the first request after the warm-up, against the ones that follow.
+
+Each round opens the model anew in this process, warms it up as a server does, and times request after request: from the
+text to the last sample, one at a time.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table
+from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
+from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
+from retort.inference.speech import GuardConfig, SpeechEngine, Wish
+from retort.inference.synthesizer import Request, Synthesizer, save_speaking_model
+from retort.models.codec_lm import CodecLM
+from retort.models.presets import demo
+from retort.models.weights import Lineage
+from retort.nn.guidance import NoGuidance
+from retort.text.front_end import CharactersConfig, build_text_front_end
+
+SECONDS, REQUESTS = 2.0, 8
+
+
+def write_model(root: Path) -> Path:
+    """A model of the demo's size with random weights, that can speak."""
+    torch.manual_seed(0)
+    data, model = root / "data", root / "model"
+    data.mkdir()
+    codec = fit_mel_rvq(
+        [0.1 * torch.randn(80_000) for _ in range(8)],
+        MelRVQConfig(num_codebooks=4, codebook_size=256, frames_per_token=4),
+    )
+    front_end = build_text_front_end(CharactersConfig(kind="characters"))
+    codec.save(data / "codec")
+    front_end.save(data / "text")
+    codes_KT = codec.encode(0.1 * torch.randn(32_000))
+    write_shard(
+        data / "part-0.parquet", [TokenRow("u", "one", tuple(front_end.encode("one")), "s", "train", codes_KT, 2.0)]
+    )
+    sizes = (front_end.vocabulary_size, codec.num_codebooks, codec.codebook_size)
+    write_description(
+        data,
+        TokenSetDescription(
+            codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
+            text_vocabulary_size=sizes[0], num_codebooks=sizes[1], codebook_size=sizes[2],
+            sample_rate=codec.sample_rate, frame_rate=codec.frame_rate,
+        ),
+    )  # fmt: skip
+    lineage = Lineage(
+        method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint()
+    )  # fmt: skip
+    save_speaking_model(model, CodecLM(demo(sizes)), lineage, data)
+    return model
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse_arguments(__doc__ or "", threads=2)
+    prepare(args)
+    guard = GuardConfig(extra_seconds=SECONDS, seconds_per_character=0.001, retries=0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_model(Path(folder))
+
+        def round_of_requests() -> dict[str, float]:
+            synthesizer = Synthesizer.open(model, precision="fastest")
+            engine = SpeechEngine(synthesizer, max_slots=4, max_conditions=1, guard=guard)
+            begin = time.perf_counter()
+            engine.warm_up()
+            warm_up_s = time.perf_counter() - begin
+            seconds = []
+            for seed in range(REQUESTS):
+                begin = time.perf_counter()
+                engine.add(Wish(Request("one two three four", "s", seed), NoGuidance().build()))
+                samples = 0
+                while engine.num_active:
+                    samples += sum(sound.samples_N.numel() for sound in engine.step())
+                assert samples > 0, "the payload must be sound"
+                seconds.append((time.perf_counter() - begin) / samples * synthesizer.codec.sample_rate)
+            return {"first request": seconds[0], "later requests": statistics.median(seconds[1:]), "warm-up": warm_up_s}
+
+        run = interleave({"ours": round_of_requests}, args)
+    print_table(run, "ms of work a second of audio (warm-up: ms)", 1e3)
+    ratios = run.ratios("ours, first request", "ours, later requests")
+    conclude(run, args, [Gate("C16 first request after the warm-up / later ones", 1.2, 1.05).judge(*ratios)])
+
+
+if __name__ == "__main__":
+    main()
