@@ -10,6 +10,7 @@ from retort.inference.synthesizer import save_speaking_model
 from retort.models.codec_lm import CodecLM
 from retort.models.presets import tiny
 from retort.models.weights import Lineage
+from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 
@@ -39,6 +40,6 @@ def speaking_model(root: Path) -> Path:
         method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
         trained_drops=("null",),
     )  # fmt: skip
-    model.mkdir()
-    save_speaking_model(model, CodecLM(tiny((front_end.vocabulary_size, 2, 8))), lineage, data)
-    return model
+    info = describe_artifact("model", "speaking", "1", inputs={}, config={})
+    random = CodecLM(tiny((front_end.vocabulary_size, 2, 8)))
+    return write_artifact(model, info, lambda target: save_speaking_model(target, random, lineage, data)).path

@@ -132,6 +132,11 @@ class SpeechEngine:
         return len(self._jobs)
 
     @property
+    def weight_format(self) -> str:
+        """Number format of the steps."""
+        return str(getattr(self._engine.runner, "weight_format", "torch"))
+
+    @property
     def num_free(self) -> int:
         """Utterances that may join."""
         return self._engine.num_free

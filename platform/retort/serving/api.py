@@ -1,0 +1,252 @@
+"""The HTTP API: OpenAI's ``/v1/audio/speech`` and what surrounds it, as one ASGI application over any backends."""
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from importlib.resources import files
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+
+from retort.errors import ConfigError, DataError
+from retort.serving.answers import Answer, collect, in_pieces
+from retort.serving.backends import Ask, Backend, Description
+from retort.serving.bodies import read_body
+from retort.serving.errors import ApiError, overloaded
+from retort.serving.formats import KINDS
+from retort.serving.gate import Gate
+from retort.serving.keys import ApiKeys
+from retort.serving.metrics import Metrics
+from retort.serving.requests import SpeechRequest, parse_speech_request
+from retort.serving.settings import ServeConfig
+from retort.serving.speaking import OverloadedError, Piece
+
+OPENAI_NAMES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+_SIZED = ("wav", "flac")
+"""Formats whose header holds a length: they are sent whole unless a stream is asked for."""
+
+
+def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
+    """The application.
+
+    Args:
+        config: limits, keys, names.
+        backends: by model name.
+    """
+    api = FastAPI(title="Retort", version="1", docs_url=None, redoc_url=None)
+    speech = Speech(config, backends)
+    api.add_middleware(Gate, keys=None if config.api_keys is None else ApiKeys(config.api_keys))
+    api.add_exception_handler(ApiError, _answer_error)
+    api.add_api_route("/health/live", _live, methods=["GET"], summary="The process answers.")
+    api.add_api_route("/health/ready", speech.ready, methods=["GET"], summary="Every model has passed its warm-up.")
+    api.add_api_route("/metrics", speech.metrics_page, methods=["GET"], summary="Prometheus metrics.")
+    api.add_api_route("/v1/models", speech.models, methods=["GET"], summary="Models that are served.")
+    api.add_api_route("/v1/models/{name:path}", speech.model, methods=["GET"], summary="One model.")
+    api.add_api_route("/v1/audio/voices", speech.voices, methods=["GET"], summary="Voices of each model.")
+    api.add_api_route(
+        "/v1/audio/speech",
+        speech.create,
+        methods=["POST"],
+        summary="Speak a text.",
+        response_class=Response,
+        responses={
+            200: {"content": {kind.media_type: {} for kind in KINDS.values()} | {"text/event-stream": {}}},
+            **{status: {"description": text} for status, text in _STATUSES.items()},
+        },
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": SpeechRequest.model_json_schema()}},
+            }
+        },
+    )
+    api.add_api_route("/", _page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
+    return api
+
+
+_STATUSES = {
+    400: "A field is wrong; `error.param` names it.",
+    401: "No valid API key.",
+    404: "No such model.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not plain JSON.",
+    429: "Too much speech is waiting; see Retry-After.",
+    500: "The model did not say the text properly.",
+    503: "No sound within the deadline.",
+}
+
+
+class Speech:
+    """The handlers, with what they share."""
+
+    def __init__(self, config: ServeConfig, backends: Mapping[str, Backend]) -> None:
+        self.config, self.backends, self.metrics = config, dict(backends), Metrics()
+        self._described: dict[str, Description] = {}
+
+    async def ready(self) -> JSONResponse:
+        """200 when every model answers; a replica that answers has passed its warm-up."""
+        try:
+            async with asyncio.timeout(5.0):
+                await asyncio.gather(*(backend.describe() for backend in self.backends.values()))
+        except Exception as error:  # noqa: BLE001 - whatever is wrong, the answer is no
+            return JSONResponse({"status": "unavailable", "reason": type(error).__name__}, status_code=503)
+        return JSONResponse({"status": "ready", "models": sorted(self.backends)})
+
+    async def metrics_page(self) -> Response:
+        """The exposition format of Prometheus."""
+        for name, backend in self.backends.items():
+            numbers = await backend.numbers()
+            self.metrics.in_flight.labels(name).set(sum(n.in_flight_s for n in numbers))
+            self.metrics.waiting.labels(name).set(sum(n.waiting_s for n in numbers))
+            self.metrics.after_cancel.labels(name).set(sum(n.frames_after_cancel for n in numbers))
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def models(self) -> JSONResponse:
+        """OpenAI's list of models."""
+        return JSONResponse({"object": "list", "data": [_model(await self.description(n)) for n in self.backends]})
+
+    async def model(self, name: str) -> JSONResponse:
+        """One of them."""
+        return JSONResponse(_model(await self.description(self.resolve(name))))
+
+    async def voices(self, model: str | None = None) -> JSONResponse:
+        """Voices of one model or of all, with the models that have them."""
+        names = list(self.backends) if model is None else [self.resolve(model)]
+        owners: dict[str, list[str]] = {}
+        for name in names:
+            for voice in (await self.description(name)).voices:
+                owners.setdefault(voice, []).append(name)
+        listed = [{"id": voice, "name": voice, "models": owners[voice]} for voice in sorted(owners)]
+        return JSONResponse({"object": "list", "data": listed, "voices": sorted(owners)})
+
+    async def create(self, request: Request) -> Response:
+        """Speak."""
+        begun = time.monotonic()
+        limits = self.config.limits
+        body = await read_body(request, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
+        wanted = parse_speech_request(body, max_characters=limits.max_characters)
+        name = self.resolve(wanted.model)
+        description = await self.description(name)
+        if wanted.voice_id not in description.voices:
+            known = ", ".join(description.voices)
+            raise ApiError(400, f"no such voice; {name} has {known}", param="voice", code="voice_not_found")
+        if wanted.language is not None and wanted.language.partition("-")[0].lower() not in self.languages(name):
+            known = ", ".join(self.languages(name))
+            raise ApiError(400, f"{name} speaks {known} only", param="language")
+        is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
+        seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
+        ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream)
+        answer = Answer(wanted, description, self.metrics, begun)
+        headers = {"X-Request-ID": uuid.uuid4().hex, "X-Seed": str(seed), "X-Model": name}
+        try:
+            pieces = await self._begin(request, name, ask)
+            if is_stream:
+                events = in_pieces(pieces, answer, slow_reader_s=limits.slow_reader_s)
+                return StreamingResponse(events, media_type=answer.media_type, headers=headers)
+            async with aclosing(pieces):  # type: ignore[type-var]
+                whole = await _unless_left(request, collect(pieces, answer))
+            return Response(whole, media_type=answer.media_type, headers=headers)
+        except ApiError as error:
+            self.metrics.requests.labels(name, str(error.status)).inc()
+            raise
+
+    async def _begin(self, request: Request, name: str, ask: Ask) -> AsyncIterator[Piece]:
+        """The pieces, once the first one is there: until then an error can still have a status of its own."""
+        pieces = self.backends[name].speak(ask)
+        try:
+            async with asyncio.timeout(self.config.limits.deadline_s):
+                first = await _unless_left(request, anext(pieces))
+        except OverloadedError as error:
+            raise overloaded(error.retry_after_s) from None
+        except TimeoutError:
+            await pieces.aclose()  # type: ignore[attr-defined]
+            raise ApiError(
+                503, "no sound within the deadline", kind="server_error", code="deadline", headers={"Retry-After": "1"}
+            ) from None
+        except (ConfigError, DataError) as error:
+            raise ApiError(400, str(error), param="input") from None
+
+        async def all_of_them() -> AsyncIterator[Piece]:
+            try:
+                yield first
+                async for piece in pieces:
+                    yield piece
+            finally:
+                await pieces.aclose()  # type: ignore[attr-defined]
+
+        return all_of_them()
+
+    def resolve(self, name: str) -> str:
+        """The model behind a name.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name in OPENAI_NAMES and name not in self.backends and self.config.default_model is not None:
+            return self.config.default_model
+        if name not in self.backends:
+            known = ", ".join(sorted(self.backends))
+            raise ApiError(404, f"no such model; there are {known}", param="model", code="model_not_found")
+        return name
+
+    def languages(self, name: str) -> tuple[str, ...]:
+        """Languages of a model."""
+        return next(model.languages for model in self.config.models if model.name == name)
+
+    async def description(self, name: str) -> Description:
+        """What a model is; asked for once, then known. A new version of a model is a new application."""
+        if name not in self._described:
+            self._described[name] = await self.backends[name].describe()
+        return self._described[name]
+
+
+async def _unless_left(request: Request, work: Any) -> Any:
+    """The result of ``work``, unless the client hangs up first; then the work is cancelled.
+
+    Raises:
+        ApiError: 499, which nobody reads.
+    """
+
+    async def hang_up() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(hang_up())
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(499, "the client has left", code="client_left")
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+
+
+def _model(description: Description) -> dict[str, Any]:
+    return {
+        "id": description.name,
+        "object": "model",
+        "created": description.created,
+        "owned_by": "retort",
+        "fingerprint": description.fingerprint,
+        "weight_format": description.weight_format,
+    }
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    del request
+    assert isinstance(error, ApiError)
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+
+
+async def _live() -> JSONResponse:
+    return JSONResponse({"status": "alive"})
+
+
+async def _page() -> HTMLResponse:
+    return HTMLResponse(files("retort.serving").joinpath("page.html").read_text("utf-8"))

@@ -1,0 +1,95 @@
+"""The Ray Serve application: one deployment for each model, one for the API before them.
+
+``retort.serving.app:build`` is the ``import_path`` of a Serve configuration; its ``args`` are a :class:`ServeConfig`.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from retort.config import validate
+from retort.serving.api import build_api
+from retort.serving.backends import Ask, Backend, Description, Numbers
+from retort.serving.replica import AudioSecondsPolicy, EngineReplica
+from retort.serving.settings import ServeConfig, ServedModel
+from retort.serving.speaking import Piece
+
+_QUEUE = 10_000
+"""Requests that a replica may hold: admission goes by seconds of speech, not by their number."""
+
+
+class RayBackend:
+    """A model behind a handle."""
+
+    def __init__(self, handle: DeploymentHandle) -> None:
+        self._handle = handle
+
+    async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
+        """See :class:`Backend`."""
+        pieces = self._handle.options(stream=True).speak.remote(ask)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            pieces.cancel()
+
+    async def describe(self) -> Description:
+        """See :class:`Backend`."""
+        return await self._handle.describe.remote()  # type: ignore[no-any-return]
+
+    async def numbers(self) -> list[Numbers]:
+        """See :class:`Backend`; of one replica, the one that answers first."""
+        return await self._handle.numbers.remote()  # type: ignore[no-any-return]
+
+
+@serve.ingress()
+class Ingress:
+    """The API in front of the models."""
+
+    def __init__(self, config: Mapping[str, Any], **models: DeploymentHandle) -> None:
+        self._config = validate(dict(config), ServeConfig, where="the application")
+        names = [model.name for model in self._config.models]
+        self._backends: dict[str, Backend] = {
+            name: RayBackend(models[f"model_{index}"]) for index, name in enumerate(names)
+        }
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Ray Serve calls this in the replica."""
+        return build_api(self._config, self._backends)
+
+
+def build(args: ServeConfig) -> serve.Application:
+    """The application of a configuration."""
+    tree = args.model_dump(mode="json")
+    models = {f"model_{index}": _deployment(model, args).bind(model.model_dump(mode="json"), tree)
+              for index, model in enumerate(args.models)}  # fmt: skip
+    front: Any = serve.deployment(Ingress).options(
+        max_ongoing_requests=_QUEUE, graceful_shutdown_timeout_s=args.drain_s
+    )  # fmt: skip
+    application: serve.Application = front.bind(tree, **models)
+    return application
+
+
+def _deployment(model: ServedModel, config: ServeConfig) -> Any:
+    autoscaling = {
+        "min_replicas": model.min_replicas,
+        "max_replicas": model.max_replicas,
+        "upscale_delay_s": 2.0,
+        "downscale_delay_s": 30.0,
+        "policy": {
+            "policy_function": f"{AudioSecondsPolicy.__module__}:{AudioSecondsPolicy.__name__}",
+            "policy_kwargs": {"target_audio_seconds": model.target_audio_seconds},
+        },
+    }
+    several = model.max_replicas > model.min_replicas
+    scale: dict[str, Any] = {"autoscaling_config": autoscaling} if several else {"num_replicas": model.min_replicas}
+    return serve.deployment(EngineReplica).options(
+        name=f"model-{model.name}",
+        max_ongoing_requests=_QUEUE,
+        graceful_shutdown_timeout_s=config.drain_s,
+        health_check_period_s=2.0,
+        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus},
+        **scale,
+    )

@@ -1,0 +1,45 @@
+"""Reading a body without trusting what it says of itself."""
+
+import asyncio
+
+from fastapi import Request
+from starlette.requests import ClientDisconnect
+
+from retort.serving.errors import ApiError
+
+
+async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body, counted while it arrives.
+
+    Args:
+        request: whose body.
+        max_bytes: more is refused, whatever its headers say.
+        timeout_s: longest pause between two parts, and ten times that in all.
+
+    Raises:
+        ApiError: 408, 413 or 415.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise ApiError(415, "compressed bodies are not read", code="unsupported_media_type")
+    too_large = ApiError(413, f"the body is larger than {max_bytes} bytes", code="body_too_large")
+    stated = request.headers.get("content-length", "0")
+    if stated.isdecimal() and int(stated) > max_bytes:
+        raise too_large
+    body, parts = bytearray(), request.stream()
+    try:
+        async with asyncio.timeout(10 * timeout_s):
+            while True:
+                try:
+                    part = await asyncio.wait_for(anext(parts), timeout_s)
+                except StopAsyncIteration:
+                    return bytes(body)
+                body += part
+                if len(body) > max_bytes:
+                    raise too_large
+    except TimeoutError:
+        raise ApiError(408, "the body did not arrive in time", code="timeout") from None
+    except ClientDisconnect:
+        raise ApiError(499, "the client has left", code="client_left") from None

@@ -1,0 +1,44 @@
+"""Errors in the shape of the OpenAI API."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+class ApiError(Exception):
+    """An error that the client is told.
+
+    Args:
+        status: of HTTP.
+        message: for a person.
+        kind: ``type`` of the error object.
+        param: the field that is at fault.
+        code: for a program.
+        headers: more headers of the response.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON body."""
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+
+def overloaded(retry_after_s: float) -> ApiError:
+    """Too much audio is waiting already."""
+    seconds = max(1, round(retry_after_s))
+    message = f"too many seconds of speech are waiting; try again in {seconds} s"
+    return ApiError(
+        429, message, kind="rate_limit_error", code="overloaded", headers={"Retry-After": str(seconds)}
+    )  # fmt: skip

@@ -1,0 +1,139 @@
+"""What ``POST /v1/audio/speech`` takes: the fields of the OpenAI API, and a few of ours; nothing else.
+
+Bodies are parsed strictly: duplicate keys, NaN, unknown fields and wrong types are refused by name. No field is ever
+opened as a file or a URL.
+"""
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from retort.serving.errors import ApiError
+
+AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
+
+_BIDI = {"RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI", "PDI"}
+
+
+class VoiceId(BaseModel):
+    """A voice by id, as newer clients send it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    id: str = Field(min_length=1, max_length=64)
+
+
+class SpeechRequest(BaseModel):
+    """Body of ``POST /v1/audio/speech``."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    model: str = Field(min_length=1, max_length=256, description="One of GET /v1/models.")
+    input: str = Field(description="What to say.")
+    voice: str | VoiceId = Field(description="One of GET /v1/audio/voices.")
+    response_format: AudioFormat = "mp3"
+    speed: float = Field(default=1.0, ge=0.25, le=4.0)
+    stream_format: Literal["audio", "sse"] = "audio"
+    instructions: str | None = Field(default=None, max_length=4096, description="Accepted; these models ignore it.")
+    seed: int | None = Field(default=None, ge=0, le=2**63 - 1, description="The same seed gives the same audio.")
+    language: str | None = Field(default=None, max_length=16, description="Refused unless the model speaks it.")
+    max_seconds: float | None = Field(default=None, gt=0, le=600, description="A shorter limit than the server's.")
+
+    @property
+    def voice_id(self) -> str:
+        """The voice, however it was given."""
+        return self.voice if isinstance(self.voice, str) else self.voice.id
+
+
+def parse_speech_request(body: bytes, *, max_characters: int) -> SpeechRequest:
+    """Parse and check a body.
+
+    Raises:
+        ApiError: 400, with the field.
+    """
+    tree = parse_json(body)
+    if not isinstance(tree, dict):
+        raise ApiError(400, f"the body must be a JSON object, got {type(tree).__name__}")
+    if isinstance(tree.get("speed"), int) and not isinstance(tree["speed"], bool):
+        tree["speed"] = float(tree["speed"])
+    if isinstance(tree.get("max_seconds"), int) and not isinstance(tree["max_seconds"], bool):
+        tree["max_seconds"] = float(tree["max_seconds"])
+    try:
+        request = SpeechRequest.model_validate(tree)
+    except ValidationError as error:
+        raise _first_fault(error) from None
+    return request.model_copy(update={"input": clean_text(request.input, max_characters=max_characters)})
+
+
+def parse_json(body: bytes) -> Any:
+    """JSON without duplicate keys and without NaN.
+
+    Raises:
+        ApiError: 400.
+    """
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        names = [name for name, _ in pairs]
+        repeated = next((name for name in names if names.count(name) > 1), None)
+        if repeated is not None:
+            raise ApiError(400, f"the key {_shown(repeated)} is given twice", param=_shown(repeated))
+        return dict(pairs)
+
+    def no_constant(name: str) -> float:
+        raise ApiError(400, f"{name} is not JSON")
+
+    try:
+        return json.loads(body.decode("utf-8"), object_pairs_hook=unique, parse_constant=no_constant)
+    except UnicodeDecodeError:
+        raise ApiError(400, "the body is not UTF-8") from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply") from None
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+
+
+def clean_text(text: str, *, max_characters: int) -> str:
+    """Text in NFC, without what has no place in speech.
+
+    Raises:
+        ApiError: 400 for text that is empty, too long, or holds control or direction characters.
+    """
+    if len(text) > max_characters:
+        raise ApiError(400, f"input has {len(text)} characters, at most {max_characters} are allowed", param="input")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise ApiError(400, "input holds half of a surrogate pair", param="input") from None
+    for character in text:
+        category = unicodedata.category(character)
+        if (category == "Cc" and character not in "\t\r\n") or unicodedata.bidirectional(character) in _BIDI:
+            raise ApiError(400, f"input holds the control character U+{ord(character):04X}", param="input")
+    cleaned = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
+    if not any(unicodedata.category(c)[0] in "LN" for c in cleaned):
+        raise ApiError(
+            400, f"input has nothing to say: it needs a letter or a digit (limit {max_characters})", param="input"
+        )
+    return cleaned
+
+
+def _first_fault(error: ValidationError) -> ApiError:
+    # A voice is a string or an object: of the two lists of faults, that of the form which was given counts.
+    faults = [f for f in error.errors(include_url=False) if f["loc"][-1] != "str" or not isinstance(f["input"], dict)]
+    fault, name = faults[0], _shown(str(faults[0]["loc"][-1]))
+    if fault["type"] == "extra_forbidden":
+        return ApiError(400, f"unknown field {name}", param=name)
+    field = ".".join(str(part) for part in fault["loc"] if str(part) in SpeechRequest.model_fields) or name
+    if fault["type"] == "missing":
+        return ApiError(400, f"the field {field} is missing", param=field)
+    given = fault["input"]
+    shown = "" if isinstance(given, dict | list) else f", got {_shown(repr(given))}"
+    return ApiError(400, f"{field}: {fault['msg']}{shown}", param=field)
+
+
+def _shown(text: str) -> str:
+    """Something of the client's, fit for a message: short, printable."""
+    printable = "".join(c if c.isprintable() else "?" for c in text)
+    return printable if len(printable) <= 60 else printable[:57] + "..."

@@ -1,0 +1,89 @@
+"""What a served application is: models, limits, keys. One YAML file, or the arguments of a Ray Serve application."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from retort.config import Config
+from retort.inference.backends import DecodePrecision
+from retort.inference.sampling import SamplerConfig
+from retort.inference.speech import GuardConfig
+from retort.nn.guidance import GuidanceConfig, NoGuidance
+
+
+class ServedModel(Config):
+    """One model behind one name."""
+
+    name: str = Field(min_length=1, max_length=256)
+    """What clients send as ``model``."""
+    path: Path
+    """Output of ``retort pretrain`` or ``retort distill``."""
+    guidance: GuidanceConfig = NoGuidance()
+    sampler: SamplerConfig = SamplerConfig()
+    languages: tuple[str, ...] = ("en",)
+    scale_input: float | None = None
+    """For students that take the guidance scale as an input."""
+    precision: DecodePrecision = "fastest"
+    slots: int = Field(default=16, ge=1, le=1024)
+    """Utterances that a replica speaks at once."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads of a replica's steps."""
+    cpus: float = Field(default=1.0, gt=0)
+    gpus: float = Field(default=0.0, ge=0)
+    min_replicas: int = Field(default=1, ge=1)
+    max_replicas: int = Field(default=1, ge=1)
+    target_audio_seconds: float = Field(default=20.0, gt=0)
+    """Predicted seconds of speech in flight for which one replica is enough; more makes another."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
+        return self
+
+
+class Limits(Config):
+    """What a request may ask for, and how much may wait."""
+
+    max_characters: int = Field(default=4096, ge=1)
+    max_body_bytes: int = Field(default=65_536, ge=1024)
+    body_timeout_s: float = Field(default=10.0, gt=0)
+    """Longest pause while a body arrives."""
+    max_seconds: float = Field(default=30.0, gt=0)
+    """Longest speech of one request."""
+    max_text_tokens: int = Field(default=4100, ge=16)
+    """Longest text after normalisation, which spells numbers out."""
+    max_waiting_seconds: float = Field(default=60.0, gt=0)
+    """Predicted seconds of speech that may wait at a replica; more is refused with 429."""
+    deadline_s: float = Field(default=60.0, gt=0)
+    """Longest wait for the first sound."""
+    slow_reader_s: float = Field(default=30.0, gt=0)
+    """Seconds of speech that may be buffered for a client that does not read."""
+
+
+class ServeConfig(Config):
+    """An application."""
+
+    job: Literal["serve"] = "serve"
+    models: tuple[ServedModel, ...] = Field(min_length=1)
+    default_model: str | None = None
+    """Answers to the OpenAI names ``tts-1``, ``tts-1-hd`` and ``gpt-4o-mini-tts``; None refuses them."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    limits: Limits = Limits()
+    guard: GuardConfig = GuardConfig()
+    api_keys: Path | None = None
+    """File of API keys, one a line; None lets everybody in who can reach the port."""
+    drain_s: float = Field(default=60.0, gt=0)
+    """How long running requests may go on when a replica stops."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [model.name for model in self.models]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two models are called {twice!r}")
+        if self.default_model is not None and self.default_model not in names:
+            raise ValueError(f"default_model {self.default_model!r} is none of {', '.join(names)}")
+        return self

@@ -1,0 +1,142 @@
+"""The speaking thread: many requests from an event loop, admission, cancelling, and failures that reach everybody."""
+
+import asyncio
+
+import pytest
+import torch
+
+from retort.errors import ConfigError
+from retort.inference.speech import GuardConfig, SpeechEngine, Wish
+from retort.inference.synthesizer import Request, Synthesizer
+from retort.nn.guidance import NoGuidance
+from retort.serving.admission import Admission
+from retort.serving.speaking import OverloadedError, Piece, Speaking
+from tests.inference.speaking import speaking_model
+
+GUARD = GuardConfig(seconds_per_character=0.1, extra_seconds=2.0, retries=0)
+
+
+@pytest.fixture(scope="module")
+def synthesizer(tmp_path_factory: pytest.TempPathFactory) -> Synthesizer:
+    return Synthesizer.open(speaking_model(tmp_path_factory.mktemp("speaking")))
+
+
+def engine(synthesizer: Synthesizer, *, slots: int = 2) -> SpeechEngine:
+    return SpeechEngine(synthesizer, max_slots=slots, max_conditions=1, max_seconds=8.0, guard=GUARD)
+
+
+def wish(seed: int, text: str = "one two three") -> Wish:
+    return Wish(Request(text, "s0", seed), NoGuidance().build())
+
+
+async def collect(speaking: Speaking, wanted: Wish) -> list[Piece]:
+    return [piece async for piece in speaking.speak(wanted)]
+
+
+def test_more_requests_than_slots_all_get_what_they_would_get_alone(synthesizer: Synthesizer) -> None:
+    alone = {}
+    for seed in range(6):
+        lonely = engine(synthesizer)
+        ticket = lonely.add(wish(seed))
+        parts = []
+        while lonely.num_active:
+            parts += [sound.samples_N for sound in lonely.step() if sound.ticket == ticket]
+        alone[seed] = torch.cat(parts)
+    speaking = Speaking(engine(synthesizer), max_waiting_s=100.0)
+
+    async def everybody() -> list[list[Piece]]:
+        return await asyncio.gather(*(collect(speaking, wish(seed)) for seed in range(6)))
+
+    try:
+        for seed, pieces in enumerate(asyncio.run(everybody())):
+            assert torch.equal(torch.cat([piece.samples_N for piece in pieces]), alone[seed])
+            assert [piece.outcome is None for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+        assert speaking.admission.in_flight_s == 0
+    finally:
+        speaking.stop()
+
+
+def test_leaving_stops_the_request_within_a_frame(synthesizer: Synthesizer) -> None:
+    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
+
+    async def leave_early() -> list[Piece]:
+        async for _ in (pieces := speaking.speak(wish(1, "a very long text " * 3))):
+            break
+        await pieces.aclose()
+        return await collect(speaking, wish(2))
+
+    try:
+        assert asyncio.run(leave_early())[-1].outcome is not None
+        assert speaking.num_cancelled <= 1
+        assert speaking.frames_after_cancel <= 1
+    finally:
+        speaking.stop()
+
+
+def test_what_is_too_much_is_refused_with_the_time_to_wait(synthesizer: Synthesizer) -> None:
+    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=2.0)
+
+    async def storm() -> list[object]:
+        return await asyncio.gather(*(collect(speaking, wish(seed)) for seed in range(20)), return_exceptions=True)
+
+    try:
+        results = asyncio.run(storm())
+        refused = [result for result in results if isinstance(result, OverloadedError)]
+        assert refused
+        assert all(error.retry_after_s > 0 for error in refused)
+        assert len(refused) + sum(isinstance(result, list) for result in results) == 20
+        assert isinstance(asyncio.run(collect(speaking, wish(3))), list), "it recovers"
+    finally:
+        speaking.stop()
+
+
+def test_a_request_that_is_wrong_is_refused_and_takes_no_room(synthesizer: Synthesizer) -> None:
+    speaking = Speaking(engine(synthesizer), max_waiting_s=2.0)
+    try:
+        with pytest.raises(ConfigError, match="no voice 'eve'"):
+            asyncio.run(collect(speaking, Wish(Request("one", "eve", 0), NoGuidance().build())))
+        assert speaking.admission.in_flight_s == 0
+    finally:
+        speaking.stop()
+
+
+def test_a_dead_engine_tells_everybody(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    speaking = Speaking(engine(synthesizer), max_waiting_s=100.0)
+
+    def fail() -> None:
+        raise FloatingPointError("the logits are not numbers")
+
+    monkeypatch.setattr(speaking.engine, "step", fail)
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        asyncio.run(collect(speaking, wish(0)))
+    assert not speaking.is_alive
+    with pytest.raises(FloatingPointError, match="not numbers"):
+        asyncio.run(collect(speaking, wish(1)))
+
+
+def test_stopping_ends_what_is_under_way_with_an_error(synthesizer: Synthesizer) -> None:
+    speaking = Speaking(engine(synthesizer), max_waiting_s=100.0)
+
+    async def stop_in_between() -> None:
+        pieces = speaking.speak(wish(0, "a very long text " * 3))
+        await anext(pieces)
+        await asyncio.to_thread(speaking.stop)
+        async for _ in pieces:
+            pass
+
+    try:
+        with pytest.raises(RuntimeError, match="stopping"):
+            asyncio.run(stop_in_between())
+    finally:
+        speaking.stop()
+
+
+def test_estimates_follow_what_is_measured_and_an_empty_queue_takes_anything() -> None:
+    admission = Admission(max_waiting_s=1.0, seconds_per_character=0.1)
+    assert admission.enter(1, "x" * 100) is None, "alone, even a long one may wait"
+    assert admission.enter(2, "x") == pytest.approx(9.1)
+    admission.start(1)
+    assert (admission.waiting_s, admission.in_flight_s) == (0, 10.0)
+    admission.leave(1, "x" * 100, audio_s=5.0, wall_s=1.0)
+    assert admission.in_flight_s == 0
+    assert 0.05 < admission.seconds_per_character < 0.1
