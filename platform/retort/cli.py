@@ -134,6 +134,34 @@ def say(
 
 
 @app.command()
+def serve(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="See serve/local.yaml; left out: the demo's students.")
+    ] = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Serve models on this machine, as the OpenAI speech API and a page to try them, until interrupted."""
+    from retort.config import load_config
+    from retort.serving.local import demo_config, serving, wait_for_the_end
+    from retort.serving.settings import ServeConfig
+
+    if config is None and overrides:
+        raise ConfigError("--set changes a file; name one: retort serve serve/local.yaml --set port=9000")
+    settings = (
+        demo_config(Path("runs/demo"))
+        if config is None
+        else load_config(config, ServeConfig, overrides=overrides or ())
+    )
+    if dry_run:
+        echo_summary(settings.model_dump(mode="json"), as_json=True)
+        return
+    with serving(settings) as address:
+        typer.echo(f"{', '.join(model.name for model in settings.models)} at {address} (stop with Ctrl-C)")
+        wait_for_the_end()
+
+
+@app.command()
 def doctor(
     folder: Annotated[Path, typer.Option(help="Where runs are written; it is tried.")] = Path("runs"),
     as_json: JsonOption = False,

@@ -21,6 +21,10 @@ T = TypeVar("T")
 Lines = Mapping[Place, int]
 
 
+def _plain(value: object) -> object:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else str(value)
+
+
 class Config(BaseModel):
     """Base of every configuration object: frozen, strict, closed to unknown keys."""
 
@@ -29,8 +33,8 @@ class Config(BaseModel):
     def replace(self, **changes: object) -> Self:
         """Return a copy with ``changes``, validated as a whole (``model_copy(update=...)`` would not validate)."""
         tree = self.model_dump(mode="json")
-        tree.update({k: v.model_dump(mode="json") if isinstance(v, BaseModel) else v for k, v in changes.items()})
-        return type(self).model_validate_json(json.dumps(tree, default=str))
+        tree.update(changes)
+        return type(self).model_validate_json(json.dumps(tree, default=_plain))
 
 
 class _StrictLoader(yaml.SafeLoader):

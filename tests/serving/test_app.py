@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from ray.serve.schema import ServeDeploySchema
 
@@ -54,19 +55,15 @@ def test_it_speaks_streams_and_lists(address: str, seed: int) -> None:
     assert speak(address, body(seed, voice="nobody")).status_code == 400
 
 
+def replicas_of(name: str) -> list[int]:
+    """Process ids of a model's replicas, among the processes that this one has started."""
+    title = f"ServeReplica:retort:model-{name}"
+    return [child.pid for child in psutil.Process().children(recursive=True) if title in " ".join(child.cmdline())]
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_replica_breaks_its_streams_loudly_and_comes_back(address: str, seed: int) -> None:
-    import ray
-    from ray.util.state import list_actors
-
-    def tiny_replicas() -> list[int]:
-        actors = list_actors(filters=[("state", "=", "ALIVE")])
-        return [
-            actor.pid for actor in actors if "EngineReplica" in actor.class_name and "model-tiny" in (actor.name or "")
-        ]
-
-    del ray
     expected = speak(address, body(seed, response_format="pcm")).content
     broken: list[object] = []
 
@@ -77,7 +74,7 @@ def test_a_killed_replica_breaks_its_streams_loudly_and_comes_back(address: str,
         except httpx.HTTPError as error:
             broken.append(type(error).__name__)
 
-    victims = tiny_replicas()
+    victims = replicas_of("tiny")
     assert victims
     threads = [threading.Thread(target=stream) for _ in range(4)]
     for thread in threads:

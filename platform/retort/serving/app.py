@@ -4,10 +4,7 @@
 """
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
-
-from ray import serve
-from ray.serve.handle import DeploymentHandle
+from typing import TYPE_CHECKING, Any
 
 from retort.config import validate
 from retort.serving.api import build_api
@@ -16,6 +13,10 @@ from retort.serving.replica import AudioSecondsPolicy, EngineReplica
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Piece
 
+if TYPE_CHECKING:
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
+
 _QUEUE = 10_000
 """Requests that a replica may hold: admission goes by seconds of speech, not by their number."""
 
@@ -23,7 +24,7 @@ _QUEUE = 10_000
 class RayBackend:
     """A model behind a handle."""
 
-    def __init__(self, handle: DeploymentHandle) -> None:
+    def __init__(self, handle: "DeploymentHandle") -> None:
         self._handle = handle
 
     async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
@@ -44,11 +45,10 @@ class RayBackend:
         return await self._handle.numbers.remote()  # type: ignore[no-any-return]
 
 
-@serve.ingress()
 class Ingress:
     """The API in front of the models."""
 
-    def __init__(self, config: Mapping[str, Any], **models: DeploymentHandle) -> None:
+    def __init__(self, config: Mapping[str, Any], **models: "DeploymentHandle") -> None:
         self._config = validate(dict(config), ServeConfig, where="the application")
         names = [model.name for model in self._config.models]
         self._backends: dict[str, Backend] = {
@@ -60,19 +60,24 @@ class Ingress:
         return build_api(self._config, self._backends)
 
 
-def build(args: ServeConfig) -> serve.Application:
+def build(args: ServeConfig) -> "Application":
     """The application of a configuration."""
+    from ray import serve
+
     tree = args.model_dump(mode="json")
     models = {f"model_{index}": _deployment(model, args).bind(model.model_dump(mode="json"), tree)
               for index, model in enumerate(args.models)}  # fmt: skip
-    front: Any = serve.deployment(Ingress).options(
+    front: Any = serve.deployment(serve.ingress()(Ingress)).options(
+        name="Ingress",
         max_ongoing_requests=_QUEUE, graceful_shutdown_timeout_s=args.drain_s
     )  # fmt: skip
-    application: serve.Application = front.bind(tree, **models)
+    application: Application = front.bind(tree, **models)
     return application
 
 
 def _deployment(model: ServedModel, config: ServeConfig) -> Any:
+    from ray import serve
+
     autoscaling = {
         "min_replicas": model.min_replicas,
         "max_replicas": model.max_replicas,

@@ -1,11 +1,11 @@
 """What a served application is: models, limits, keys. One YAML file, or the arguments of a Ray Serve application."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from retort.config import Config
+from retort.config import Config, validate
 from retort.inference.backends import DecodePrecision
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speech import GuardConfig
@@ -77,6 +77,17 @@ class ServeConfig(Config):
     """File of API keys, one a line; None lets everybody in who can reach the port."""
     drain_s: float = Field(default=60.0, gt=0)
     """How long running requests may go on when a replica stops."""
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        """Also from the plain tree that Ray Serve reads from a file and gives to the builder.
+
+        Raises:
+            ConfigError: told as for any run file.
+        """
+        if isinstance(obj, dict):
+            return validate(obj, cls, where="the application's args")
+        return super().model_validate(obj, **options)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
