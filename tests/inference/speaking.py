@@ -14,7 +14,7 @@ from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 
-def speaking_model(root: Path) -> Path:
+def speaking_model(root: Path, *, weights_seed: int = 0) -> Path:
     """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder."""
     torch.manual_seed(0)
     data, model = root / "data", root / "model"
@@ -41,5 +41,9 @@ def speaking_model(root: Path) -> Path:
         trained_drops=("null",),
     )  # fmt: skip
     info = describe_artifact("model", "speaking", "1", inputs={}, config={})
+    torch.manual_seed(weights_seed)
     random = CodecLM(tiny((front_end.vocabulary_size, 2, 8)))
+    with torch.no_grad():  # without training a prompt says next to nothing
+        for parameter in random.prompt_encoder.parameters():
+            parameter.mul_(30)
     return write_artifact(model, info, lambda target: save_speaking_model(target, random, lineage, data)).path

@@ -1,6 +1,7 @@
 """The engine against the slow reference, under any order of arrival, in C and in torch."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,10 @@ from retort.errors import ConfigError
 from retort.inference.engine import Engine
 from retort.inference.native.runner import NativeRunner
 from retort.inference.runner import Plan, Runner, plan_for
-from retort.inference.sampling import SamplerConfig
+from retort.inference.sampling import NEVER, SamplerConfig
 from retort.inference.torch_runner import TorchRunner
 from retort.models.codec_lm import CodecLM
+from retort.nn.guided_rows import combine_rows, stack_for_guidance
 from tests.inference.plain_decoding import GREEDY, GUIDANCES, conditions, decode_plainly, model
 
 SLOTS, FRAMES = 3, 9
@@ -102,11 +104,49 @@ def test_any_order_of_arrival_gives_what_each_would_get_alone(
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
+def test_cached_logits_equal_those_of_the_full_forward_pass(kind: str) -> None:
+    lm = model(3)
+    runner = RUNNERS[kind](lm)
+    runner.admit(1, plan(lm, [5, 6], "two", "plain", 0))
+    steps = [runner.step([1], keep_guided=True) for _ in range(6)]
+    fed = torch.cat([torch.full((1, 3), lm.config.fill), *(tokens_1K for tokens_1K, _ in steps[:-1])])
+    with torch.no_grad():
+        logits = lm(stack_for_guidance(conditions(3, [[5, 6]]), GUIDANCES["two"]), fed.T[None].repeat(2, 1, 1))
+    expected = combine_rows(logits, GUIDANCES["two"])[0]
+    for (_, guided), expected_KV in zip(steps, expected, strict=True):
+        assert guided is not None
+        legal = guided[0] > NEVER / 2
+        assert legal.sum() == 3 * 6 + 1, "the end of speech is codebook 0's alone"
+        assert torch.allclose(guided[0][legal], expected_KV[legal], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
 def test_grouped_query_attention_and_biases(kind: str) -> None:
     lm = model(2, num_kv_heads=1, qkv_bias=True)
     got = finish(Engine(RUNNERS[kind](lm)), arrivals={0: [plan(lm, [5, 6], "two", "greedy", 0)]})
     expected = decode_plainly(lm, conditions(2, [[5, 6]]), GUIDANCES["two"], GREEDY, seed=0, max_frames=FRAMES)
     assert torch.equal(got[0][0], expected[0])
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_logits_that_are_no_numbers_end_that_utterance_and_no_other(kind: str) -> None:
+    lm = model(2)
+    engine = Engine(RUNNERS[kind](lm))
+    good = plan(lm, [5, 6], "two", "plain", 1)
+    poisoned = replace(good, prefixes=tuple(prefix * float("nan") for prefix in good.prefixes))
+    bad, fine = engine.add(poisoned), engine.add(good)
+    first = {advance.ticket: advance for advance in engine.step()}
+    assert (first[bad].is_done, first[bad].is_broken, first[bad].has_eos) == (True, True, False)
+    assert not first[fine].is_broken
+    frames = [first[fine].frames_KT]
+    while engine.num_active:
+        frames += [advance.frames_KT for advance in engine.step()]
+    expected = decode_plainly(
+        lm, conditions(2, [[5, 6]]), GUIDANCES["two"], SAMPLERS["plain"], seed=1, max_frames=FRAMES
+    )
+    assert torch.equal(torch.cat(frames, dim=1), expected[0])
+    again = finish(engine, arrivals={0: [good] * SLOTS})
+    assert all(torch.equal(codes_KT, expected[0]) for codes_KT, _ in again.values()), "its slot is clean again"
 
 
 def test_two_threads_give_the_bits_of_one() -> None:

@@ -43,18 +43,6 @@ def test_the_future_is_not_seen() -> None:
     assert not torch.allclose(before[:, 4], after[:, 4])
 
 
-def test_cached_steps_equal_the_full_forward() -> None:
-    model = tiny()
-    given, x = conditions([[5, 6], [7, 8, 9]]), inputs(2, 6)
-    full = model(given, x)
-    prefix, valid = model.embed_conditions(given)
-    caches = model.new_caches(2, prefix.shape[1] + 6)
-    columns = model.embed_audio(x)
-    got = [model.step(torch.cat([prefix, columns[:, :1]], 1), valid, caches, 0)[:, -1]]
-    got += [model.step(columns[:, s : s + 1], valid, caches, prefix.shape[1] + s)[:, -1] for s in range(1, 6)]
-    assert torch.allclose(torch.stack(got, 1), full, atol=1e-4)
-
-
 def test_each_condition_changes_the_output_and_each_null_is_a_condition_of_its_own() -> None:
     model = tiny()
     torch.nn.init.normal_(model.null_prompt)

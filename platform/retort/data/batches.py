@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from retort.nn.conditions import TEXT_NULL, TEXT_PAD, Conditions
-from retort.nn.delays import apply_delays, delay_mask
+from retort.nn.delays import apply_delays, delay_mask, num_steps
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class CodebookLayout:
 
     def num_steps(self, num_frames: int) -> int:
         """Steps that T frames take, the end of speech included."""
-        return num_frames + max(1, max(self.delays))
+        return num_steps(num_frames, self.delays)
 
 
 @dataclass(frozen=True)

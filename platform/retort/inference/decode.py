@@ -13,6 +13,7 @@ from retort.inference.sampling import SamplerConfig
 from retort.losses.divergence import TopK
 from retort.models.codec_lm import CodecLM
 from retort.nn.conditions import Conditions
+from retort.nn.delays import num_steps
 from retort.nn.guidance import Guidance
 
 
@@ -104,11 +105,11 @@ class Decoder:
         )
         if not plans:
             return []
-        longest = max(1, max(self.model.config.codebook_delays))
         runner = self.runner(
             max_slots=min(len(plans), max_slots or len(plans)),
             max_conditions=len(guidance.conditions),
-            max_columns=max(plan.num_columns for plan in plans) + max_frames + longest,
+            max_columns=max(plan.num_columns for plan in plans)
+            + num_steps(max_frames, self.model.config.codebook_delays),
         )
         advances: list[list[Advance]] = [[] for _ in plans]
         for index, advance in Engine(runner, keep_top_k=keep_top_k).run(plans):

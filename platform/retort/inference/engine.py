@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from retort.errors import ConfigError
-from retort.inference.runner import Plan, Runner
+from retort.inference.runner import BROKEN, Plan, Runner
 from retort.losses.divergence import TopK, top_k_of
+from retort.nn.delays import num_steps
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Advance:
         frames_KT: the frames that it completed, [K, 0] or [K, 1], without delay.
         is_done: whether this was its last step.
         has_eos: with ``is_done``: whether the model ended it itself, rather than running into the limit.
+        is_broken: with ``is_done``: the model's logits were not numbers.
         top_k: with ``keep_top_k``: guided top-k [1, K, k] of this step.
     """
 
@@ -34,6 +36,7 @@ class Advance:
     is_done: bool
     has_eos: bool
     top_k: TopK | None = None
+    is_broken: bool = False
 
 
 @dataclass
@@ -77,7 +80,7 @@ class Engine:
         Raises:
             ConfigError: the condition and audio together are too long, or the guidance has too many conditions.
         """
-        columns = plan.num_columns + plan.max_frames + max(1, max(self._delays))
+        columns = plan.num_columns + num_steps(plan.max_frames, self._delays)
         if columns > self.runner.max_columns:
             raise ConfigError(
                 f"text and speech would take {columns} columns, this engine holds {self.runner.max_columns}; "
@@ -144,6 +147,10 @@ class Engine:
                     del indices[advance.ticket]
 
     def _record(self, utterance: _Utterance, tokens_K: list[int], top_k: TopK | None) -> Advance:
+        if tokens_K[0] == BROKEN:
+            self.cancel(utterance.ticket)
+            nothing_KT = torch.empty(len(self._delays), 0, dtype=torch.int64)
+            return Advance(utterance.ticket, nothing_KT, is_done=True, has_eos=False, top_k=top_k, is_broken=True)
         longest, step = max(self._delays), utterance.step
         utterance.history.append(tokens_K)
         utterance.step += 1
@@ -155,8 +162,7 @@ class Engine:
         if 0 <= frame < end:
             codes_K = [utterance.history[frame + delay][k] for k, delay in enumerate(self._delays)]
             frames_KT = torch.tensor(codes_K, dtype=torch.int64)[:, None]
-        # Without an end, one more step than frames at least: the end of speech may come right after the last one.
-        is_done = utterance.step >= end + (longest if utterance.end is not None else max(1, longest))
+        is_done = utterance.step >= (num_steps(end, self._delays) if utterance.end is None else end + longest)
         if is_done:
             self.cancel(utterance.ticket)
         return Advance(utterance.ticket, frames_KT, is_done, utterance.end is not None, top_k)

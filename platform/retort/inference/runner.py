@@ -18,6 +18,8 @@ from retort.nn.guidance import Guidance
 from retort.nn.guided_rows import for_condition
 
 MAX_CONDITIONS = 4
+BROKEN = -1
+"""The token of codebook 0 where the logits are not numbers; the utterance must not be stepped again."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Runner(Protocol):
         """Advance the chosen slots by one step.
 
         Returns:
-            The tokens [n, K], int64, as they are fed back: the end of speech, fill where there is no code, else a code.
+            The tokens [n, K], int64, as they are fed back: the end of speech, fill where there is no code, else a code;
+            ``BROKEN`` for codebook 0 where a logit is infinite or not a number.
             With ``keep_guided`` also the guided logits [n, K, V + 1] in fp32 that they were drawn from.
         """
         ...

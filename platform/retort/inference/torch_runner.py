@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from retort.inference.runner import Plan
+from retort.inference.runner import BROKEN, Plan
 from retort.inference.sampling import NEVER, cut_tails, draw
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.nn.transformer import Block, LayerCache, apply_rotary, rotary_tables
@@ -86,14 +86,26 @@ class TorchRunner:
         """Advance the chosen slots by one step; see :meth:`Runner.step`."""
         cut = any(self._is_cut[slot] for slot in slots)
         if not self._is_static:
-            return self._advance(torch.tensor(list(slots)), cut, keep_guided)
+            tokens_NK, guided = self._advance(torch.tensor(list(slots)), cut, keep_guided)
+            self._forget_broken(slots, tokens_NK)
+            return tokens_NK, guided
         index_N = torch.tensor(list(slots), device=self.device)
         everyone = torch.zeros(self.max_slots, dtype=torch.bool)
         everyone[list(slots)] = True
         self._state.active_N.copy_(everyone, non_blocking=True)
         self._run_everyone(cut, keep_guided)
         guided = self._guided_NKV[index_N].cpu() if keep_guided else None
-        return self._tokens_NK[index_N].cpu(), guided
+        tokens_NK = self._tokens_NK[index_N].cpu()
+        self._forget_broken(slots, tokens_NK)
+        return tokens_NK, guided
+
+    def _forget_broken(self, slots: Sequence[int], tokens_NK: Tensor) -> None:
+        """Unseen columns have no weight, but a value there that is not a number would still spoil the sum."""
+        for index in (tokens_NK[:, 0] == BROKEN).nonzero()[:, 0].tolist():
+            first = slots[index] * self.max_conditions
+            for cache in self._caches:
+                for kept in (cache.keys_BHSD, cache.values_BHSD):
+                    kept[first : first + self.max_conditions].zero_()
 
     def _run_everyone(self, cut: bool, keep_guided: bool) -> None:
         """One step of all slots, through a graph where one is used; idle slots compute, and keep their state."""
@@ -142,14 +154,18 @@ class TorchRunner:
         logits = self.model.logits(hidden).view(len(slots_N), R, config.num_codebooks, config.output_size).float()
         coefficients_NR = state.coefficients_NC[slots_N, :R]
         # Rows beyond a slot's conditions hold anything; a product with zero would keep a NaN.
-        logits = torch.where((coefficients_NR != 0)[:, :, None, None], logits, torch.zeros_like(logits))
+        is_used_NR = coefficients_NR != 0
+        is_broken_N = (~torch.isfinite(logits).flatten(2).all(-1) & is_used_NR).any(1)
+        logits = torch.where(is_used_NR[:, :, None, None], logits, torch.zeros_like(logits))
         guided_NKV = (logits * coefficients_NR[:, :, None, None]).sum(1)
         guided_NKV[:, 1:, -1] = NEVER
         guided_NKV[:, 0, -1] = torch.where(
             state.may_end_N[slots_N], guided_NKV[:, 0, -1], torch.full_like(guided_NKV[:, 0, -1], NEVER)
         )
         kept = guided_NKV.clone() if keep_guided else None
-        return state.advance(slots_N, self._draw(guided_NKV, slots_N, cut), self._delays_K, config), kept
+        tokens_NK = state.advance(slots_N, self._draw(guided_NKV, slots_N, cut), self._delays_K, config).clone()
+        tokens_NK[:, 0] = torch.where(is_broken_N, torch.full_like(tokens_NK[:, 0], BROKEN), tokens_NK[:, 0])
+        return tokens_NK, kept
 
     def _draw(self, guided_NKV: Tensor, slots_N: Tensor, cut: bool) -> Tensor:
         state = self._state

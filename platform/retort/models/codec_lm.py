@@ -7,8 +7,6 @@ Vocabulary of one codebook: codes ``0 .. V-1``, then ``V`` = end of speech (an i
 only), then ``V + 1`` = fill (an input for positions that the delay pattern leaves empty, never an output).
 """
 
-from collections.abc import Sequence
-
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -141,22 +139,6 @@ class CodecLM(nn.Module):
     def logits(self, x_BSD: Tensor) -> Tensor:
         """Final norm and heads, [B, S, K * (V + 1)]."""
         return self.heads(self.norm(x_BSD))  # type: ignore[no-any-return]
-
-    def step(self, x_BTD: Tensor, valid_BC: Tensor, caches: Sequence[LayerCache], start: int) -> Tensor:
-        """Advance cached decoding by T columns that begin at column ``start``; logits [B, T, K, V + 1].
-
-        Args:
-            x_BTD: embedded columns (the prefix first, then one audio column at a time).
-            valid_BC: which prefix columns are not padding.
-            caches: one per layer; they hold the columns before ``start``.
-            start: column of the first new position.
-        """
-        B, T, _ = x_BTD.shape
-        mask = causal_mask(valid_BC, start + T)[:, :, start:]
-        cos, sin = self._rotary(start + T, x_BTD)
-        for block, cache in zip(self.blocks, caches, strict=True):
-            x_BTD = block(x_BTD, cos[start:], sin[start:], mask, cache, start)
-        return self.logits(x_BTD).view(B, T, self.config.num_codebooks, self.config.output_size)
 
     def new_caches(self, batch_size: int, num_columns: int) -> list[LayerCache]:
         """Empty caches for ``num_columns`` columns."""

@@ -33,9 +33,14 @@ def revert_delays(delayed_BKS: Tensor, delays: Sequence[int]) -> Tensor:
     return torch.stack([delayed_BKS[:, k, delay : delay + T] for k, delay in enumerate(delays)], dim=1)
 
 
-def delay_mask(lengths_B: Tensor, delays: Sequence[int], num_steps: int) -> Tensor:
+def num_steps(num_frames: int, delays: Sequence[int]) -> int:
+    """Steps that T frames take; without a delay one more than frames, for the end of speech after the last one."""
+    return num_frames + max(1, max(delays))
+
+
+def delay_mask(lengths_B: Tensor, delays: Sequence[int], steps: int) -> Tensor:
     """Which delayed positions hold a code: bool [B, K, S] for utterances of ``lengths_B`` frames."""
-    step_S = torch.arange(num_steps, device=lengths_B.device)
+    step_S = torch.arange(steps, device=lengths_B.device)
     frame_KS = step_S[None, :] - torch.tensor(list(delays), device=lengths_B.device)[:, None]
     return (frame_KS >= 0)[None] & (frame_KS[None] < lengths_B[:, None, None])
 

@@ -64,26 +64,14 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=qkv_bias)
         self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        cos_TD: Tensor,
-        sin_TD: Tensor,
-        mask: Tensor,
-        cache: LayerCache | None = None,
-        start: int = 0,
-    ) -> Tensor:
-        """Attend. ``mask`` [B, 1, T, S] is True where a key may be seen; with a cache, keys land at ``start``."""
+    def forward(self, x_BTD: Tensor, cos_TD: Tensor, sin_TD: Tensor, mask: Tensor) -> Tensor:
+        """Attend. ``mask`` [B, 1, T, T] is True where a key may be seen."""
         B, T, _ = x_BTD.shape
         rotated = self.num_heads + self.num_kv_heads
         qkv = self.qkv(x_BTD).view(B, T, rotated + self.num_kv_heads, self.head_dim).transpose(1, 2)
         # Queries and keys turn together: half as many passes over memory.
         qk, v = apply_rotary(qkv[:, :rotated], cos_TD, sin_TD), qkv[:, rotated:]
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
-        if cache is not None:
-            cache.keys_BHSD[:, :, start : start + T] = k
-            cache.values_BHSD[:, :, start : start + T] = v
-            k, v = cache.keys_BHSD[:, :, : start + T], cache.values_BHSD[:, :, : start + T]
         y = attend(q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
@@ -128,15 +116,7 @@ class Block(nn.Module):
         self.attention_norm, self.feed_forward_norm = RMSNorm(dim), RMSNorm(dim)
         self.dropout = Dropout(dropout)
 
-    def forward(
-        self,
-        x_BTD: Tensor,
-        cos_TD: Tensor,
-        sin_TD: Tensor,
-        mask: Tensor,
-        cache: LayerCache | None = None,
-        start: int = 0,
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TD: Tensor, sin_TD: Tensor, mask: Tensor) -> Tensor:
         """One residual layer; see :class:`Attention` for the arguments."""
-        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), cos_TD, sin_TD, mask, cache, start))
+        x_BTD = x_BTD + self.dropout(self.attention(self.attention_norm(x_BTD), cos_TD, sin_TD, mask))
         return x_BTD + self.dropout(self.feed_forward(self.feed_forward_norm(x_BTD)))  # type: ignore[no-any-return]

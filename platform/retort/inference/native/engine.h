@@ -12,6 +12,7 @@
 #define MAX_CONDITIONS 4
 #define QUANTISED_MAX 32767.0f
 #define NEVER -1e30f
+#define BROKEN -1 /* the token of codebook 0 where logits are no numbers; such a slot must not be stepped again */
 
 enum { FP32 = 0, BF16 = 1, INT8 = 2 };
 
@@ -96,7 +97,7 @@ typedef struct {
     float *step_logits;
     int32_t *step_rows, *step_positions, *step_tokens, *step_outputs;
     pthread_t threads[MAX_THREADS];
-    int32_t indices[MAX_THREADS];
+    int32_t num_workers; /* threads[1 .. num_workers] run */
     pthread_mutex_t mutex;
     pthread_cond_t wake;
     atomic_int generation, sleepers, arrived, phase, stopping;

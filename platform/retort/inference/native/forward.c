@@ -144,11 +144,10 @@ static void *zeros(size_t bytes) {
 
 void retort_free(Engine *e) {
     if (!e) return;
-    if (e->model.num_threads > 1) {
+    if (e->num_workers) {
         atomic_store(&e->stopping, 1);
         start_workers(e);
-        for (int32_t t = 1; t < e->model.num_threads; t++)
-            if (e->indices[t]) pthread_join(e->threads[t], NULL);
+        for (int32_t t = 1; t <= e->num_workers; t++) pthread_join(e->threads[t], NULL);
     }
     for (int32_t t = 0; t < e->model.num_threads; t++) {
         free(e->scratch[t].normed);
@@ -210,20 +209,19 @@ Engine *retort_new(const Model *model) {
         complete = complete && s->normed && s->narrow && s->scales && s->scores && s->guided && s->sorted;
     }
     if (!complete) {
-        e->model.num_threads = model->num_threads;
         retort_free(e);
         return NULL;
     }
     memcpy(e->model.layers, model->layers, sizeof(Layer) * model->num_layers);
     pthread_mutex_init(&e->mutex, NULL);
     pthread_cond_init(&e->wake, NULL);
-    for (int32_t t = 1; t < model->num_threads; t++)
-        e->indices[t] = pthread_create(&e->threads[t], NULL, work, e) == 0;
-    for (int32_t t = 1; t < model->num_threads; t++)
-        if (!e->indices[t]) {
-            e->model.num_threads = 1; /* alone is slower, and right */
-            break;
+    for (int32_t t = 1; t < model->num_threads; t++) {
+        if (pthread_create(&e->threads[t], NULL, work, e)) {
+            retort_free(e);
+            return NULL;
         }
+        e->num_workers = t;
+    }
     return e;
 }
 

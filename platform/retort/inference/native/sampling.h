@@ -31,6 +31,13 @@ static int descending(const void *a, const void *b) {
     return (x < y) - (x > y);
 }
 
+/* Whether a number is infinite or none; by its bits, which no compiler's assumption about numbers takes away. */
+static inline int is_broken(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (bits & 0x7F800000u) == 0x7F800000u;
+}
+
 /* Everything below what top-k and top-p keep becomes NEVER. Equal logits stand or fall together. */
 static void cut(const Slot *slot, float *logits, int32_t size, float *sorted) {
     const int by_rank = slot->top_k > 0 && slot->top_k < size, by_mass = slot->top_p < 1.0f;
@@ -59,7 +66,7 @@ static void draw(Engine *e, const Step *step, int32_t index, int32_t first_outpu
     const int32_t size = m->codebook_vocabulary - 1, K = m->num_codebooks, eos = size - 1, fill = size;
     const uint64_t golden = 0x9E3779B97F4A7C15ull;
     const uint64_t row = mix(mix(slot->seed * golden) + (uint64_t)slot->step);
-    int32_t drawn[MAX_CODEBOOKS];
+    int32_t drawn[MAX_CODEBOOKS], broken = 0;
     for (int32_t k = 0; k < K; k++) {
         float *guided = scratch->guided;
         const float *logits = e->step_logits + (size_t)first_output * m->heads.outputs + (size_t)k * size;
@@ -72,6 +79,7 @@ static void draw(Engine *e, const Step *step, int32_t index, int32_t first_outpu
                 for (int32_t v = 0; v < size; v++) guided[v] += slot->coefficients[c] * other[v];
             }
         }
+        for (int32_t v = 0; v < size; v++) broken |= is_broken(guided[v]);
         if (k > 0 || !slot->may_end) guided[eos] = NEVER;
         if (step->guided) memcpy(step->guided + ((size_t)index * K + k) * size, guided, sizeof(float) * size);
         if (slot->temperature > 0.0f) {
@@ -96,5 +104,6 @@ static void draw(Engine *e, const Step *step, int32_t index, int32_t first_outpu
         slot->tokens[k] = frame >= 0 && frame < slot->end ? drawn[k] : fill;
     }
     if (ends) slot->tokens[0] = eos;
+    if (broken) slot->tokens[0] = BROKEN;
     slot->step++;
 }
