@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from fastapi import FastAPI
 from retort.inference.speech import GuardConfig
 from retort.serving.api import build_api
 from retort.serving.backends import LocalBackend
-from retort.serving.replica import open_backend
 from retort.serving.settings import Limits, ServeConfig, ServedModel
 
 PATIENT = GuardConfig(seconds_per_character=0.2, extra_seconds=3.0, retries=1)
@@ -28,7 +27,7 @@ def settings(model: Path, **changes: object) -> ServeConfig:
 
 def backends(config: ServeConfig) -> dict[str, LocalBackend]:
     """In this process."""
-    return {model.name: open_backend(model, config) for model in config.models}
+    return {model.name: LocalBackend(model, config) for model in config.models}
 
 
 @contextmanager
@@ -52,3 +51,13 @@ def running(api: FastAPI) -> Iterator[str]:
 def api_of(config: ServeConfig, made: dict[str, LocalBackend]) -> FastAPI:
     """The application over backends of this process."""
     return build_api(config, made)
+
+
+def paused(seconds: float, is_over: Callable[[], bool]) -> bool:
+    """Wait for something, a while."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if is_over():
+            return True
+        time.sleep(0.1)
+    return False

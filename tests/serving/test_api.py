@@ -1,5 +1,6 @@
 """The API over real HTTP: the official client, curl, every format, bad requests, keys, disconnects."""
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -23,7 +24,7 @@ from retort.serving.gate import OPEN_ROUTES
 from retort.serving.requests import AudioFormat
 from retort.serving.settings import Limits, ServeConfig
 from tests.inference.speaking import speaking_model
-from tests.serving.running import api_of, backends, running, settings
+from tests.serving.running import api_of, backends, paused, running, settings
 
 KEY = "a-key-for-the-tests-0001"
 
@@ -259,6 +260,67 @@ def test_every_route_but_the_open_ones_needs_a_key(
         assert refused.json()["error"]["code"] == "invalid_api_key"
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY)
         assert len(client.models.list().data) == 2
+
+
+def test_guessing_keys_is_slowed_down_and_a_right_key_still_opens(
+    config: ServeConfig, made: dict[str, LocalBackend], tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(KEY)
+    with running(api_of(config.replace(api_keys=keys), made)) as url, httpx.Client(base_url=url) as client:
+        wrong = {"Authorization": "Bearer not-the-key-0123456789"}
+        statuses = [client.get("/v1/models", headers=wrong).status_code for _ in range(40)]
+        assert statuses == [401] * 30 + [429] * 10
+        assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
+
+
+def test_no_address_in_a_request_is_ever_opened(address: str, seed: int) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        trap.settimeout(0.5)
+        url = f"http://127.0.0.1:{trap.getsockname()[1]}/voice.wav"
+        for change in ({"ref_audio": url}, {"voice": url[:60]}, {"voice": {"id": url[:60]}}, {"input": url}):
+            speak(address, body(seed, **change))
+        assert speak(address, body(seed, ref_audio=url)).json()["error"]["param"] == "ref_audio"
+        with pytest.raises(TimeoutError):
+            trap.accept()
+
+
+@pytest.mark.parametrize("stalls_for_s", [0.5, 3600.0])
+def test_who_reads_too_slowly_is_cut_off(
+    config: ServeConfig, made: dict[str, LocalBackend], seed: int, stalls_for_s: float
+) -> None:
+    api = api_of(config.replace(limits=config.limits.replace(slow_reader_s=0.2)), made)
+    wanted = json.dumps(body(seed, input="one two. " * 20, response_format="pcm")).encode()
+    scope = {
+        "type": "http", "asgi": {"version": "3.0", "spec_version": "2.3"}, "http_version": "1.1", "method": "POST",
+        "path": "/v1/audio/speech", "raw_path": b"/v1/audio/speech", "query_string": b"", "root_path": "",
+        "scheme": "http", "headers": [(b"content-type", b"application/json")], "client": ("127.0.0.1", 1),
+        "server": ("127.0.0.1", 80),
+    }  # fmt: skip
+    sent: list[dict[str, object]] = []
+
+    async def request() -> bool:
+        bodies = iter([{"type": "http.request", "body": wanted, "more_body": False}])
+
+        async def receive() -> dict[str, object]:
+            for message in bodies:
+                return message
+            await asyncio.sleep(3600)
+            raise AssertionError
+
+        async def send(message: dict[str, object]) -> None:
+            sent.append(message)
+            if message["type"] == "http.response.body":
+                await asyncio.sleep(stalls_for_s)
+
+        task = asyncio.ensure_future(api(scope, receive, send))
+        await asyncio.wait({task}, timeout=20)
+        return task.done()
+
+    assert asyncio.run(request())
+    assert sent[0]["status"] == 200
+    assert all(message.get("more_body") for message in sent[1:]), "the stream is never closed as if it were whole"
+    assert paused(20, lambda: not made["tiny"].speaking.admission.in_flight_s), "and nothing is computed for it"
 
 
 def test_metrics_count_what_happened_and_name_no_voice(address: str, seed: int) -> None:

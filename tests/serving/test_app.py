@@ -1,10 +1,12 @@
 """The application on a real Ray Serve: the client, streams, a killed replica, and a redeployment under load."""
 
+import contextlib
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -13,10 +15,10 @@ import pytest
 from ray.serve.schema import ServeDeploySchema
 
 from retort.config import load_config
-from retort.serving.local import demo_config, serving
+from retort.serving.local import demo_config, deploy, serving
 from retort.serving.settings import ServeConfig, ServedModel
 from tests.inference.speaking import speaking_model
-from tests.serving.running import backends, settings
+from tests.serving.running import backends, paused, settings
 from tests.serving.test_api import body, good_seed, speak
 
 ROOT = Path(__file__).parents[2]
@@ -26,6 +28,7 @@ ROOT = Path(__file__).parents[2]
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     base = settings(speaking_model(tmp_path_factory.mktemp("app")))
     tiny = base.models[0].replace(cpus=0.5, min_replicas=1, max_replicas=2, target_audio_seconds=2.0)
+    tiny = tiny.replace(upscale_delay_s=0.5, downscale_delay_s=2.0)
     return base.replace(models=(tiny, base.models[1].replace(cpus=0.5)), port=8713, drain_s=20.0)
 
 
@@ -57,22 +60,33 @@ def test_it_speaks_streams_and_lists(address: str, seed: int) -> None:
 
 def replicas_of(name: str) -> list[int]:
     """Process ids of a model's replicas, among the processes that this one has started."""
-    title = f"ServeReplica:retort:model-{name}"
-    return [child.pid for child in psutil.Process().children(recursive=True) if title in " ".join(child.cmdline())]
+    title, found = f"ServeReplica:retort:model-{name}", []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may end meanwhile
+            if title in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found
+
+
+def heard(address: str, wanted: dict[str, object]) -> bytes | str:
+    """All of a stream, or what went wrong."""
+    try:
+        answer = speak(address, wanted)
+    except httpx.HTTPError as error:
+        return type(error).__name__
+    return answer.content if answer.status_code == 200 else f"status {answer.status_code}"
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_killed_replica_breaks_its_streams_loudly_and_comes_back(address: str, seed: int) -> None:
     expected = speak(address, body(seed, response_format="pcm")).content
-    broken: list[object] = []
+    long = body(seed, input="one two " * 20, response_format="pcm")
+    whole = heard(address, long)
+    outcomes: list[bytes | str] = []
 
     def stream() -> None:
-        try:
-            answer = speak(address, body(seed, input="one two " * 20, response_format="pcm"))
-            broken.append(answer.status_code)
-        except httpx.HTTPError as error:
-            broken.append(type(error).__name__)
+        outcomes.append(heard(address, long))
 
     victims = replicas_of("tiny")
     assert victims
@@ -93,7 +107,66 @@ def test_a_killed_replica_breaks_its_streams_loudly_and_comes_back(address: str,
         time.sleep(0.5)
     else:
         pytest.fail("the replica did not come back")
-    assert len(broken) == 4
+    assert len(outcomes) == 4
+    assert all(outcome == whole or isinstance(outcome, str) for outcome in outcomes), (
+        "never a short file that looks whole"
+    )
+
+
+@contextmanager
+def load(address: str, seed: int, *, clients: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Clients that ask again and again; statuses and sounds of what they got."""
+    answers: list[tuple[int, bytes]] = []
+    over = threading.Event()
+
+    def ask() -> None:
+        while not over.is_set():
+            answer = speak(address, body(seed, response_format="pcm"))
+            answers.append((answer.status_code, answer.content))
+
+    threads = [threading.Thread(target=ask) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield answers
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_replicas_follow_the_load(address: str, seed: int) -> None:
+    with load(address, seed, clients=12) as answers:
+        assert paused(60, lambda: len(replicas_of("tiny")) == 2), "more speech in flight, more replicas"
+        text = httpx.get(f"{address}/metrics").text
+    assert "retort_audio_seconds_in_flight" in text
+    assert {status for status, _ in answers} <= {200, 429}
+    assert paused(60, lambda: len(replicas_of("tiny")) == 1), "and back to the floor after it"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_new_version_takes_over_without_a_failed_request(
+    address: str, config: ServeConfig, seed: int, tmp_path: Path
+) -> None:
+    before = httpx.get(f"{address}/v1/models/tiny").json()["fingerprint"]
+    old = speak(address, body(seed, response_format="pcm")).content
+    new_model = speaking_model(tmp_path, weights_seed=1)
+    models = (config.models[0].replace(path=new_model), config.models[1])
+    with load(address, seed, clients=2) as answers:
+        time.sleep(0.5)
+        deploy(config.replace(models=models))
+        assert paused(30, lambda: httpx.get(f"{address}/v1/models/tiny").json()["fingerprint"] != before)
+        time.sleep(1.0)
+    statuses, sounds = zip(*answers, strict=True)
+    new = speak(address, body(seed, response_format="pcm"))
+    # Random weights rarely end by themselves: what the new version says may be a refused runaway, never a broken one.
+    assert set(statuses) <= {200, new.status_code}
+    assert {sound for status, sound in answers if status == 200} <= {old, new.content}
+    assert sounds[0] == old
+    assert answers[-1] == (new.status_code, new.content)
 
 
 def test_the_yaml_files_are_valid_deployments() -> None:

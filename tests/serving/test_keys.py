@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from retort.errors import ConfigError
+from retort.serving.gate import Failures
 from retort.serving.keys import ApiKeys
 
 FIRST, SECOND = "first-key-0123456789", "second-key-0123456789"
@@ -59,3 +60,19 @@ def test_a_spoilt_file_neither_opens_nor_locks(tmp_path: Path, content: str) -> 
     assert not keys.accepts("Bearer ")
     path.unlink()
     assert keys.accepts(f"Bearer {FIRST}")
+
+
+def test_an_address_that_keeps_guessing_waits_and_others_do_not() -> None:
+    now = 0.0
+    failures = Failures(most=3, clock=lambda: now)
+    assert [failures.add("a") for _ in range(5)] == [False, False, False, True, True]
+    assert not failures.add("b")
+    now = 61.0
+    assert not failures.add("a"), "a minute later it may try again"
+
+
+def test_a_storm_of_addresses_takes_no_memory() -> None:
+    failures = Failures()
+    for number in range(20_000):
+        failures.add(str(number))
+    assert len(failures) <= 10_000

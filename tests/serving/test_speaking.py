@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from retort.errors import ConfigError
-from retort.inference.speech import GuardConfig, SpeechEngine, Wish
+from retort.inference.speech import GuardConfig, SpeechEngine, Wish, in_parts
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance
 from retort.serving.admission import Admission
@@ -51,6 +51,45 @@ def test_more_requests_than_slots_all_get_what_they_would_get_alone(synthesizer:
         for seed, pieces in enumerate(asyncio.run(everybody())):
             assert torch.equal(torch.cat([piece.samples_N for piece in pieces]), alone[seed])
             assert [piece.outcome is None for piece in pieces] == [True] * (len(pieces) - 1) + [False]
+        assert speaking.admission.in_flight_s == 0
+    finally:
+        speaking.stop()
+
+
+def alone(synthesizer: Synthesizer, wanted: Wish) -> tuple[torch.Tensor, str | None]:
+    lonely = engine(synthesizer)
+    lonely.add(wanted)
+    sounds = []
+    while lonely.num_active:
+        sounds += lonely.step()
+    return torch.cat([sound.samples_N for sound in sounds]), sounds[-1].outcome
+
+
+def test_a_long_text_is_said_part_after_part(synthesizer: Synthesizer) -> None:
+    long = "one two three. four five six."
+    for seed in range(300):
+        parts = in_parts(wish(seed, long), 16)
+        expected = [alone(synthesizer, part) for part in parts]
+        if all(outcome == "said" for _, outcome in expected):
+            break
+    assert [part.request.text for part in parts] == ["one two three.", "four five six."]
+    assert parts[0].request.seed == seed != parts[1].request.seed
+    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
+
+    async def both(**limits: float) -> list[list[Piece]]:
+        async def whole() -> list[Piece]:
+            return [piece async for piece in speaking.speak(*parts, **limits)]
+
+        return [pieces for pieces in await asyncio.gather(whole(), collect(speaking, wish(1))) if pieces]
+
+    try:
+        pieces, _ = asyncio.run(both())
+        assert torch.equal(torch.cat([piece.samples_N for piece in pieces]), torch.cat([part for part, _ in expected]))
+        assert [piece.outcome for piece in pieces][-1:] == ["said"]
+        assert all(piece.outcome is None for piece in pieces[:-1]), "parts in between end nothing"
+        pieces, _ = asyncio.run(both(max_seconds=0.01))
+        assert pieces[-1].outcome == "too_long"
+        assert torch.equal(torch.cat([piece.samples_N for piece in pieces]), expected[0][0]), "no part begins after it"
         assert speaking.admission.in_flight_s == 0
     finally:
         speaking.stop()

@@ -1,6 +1,6 @@
 """Requests in, sound out, many at once: an engine, a codec stream for each utterance, and a guard against runaways."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -14,15 +14,17 @@ from retort.inference.runaway import is_looping
 from retort.inference.runner import Plan
 from retort.inference.sampling import SamplerConfig
 from retort.inference.synthesizer import Request, Synthesizer
+from retort.nn.delays import num_steps
 from retort.nn.guidance import Guidance
+from retort.text.sentences import split_text
 
-Outcome = Literal["said", "too_long", "loop", "no_sound"]
+Outcome = Literal["said", "too_long", "loop", "no_sound", "not_a_number"]
 """``said``: the model ended the utterance itself. The others are failures: the limit of its text was reached, it
-repeated itself, or it ended before its first frame."""
+repeated itself, it ended before its first frame, or its logits were not numbers."""
 
 _WARM_UP_FRAMES = 24
-_RETRY_STRIDE = 0x9E3779B97F4A7C15
-"""Between the seeds of a request's attempts."""
+_RETRY_STRIDE, _PART_STRIDE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D
+"""Between the seeds of a request's attempts, and of the parts of a long text."""
 
 
 class GuardConfig(Config):
@@ -61,6 +63,21 @@ class Wish:
     scale_input: float | None = None
     max_seconds: float | None = None
     is_streamed: bool = True
+
+
+def in_parts(wish: Wish, max_characters: int) -> list[Wish]:
+    """A long text as wishes that are spoken one after the other; a short one is left as it is.
+
+    The first part keeps the seed; parts without a letter or a digit are left out.
+    """
+    request = wish.request
+    if len(request.text) <= max_characters:
+        return [wish]
+    texts = [text for text in split_text(request.text, max_characters) if any(map(str.isalnum, text))]
+    return [
+        replace(wish, request=replace(request, text=text, seed=(request.seed + index * _PART_STRIDE) % 2**63))
+        for index, text in enumerate(texts)
+    ] or [wish]
 
 
 @dataclass(frozen=True)
@@ -115,10 +132,9 @@ class SpeechEngine:
     ) -> None:
         self.synthesizer, self.guard, self.max_seconds = synthesizer, guard, max_seconds
         self._frame_rate = synthesizer.codec.frame_rate
-        longest_delay = max(synthesizer.loaded.model.config.codebook_delays)
-        columns = max_text_tokens + 2 + self._frames(max_seconds) + longest_delay + 1
+        audio = num_steps(self._frames(max_seconds), synthesizer.loaded.model.config.codebook_delays)
         runner = synthesizer.decoder.runner(
-            max_slots=max_slots, max_conditions=max_conditions, max_columns=columns
+            max_slots=max_slots, max_conditions=max_conditions, max_columns=max_text_tokens + 2 + audio
         )  # fmt: skip
         self._engine = Engine(runner)
         self._jobs: dict[int, _Job] = {}
@@ -222,6 +238,8 @@ class SpeechEngine:
         return Sound(job.ticket, self._take(job), outcome, job.attempt)
 
     def _outcome(self, job: _Job, advance: Advance) -> Outcome | None:
+        if advance.is_broken:
+            return "not_a_number"
         if advance.is_done:
             return ("said" if job.frames else "no_sound") if advance.has_eos else "too_long"
         if advance.frames_KT.shape[1] and is_looping(
@@ -233,9 +251,7 @@ class SpeechEngine:
     def _try_again(self, job: _Job) -> Sound:
         attempt = job.attempt + 1
         seed = (job.wish.request.seed + attempt * _RETRY_STRIDE) % 2**63
-        again = Plan(
-            job.plan.prefixes, job.plan.coefficients, job.plan.sampler, seed, job.plan.max_frames, job.plan.may_end
-        )
+        again = replace(job.plan, seed=seed)
         self._jobs[job.ticket] = _Job(job.ticket, job.wish, again, self.synthesizer.codec.stream(), attempt)
         self._tickets[self._engine.add(again)] = job.ticket
         return Sound(job.ticket, torch.zeros(0), None, attempt)

@@ -3,17 +3,21 @@
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from retort.audio.files import write_wav
 from retort.errors import ConfigError, QualityGateError
-from retort.inference.speech import SpeechEngine, Wish
+from retort.inference.speech import Sound, SpeechEngine, Wish, in_parts
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from retort.orchestration.outputs import result_of
 
+_PART_CHARACTERS = 240
 _WHY = {
     "too_long": "did not end it within the length that its text allows",
     "loop": "repeated itself",
     "no_sound": "ended it before its first frame",
+    "not_a_number": "computed something that is not a number; its weights are damaged",
 }
 
 
@@ -26,7 +30,7 @@ def say(
     guidance_scale: float = 1.0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """Synthesise ``text`` with the model of a job's output folder and write a WAV file.
+    """Synthesise ``text`` with the model of a job's output folder and write a WAV file; long texts part by part.
 
     The number format is the fastest on this machine; a seed that runs away is replaced once by another.
 
@@ -45,19 +49,25 @@ def say(
     wish = Wish(
         Request(text, who, seed), guidance, scale_input=guidance_scale if scales else None, is_streamed=False
     )  # fmt: skip
-    engine.add(wish)
-    sounds = []
-    while engine.num_active:
-        sounds += engine.step()
-    last = sounds[-1]
-    if last.outcome != "said":
-        raise QualityGateError(f"the model {_WHY[last.outcome or 'no_sound']}: {text!r}; try another --seed")
+    said = [_say_part(engine, part) for part in in_parts(wish, _PART_CHARACTERS)]
+    samples_N = torch.cat([sound.samples_N for sound in said])
     rate = synthesizer.codec.sample_rate
-    write_wav(output, last.samples_N, rate)
+    write_wav(output, samples_N, rate)
     return {
         "output": str(output),
-        "seconds": last.samples_N.numel() / rate,
+        "seconds": samples_N.numel() / rate,
         "speaker": who,
-        "attempts": last.attempt + 1,
+        "attempts": 1 + max(sound.attempt for sound in said),
         "model": synthesizer.loaded.fingerprint,
     }
+
+
+def _say_part(engine: SpeechEngine, part: Wish) -> Sound:
+    engine.add(part)
+    sounds: list[Sound] = []
+    while engine.num_active:
+        sounds += engine.step()
+    if sounds[-1].outcome != "said":
+        why = _WHY[sounds[-1].outcome or "no_sound"]
+        raise QualityGateError(f"the model {why}: {part.request.text!r}; try another --seed")
+    return sounds[-1]

@@ -24,8 +24,11 @@ from retort.serving.metrics import Metrics
 from retort.serving.requests import SpeechRequest, parse_speech_request
 from retort.serving.settings import ServeConfig
 from retort.serving.speaking import OverloadedError, Piece
+from retort.serving.uploads import REQUEST_BODY, STATUSES, Uploads
 
 OPENAI_NAMES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
+_SHED_S = 0.02
+"""How long a replica's refusal stands for the requests that follow: in a flood, asking costs more than answering."""
 _SIZED = ("wav", "flac")
 """Formats whose header holds a length: they are sent whole unless a stream is asked for."""
 
@@ -47,6 +50,15 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     api.add_api_route("/v1/models", speech.models, methods=["GET"], summary="Models that are served.")
     api.add_api_route("/v1/models/{name:path}", speech.model, methods=["GET"], summary="One model.")
     api.add_api_route("/v1/audio/voices", speech.voices, methods=["GET"], summary="Voices of each model.")
+    api.add_api_route(
+        "/v1/audio/voices", speech.uploads.create, methods=["POST"], summary="Add a voice.",
+        responses={status: {"description": text} for status, text in STATUSES.items()},
+        openapi_extra={"requestBody": REQUEST_BODY},
+    )  # fmt: skip
+    api.add_api_route(
+        "/v1/audio/voices/{voice_id}", speech.uploads.delete, methods=["DELETE"], summary="Remove an added voice.",
+        responses={404: {"description": "No such voice was added."}},
+    )  # fmt: skip
     api.add_api_route(
         "/v1/audio/speech",
         speech.create,
@@ -87,6 +99,9 @@ class Speech:
     def __init__(self, config: ServeConfig, backends: Mapping[str, Backend]) -> None:
         self.config, self.backends, self.metrics = config, dict(backends), Metrics()
         self._described: dict[str, Description] = {}
+        self._refused: dict[str, tuple[float, float]] = {}
+        """Until when requests for a model are refused here, after one was refused there."""
+        self.uploads = Uploads(config, self.backends, self.description)
 
     async def ready(self) -> JSONResponse:
         """200 when every model answers; a replica that answers has passed its warm-up."""
@@ -122,7 +137,8 @@ class Speech:
             for voice in (await self.description(name)).voices:
                 owners.setdefault(voice, []).append(name)
         listed = [{"id": voice, "name": voice, "models": owners[voice]} for voice in sorted(owners)]
-        return JSONResponse({"object": "list", "data": listed, "voices": sorted(owners)})
+        listed += [{"id": added.id, "name": added.name, "models": names} for added in self.uploads.list()]
+        return JSONResponse({"object": "list", "data": listed, "voices": [voice["id"] for voice in listed]})
 
     async def create(self, request: Request) -> Response:
         """Speak."""
@@ -132,7 +148,8 @@ class Speech:
         wanted = parse_speech_request(body, max_characters=limits.max_characters)
         name = self.resolve(wanted.model)
         description = await self.description(name)
-        if wanted.voice_id not in description.voices:
+        prompt_KP = self.uploads.codes(wanted.voice_id, description)
+        if prompt_KP is None and wanted.voice_id not in description.voices:
             known = ", ".join(description.voices)
             raise ApiError(400, f"no such voice; {name} has {known}", param="voice", code="voice_not_found")
         if wanted.language is not None and wanted.language.partition("-")[0].lower() not in self.languages(name):
@@ -140,7 +157,7 @@ class Speech:
             raise ApiError(400, f"{name} speaks {known} only", param="language")
         is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
         seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
-        ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream)
+        ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, prompt_KP)
         answer = Answer(wanted, description, self.metrics, begun)
         headers = {"X-Request-ID": uuid.uuid4().hex, "X-Seed": str(seed), "X-Model": name}
         try:
@@ -157,11 +174,15 @@ class Speech:
 
     async def _begin(self, request: Request, name: str, ask: Ask) -> AsyncIterator[Piece]:
         """The pieces, once the first one is there: until then an error can still have a status of its own."""
+        until, retry_after_s = self._refused.get(name, (0.0, 0.0))
+        if time.monotonic() < until:
+            raise overloaded(retry_after_s)
         pieces = self.backends[name].speak(ask)
         try:
             async with asyncio.timeout(self.config.limits.deadline_s):
                 first = await _unless_left(request, anext(pieces))
         except OverloadedError as error:
+            self._refused[name] = (time.monotonic() + _SHED_S, error.retry_after_s)
             raise overloaded(error.retry_after_s) from None
         except TimeoutError:
             await pieces.aclose()  # type: ignore[attr-defined]

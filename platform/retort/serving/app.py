@@ -6,6 +6,9 @@
 from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from retort.audio.files import Audio
 from retort.config import validate
 from retort.serving.api import build_api
 from retort.serving.backends import Ask, Backend, Description, Numbers
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+_PATIENCE_S = 5.0
 _QUEUE = 10_000
 """Requests that a replica may hold: admission goes by seconds of speech, not by their number."""
 
@@ -40,9 +44,14 @@ class RayBackend:
         """See :class:`Backend`."""
         return await self._handle.describe.remote()  # type: ignore[no-any-return]
 
+    async def encode(self, audio: Audio) -> Tensor:
+        """See :class:`Backend`."""
+        return await self._handle.encode.remote(audio)  # type: ignore[no-any-return]
+
     async def numbers(self) -> list[Numbers]:
-        """See :class:`Backend`; of one replica, the one that answers first."""
-        return await self._handle.numbers.remote()  # type: ignore[no-any-return]
+        """See :class:`Backend`."""
+        answers = await self._handle.broadcast("numbers").results_async(timeout_s=_PATIENCE_S, return_exceptions=True)
+        return [numbers for answer in answers if isinstance(answer, list) for numbers in answer]
 
 
 class Ingress:
@@ -81,8 +90,8 @@ def _deployment(model: ServedModel, config: ServeConfig) -> Any:
     autoscaling = {
         "min_replicas": model.min_replicas,
         "max_replicas": model.max_replicas,
-        "upscale_delay_s": 2.0,
-        "downscale_delay_s": 30.0,
+        "upscale_delay_s": model.upscale_delay_s,
+        "downscale_delay_s": model.downscale_delay_s,
         "policy": {
             "policy_function": f"{AudioSecondsPolicy.__module__}:{AudioSecondsPolicy.__name__}",
             "policy_kwargs": {"target_audio_seconds": model.target_audio_seconds},

@@ -1,12 +1,19 @@
 """What the API needs of a model, wherever it runs: in this process, or behind a handle of Ray Serve."""
 
+import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from retort.inference.speech import SpeechEngine, Wish
-from retort.inference.synthesizer import Request
-from retort.serving.settings import Limits, ServedModel
+import torch
+from torch import Tensor
+
+from retort.audio.files import Audio, resample
+from retort.inference.speech import SpeechEngine, Wish, in_parts
+from retort.inference.synthesizer import Request, Synthesizer
+from retort.orchestration.outputs import result_of
+from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Piece, Speaking
 
 
@@ -20,6 +27,7 @@ class Ask:
         seed: the same seed gives the same samples.
         max_seconds: a shorter limit than the server's, or None.
         is_streamed: pieces as soon as they are final; otherwise one piece at the end, with one retry.
+        prompt_KP: codes of an uploaded voice, which replace those of ``voice``.
     """
 
     text: str
@@ -27,6 +35,7 @@ class Ask:
     seed: int
     max_seconds: float | None = None
     is_streamed: bool = True
+    prompt_KP: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Description:
         sample_rate: of its pieces, Hz.
         weight_format: number format of its steps.
         created: seconds since the epoch.
+        codec_fingerprint: of the codec that its voices are in.
     """
 
     name: str
@@ -48,6 +58,7 @@ class Description:
     sample_rate: int
     weight_format: str
     created: int
+    codec_fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -77,37 +88,57 @@ class Backend(Protocol):
         """What it is."""
         ...
 
+    async def encode(self, audio: Audio) -> Tensor:
+        """A speaker prompt [K, P] of a recording, in the model's codec."""
+        ...
+
     async def numbers(self) -> list[Numbers]:
         """Of each replica that answers."""
         ...
 
 
 class LocalBackend:
-    """A model in this process.
+    """A model in this process: loaded, its number format chosen, and warm.
 
     Args:
-        model: settings.
-        engine: made from them.
-        limits: of the application.
-        created: when the model was written, seconds since the epoch.
+        model: settings of the model.
+        config: settings of the application.
+
+    Raises:
+        ConfigError: the guidance is not valid for the model.
+        DataError: the folder holds no model that can speak.
     """
 
-    def __init__(self, model: ServedModel, engine: SpeechEngine, limits: Limits, *, created: int = 0) -> None:
-        self.model, self.engine, self.created = model, engine, created
-        self.guidance = model.guidance.build()
-        self.speaking = Speaking(engine, max_waiting_s=limits.max_waiting_seconds)
+    def __init__(self, model: ServedModel, config: ServeConfig) -> None:
+        torch.set_num_threads(model.threads)
+        folder = result_of(model.path)
+        synthesizer = Synthesizer.open(folder, precision=model.precision, device="cuda" if model.gpus else "cpu")
+        self.model, self.guidance = model, model.guidance.build()
+        self.created = int(folder.stat().st_mtime)
+        synthesizer.loaded.check_guidance(self.guidance)
+        self.engine = SpeechEngine(
+            synthesizer,
+            max_slots=model.slots,
+            max_conditions=len(self.guidance.conditions),
+            max_seconds=config.limits.max_seconds,
+            max_text_tokens=config.limits.max_text_tokens,
+            guard=config.guard,
+        )
+        self.engine.warm_up()
+        self.speaking = Speaking(self.engine, max_waiting_s=config.limits.max_waiting_seconds)
 
     async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
         """See :class:`Backend`."""
         wish = Wish(
-            Request(ask.text, ask.voice, ask.seed),
+            Request(ask.text, ask.voice, ask.seed, ask.prompt_KP),
             self.guidance,
             self.model.sampler,
             scale_input=self.model.scale_input,
             max_seconds=ask.max_seconds,
             is_streamed=ask.is_streamed,
         )
-        pieces = self.speaking.speak(wish)
+        parts = in_parts(wish, self.model.part_characters)
+        pieces = self.speaking.speak(*parts, max_seconds=ask.max_seconds or math.inf)
         try:
             async for piece in pieces:
                 yield piece
@@ -124,7 +155,14 @@ class LocalBackend:
             sample_rate=synthesizer.codec.sample_rate,
             weight_format=self.engine.weight_format,
             created=self.created,
+            codec_fingerprint=synthesizer.loaded.lineage.codec_fingerprint,
         )
+
+    async def encode(self, audio: Audio) -> Tensor:
+        """See :class:`Backend`."""
+        codec = self.engine.synthesizer.codec
+        samples_N = resample(audio.samples_N, audio.sample_rate, codec.sample_rate)
+        return await asyncio.to_thread(codec.encode, samples_N)
 
     async def numbers(self) -> list[Numbers]:
         """See :class:`Backend`."""

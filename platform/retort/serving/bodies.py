@@ -8,20 +8,23 @@ from starlette.requests import ClientDisconnect
 from retort.serving.errors import ApiError
 
 
-async def read_body(request: Request, *, max_bytes: int, timeout_s: float) -> bytes:
+async def read_body(
+    request: Request, *, max_bytes: int, timeout_s: float, content_type: str = "application/json"
+) -> bytes:
     """The whole body, counted while it arrives.
 
     Args:
         request: whose body.
         max_bytes: more is refused, whatever its headers say.
         timeout_s: longest pause between two parts, and ten times that in all.
+        content_type: any other is refused.
 
     Raises:
         ApiError: 408, 413 or 415.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise ApiError(415, "the body must be application/json", code="unsupported_media_type")
+    if kind != content_type:
+        raise ApiError(415, f"the body must be {content_type}", code="unsupported_media_type")
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise ApiError(415, "compressed bodies are not read", code="unsupported_media_type")
     too_large = ApiError(413, f"the body is larger than {max_bytes} bytes", code="body_too_large")

@@ -2,6 +2,8 @@
 
 import base64
 import binascii
+import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -14,7 +16,36 @@ from retort.serving.keys import ApiKeys
 OPEN_ROUTES = frozenset({"/health/live", "/health/ready"})
 """What answers without a key; load balancers have none."""
 
+_WINDOW_S, _MAX_ADDRESSES = 60.0, 10_000
+
 Scope = MutableMapping[str, Any]
+
+
+class Failures:
+    """Wrong keys by address: whoever sends many is told to wait, and costs nothing more than that.
+
+    Args:
+        most: wrong keys of one address in a minute.
+        clock: seconds.
+    """
+
+    def __init__(self, most: int = 30, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most, self._clock = most, clock
+        self._counts: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._counts)
+
+    def add(self, address: str) -> bool:
+        """Count one; whether it is too many."""
+        now = self._clock()
+        begun, count = self._counts.pop(address, (now, 0))
+        if now - begun > _WINDOW_S:
+            begun, count = now, 0
+        self._counts[address] = (begun, count + 1)
+        if len(self._counts) > _MAX_ADDRESSES:
+            self._counts.popitem(last=False)
+        return count + 1 > self._most
 
 
 class Gate:
@@ -26,13 +57,18 @@ class Gate:
     """
 
     def __init__(self, app: Callable[..., Awaitable[None]], keys: ApiKeys | None) -> None:
-        self._app, self._keys = app, keys
+        self._app, self._keys, self._failures = app, keys, Failures()
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        """Pass the request on, or answer 401."""
+        """Pass the request on, or answer 401, or 429 to an address that keeps guessing."""
         is_open = scope["type"] != "http" or self._keys is None or scope["path"] in OPEN_ROUTES
         if is_open or self._keys.accepts(_bearer(Headers(scope=scope).get("authorization"))):  # type: ignore[union-attr]
             await self._app(scope, receive, send)
+            return
+        if self._failures.add((scope.get("client") or ("",))[0]):
+            error = ApiError(429, "too many wrong keys from this address", kind="rate_limit_error", code="too_many")
+            headers = {"Retry-After": str(int(_WINDOW_S))}
+            await JSONResponse(error.body(), status_code=429, headers=headers)(scope, receive, send)
             return
         error = ApiError(401, "a valid API key is needed: Authorization: Bearer KEY", code="invalid_api_key")
         # Browsers ask for a name and a password then; the password is the key, the name does not matter.

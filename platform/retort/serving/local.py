@@ -9,10 +9,13 @@ from pathlib import Path
 
 from retort.errors import DataError, MissingRequirementError
 from retort.orchestration.cluster import ray_session
+from retort.orchestration.outputs import absolute_paths
 from retort.serving.settings import ServeConfig, ServedModel
 
 _APP = "retort"
 _DEMO_MODELS = ("student_small", "student_medium", "student_large")
+_DEMO_CHARACTERS = 32
+"""The demo's corpus is strings of at most five digits."""
 _FRONT_END_CPUS = 1.0
 
 
@@ -25,7 +28,7 @@ def demo_config(runs: Path) -> ServeConfig:
     found = [name for name in _DEMO_MODELS if (runs / name / "result").is_dir()]
     if not found:
         raise DataError(f"{runs} holds no students; run `make demo` first, or name a file: retort serve CONFIG")
-    models = tuple(ServedModel(name=name, path=runs / name) for name in found)
+    models = tuple(ServedModel(name=name, path=runs / name, part_characters=_DEMO_CHARACTERS) for name in found)
     return ServeConfig(models=models, default_model=found[-1])
 
 
@@ -36,22 +39,44 @@ def serving(config: ServeConfig) -> Iterator[str]:
     Raises:
         MissingRequirementError: the application does not start; Ray Serve's reason is quoted.
     """
+    # Ray Serve reads these while it starts, in every process. Between front end and model, bytes go straight from one
+    # to the other rather than through the object store.
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    if config.proxy == "haproxy":
+        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
     needed = sum(model.cpus * model.max_replicas for model in config.models) + _FRONT_END_CPUS
     with ray_session(num_cpus=max(int(needed + 1), os.cpu_count() or 1), log_to_driver=False):
         from ray import serve
 
-        from retort.serving.app import build
-
         serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": None})
-        try:
-            serve.run(build(_absolute(config)), name=_APP, route_prefix="/")
-        except RuntimeError as error:
-            reason = serve.status().applications[_APP].message if _APP in serve.status().applications else str(error)
-            raise MissingRequirementError(f"the application does not start: {reason}") from error
+        deploy(config)
         try:
             yield f"http://{config.host}:{config.port}"
         finally:
             serve.shutdown()
+
+
+def deploy(config: ServeConfig) -> None:
+    """Bring up an application on the running Ray Serve, or replace the one that is there.
+
+    What changed is replaced one replica after the other: new ones first pass their warm-up, old ones say what they have
+    begun. Requests do not fail meanwhile.
+
+    Raises:
+        MissingRequirementError: it does not start; the old version goes on.
+    """
+    from ray import serve
+
+    from retort.serving.app import build
+
+    absolute = absolute_paths(config).replace(models=tuple(absolute_paths(model) for model in config.models))
+    if config.voice_uploads is not None:
+        absolute = absolute.replace(voice_uploads=absolute_paths(config.voice_uploads))
+    try:
+        serve.run(build(absolute), name=_APP, route_prefix="/")
+    except RuntimeError as error:
+        reason = serve.status().applications[_APP].message if _APP in serve.status().applications else str(error)
+        raise MissingRequirementError(f"the application does not start: {reason}") from error
 
 
 def wait_for_the_end() -> None:
@@ -60,10 +85,3 @@ def wait_for_the_end() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     over.wait()
-
-
-def _absolute(config: ServeConfig) -> ServeConfig:
-    """Workers have a working directory of their own."""
-    models = tuple(model.replace(path=model.path.absolute()) for model in config.models)
-    keys = None if config.api_keys is None else config.api_keys.absolute()
-    return config.replace(models=models, api_keys=keys)

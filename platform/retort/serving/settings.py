@@ -24,6 +24,8 @@ class ServedModel(Config):
     languages: tuple[str, ...] = ("en",)
     scale_input: float | None = None
     """For students that take the guidance scale as an input."""
+    part_characters: int = Field(default=240, ge=1)
+    """Longest text that is said in one go. A longer one is cut between sentences: train on what you serve."""
     precision: DecodePrecision = "fastest"
     slots: int = Field(default=16, ge=1, le=1024)
     """Utterances that a replica speaks at once."""
@@ -35,6 +37,10 @@ class ServedModel(Config):
     max_replicas: int = Field(default=1, ge=1)
     target_audio_seconds: float = Field(default=20.0, gt=0)
     """Predicted seconds of speech in flight for which one replica is enough; more makes another."""
+    upscale_delay_s: float = Field(default=2.0, ge=0)
+    """How long more must be needed before a replica is added."""
+    downscale_delay_s: float = Field(default=60.0, ge=0)
+    """How long fewer must be enough before one is drained."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -51,15 +57,30 @@ class Limits(Config):
     body_timeout_s: float = Field(default=10.0, gt=0)
     """Longest pause while a body arrives."""
     max_seconds: float = Field(default=30.0, gt=0)
-    """Longest speech of one request."""
-    max_text_tokens: int = Field(default=4100, ge=16)
-    """Longest text after normalisation, which spells numbers out."""
+    """Longest speech of one part; see ``part_characters``."""
+    max_text_tokens: int = Field(default=2048, ge=16)
+    """Longest part after normalisation, which spells numbers out."""
     max_waiting_seconds: float = Field(default=60.0, gt=0)
     """Predicted seconds of speech that may wait at a replica; more is refused with 429."""
     deadline_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first sound."""
     slow_reader_s: float = Field(default=30.0, gt=0)
-    """Seconds of speech that may be buffered for a client that does not read."""
+    """How long a client may take to accept one piece of a stream; a slower one is cut off."""
+
+
+class VoiceUploads(Config):
+    """Voices that clients may add. Each one is somebody's: they must say that they agree."""
+
+    folder: Path
+    """Where voices are kept; several front ends share it."""
+    consent_statement: str = Field(
+        default="I am the owner of this voice and I consent to its use for speech synthesis.", min_length=1
+    )
+    """What a client must send word for word; it is kept with the voice."""
+    max_bytes: int = Field(default=10 * 2**20, ge=1024)
+    min_seconds: float = Field(default=1.0, gt=0)
+    max_seconds: float = Field(default=30.0, gt=0)
+    max_voices: int = Field(default=1000, ge=1)
 
 
 class ServeConfig(Config):
@@ -71,10 +92,14 @@ class ServeConfig(Config):
     """Answers to the OpenAI names ``tts-1``, ``tts-1-hd`` and ``gpt-4o-mini-tts``; None refuses them."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    proxy: Literal["python", "haproxy"] = "python"
+    """What takes connections: Ray Serve's own proxy, or HAProxy, which is quicker and listens on every address."""
     limits: Limits = Limits()
     guard: GuardConfig = GuardConfig()
     api_keys: Path | None = None
     """File of API keys, one a line; None lets everybody in who can reach the port."""
+    voice_uploads: VoiceUploads | None = None
+    """None refuses uploads."""
     drain_s: float = Field(default=60.0, gt=0)
     """How long running requests may go on when a replica stops."""
 

@@ -2,11 +2,12 @@
 
 import asyncio
 import itertools
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -43,14 +44,18 @@ class Piece:
 @dataclass
 class _Conversation:
     number: int
-    wish: Wish
-    plan: Plan
+    parts: deque[tuple[Wish, Plan]]
     loop: asyncio.AbstractEventLoop
     pieces: asyncio.Queue[Piece | Exception]
     is_cancelled: bool = False
     ticket: int | None = None
     begun: float = field(default_factory=time.monotonic)
     samples: int = 0
+    max_samples: float = math.inf
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        self.text = " ".join(wish.request.text for wish, _ in self.parts)
 
     def send(self, piece: Piece | Exception) -> None:
         """From the engine's thread."""
@@ -91,22 +96,24 @@ class Speaking:
             self._wake.notify()
         self._thread.join()
 
-    async def speak(self, wish: Wish) -> AsyncIterator[Piece]:
-        """The pieces of an utterance; the last one carries the outcome.
+    async def speak(self, *parts: Wish, max_seconds: float = math.inf) -> AsyncIterator[Piece]:
+        """The pieces of an utterance, said part after part; the last one carries the outcome.
 
-        Leaving the iterator cancels the request: it takes no step after the one that is being computed.
+        No part begins after ``max_seconds`` of speech: the outcome is ``too_long`` then. Leaving the iterator cancels
+        the request: it takes no step after the one that is being computed.
 
         Raises:
             ConfigError: see :meth:`SpeechEngine.plan`.
             DataError: the same.
             OverloadedError: too much speech waits.
         """
-        plan = await asyncio.to_thread(self.engine.plan, wish)
-        talk = _Conversation(next(self._numbers), wish, plan, asyncio.get_running_loop(), asyncio.Queue())
+        plans = await asyncio.to_thread(lambda: [(part, self.engine.plan(part)) for part in parts])
+        talk = _Conversation(next(self._numbers), deque(plans), asyncio.get_running_loop(), asyncio.Queue())
+        talk.max_samples = max_seconds * self.engine.synthesizer.codec.sample_rate
         with self._wake:
             if self._failure is not None:
                 raise self._failure
-            retry_after_s = self.admission.enter(talk.number, wish.request.text)
+            retry_after_s = self.admission.enter(talk.number, talk.text)
             if retry_after_s is not None:
                 raise OverloadedError(retry_after_s)
             self._waiting.append(talk)
@@ -151,9 +158,9 @@ class Speaking:
             while self._waiting and self.engine.num_free and not self._stopping:
                 talk = self._waiting.popleft()
                 if talk.is_cancelled:
-                    self.admission.leave(talk.number, talk.wish.request.text)
+                    self.admission.leave(talk.number, talk.text)
                     continue
-                talk.ticket = self.engine.add(talk.wish, talk.plan)
+                talk.ticket = self.engine.add(*talk.parts.popleft())
                 self._speaking[talk.ticket] = talk
                 self.admission.start(talk.number)
             return not self._stopping
@@ -162,16 +169,28 @@ class Speaking:
         talk.samples += piece.samples_N.numel()
         if talk.is_cancelled:
             self.frames_after_cancel += 1
+        if piece.outcome == "said" and talk.parts:
+            piece = self._go_on(talk, piece)
         if piece.outcome is not None:
             with self._wake:
                 self._leave(talk, is_whole=piece.outcome == "said")
         if piece.outcome is not None or piece.samples_N.numel():
             talk.send(piece)
 
+    def _go_on(self, talk: _Conversation, piece: Piece) -> Piece:
+        """Put the next part before everybody who waits, unless the whole is too long already."""
+        if talk.samples >= talk.max_samples:
+            return replace(piece, outcome="too_long")
+        with self._wake:
+            assert talk.ticket is not None
+            del self._speaking[talk.ticket]
+            self._waiting.appendleft(talk)
+        return replace(piece, outcome=None)
+
     def _leave(self, talk: _Conversation, *, is_whole: bool = False) -> None:
         assert talk.ticket is not None
         del self._speaking[talk.ticket]
         audio_s = talk.samples / self.engine.synthesizer.codec.sample_rate if is_whole else None
         self.admission.leave(
-            talk.number, talk.wish.request.text, audio_s=audio_s, wall_s=time.monotonic() - talk.begun
+            talk.number, talk.text, audio_s=audio_s, wall_s=time.monotonic() - talk.begun
         )  # fmt: skip

@@ -1,0 +1,176 @@
+"""``POST`` and ``DELETE /v1/audio/voices``: voices from samples that clients send as bytes, never as addresses."""
+
+import asyncio
+import hashlib
+import unicodedata
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from torch import Tensor
+
+from retort.audio.files import Audio
+from retort.serving.backends import Backend, Description
+from retort.serving.bodies import read_body
+from retort.serving.decode_sample import SAMPLE_RATE, decode_sample
+from retort.serving.errors import ApiError
+from retort.serving.settings import ServeConfig, VoiceUploads
+from retort.serving.voices import Voice, VoiceStore
+
+FIELDS = ("name", "consent", "audio_sample")
+_MAX_NAME = 64
+_FIELD_BYTES, _OVERHEAD_BYTES = 4096, 16_384
+REQUEST_BODY: dict[str, Any] = {
+    "required": True,
+    "content": {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": list(FIELDS),
+                "additionalProperties": False,
+                "properties": {
+                    "name": {"type": "string", "maxLength": _MAX_NAME},
+                    "consent": {"type": "string", "description": "The server's statement, word for word."},
+                    "audio_sample": {"type": "string", "format": "binary"},
+                },
+            }
+        }
+    },
+}
+STATUSES = {
+    400: "A field is wrong; `error.param` names it.",
+    403: "Uploads are off, or the consent is missing.",
+    408: "The body did not arrive in time.",
+    409: "The name is taken, or there are too many voices.",
+    413: "The body is too large.",
+    415: "The body is not multipart/form-data.",
+    422: "The sample cannot be used.",
+}
+
+
+@dataclass(frozen=True)
+class _Form:
+    name: str
+    consent: str
+    sample: bytes
+
+
+class Uploads:
+    """The handlers, and the voices that they keep.
+
+    Args:
+        config: of the application.
+        backends: by model name; each one encodes a sample in its codec.
+        describe: a model's description.
+    """
+
+    def __init__(
+        self,
+        config: ServeConfig,
+        backends: Mapping[str, Backend],
+        describe: Callable[[str], Awaitable[Description]],
+    ) -> None:
+        self._limits, self._backends, self._describe = config.limits, backends, describe
+        self._config = settings = config.voice_uploads
+        self._store = None if settings is None else VoiceStore(settings.folder, max_voices=settings.max_voices)
+
+    def list(self) -> list[Voice]:
+        """Voices that were added."""
+        return [] if self._store is None else self._store.list()
+
+    def codes(self, voice_id: str, description: Description) -> Tensor | None:
+        """Speaker prompt of a voice that was added, for a model; None where there is none."""
+        return None if self._store is None else self._store.codes(voice_id, description.codec_fingerprint)
+
+    async def create(self, request: Request) -> JSONResponse:
+        """Add a voice."""
+        store, settings = self._opened()
+        body = await read_body(
+            request,
+            max_bytes=settings.max_bytes + _OVERHEAD_BYTES,
+            timeout_s=self._limits.body_timeout_s,
+            content_type="multipart/form-data",
+        )
+        form = await _parse(request, body, settings)
+        digest = hashlib.sha256(form.sample).hexdigest()
+        if _words(form.consent) != _words(settings.consent_statement):
+            await asyncio.to_thread(store.note, "refused_without_consent", sample_sha256=digest)
+            message = f"the speaker must agree; send consent word for word: {settings.consent_statement!r}"
+            raise ApiError(403, message, param="consent", code="consent_required")
+        samples_N = await decode_sample(
+            form.sample, min_seconds=settings.min_seconds, max_seconds=settings.max_seconds
+        )  # fmt: skip
+        codes: dict[str, Tensor] = {}
+        for name, backend in self._backends.items():
+            fingerprint = (await self._describe(name)).codec_fingerprint
+            if fingerprint not in codes:
+                codes[fingerprint] = await backend.encode(Audio(samples_N, SAMPLE_RATE))
+        voice = await asyncio.to_thread(
+            lambda: store.add(form.name, consent=form.consent, sample_sha256=digest, codes=codes)
+        )
+        return JSONResponse({"object": "voice", "id": voice.id, "name": voice.name, "created_at": voice.created})
+
+    async def delete(self, voice_id: str) -> JSONResponse:
+        """Remove a voice; what is being said in it is said to its end."""
+        store, _ = self._opened()
+        if not await asyncio.to_thread(store.delete, voice_id):
+            raise ApiError(404, "no such voice was added", param="voice", code="voice_not_found")
+        return JSONResponse({"object": "voice.deleted", "id": voice_id, "deleted": True})
+
+    def _opened(self) -> tuple[VoiceStore, VoiceUploads]:
+        if self._store is None or self._config is None:
+            raise ApiError(403, "this server takes no voices", code="voice_uploads_off")
+        return self._store, self._config
+
+
+async def _parse(request: Request, body: bytes, settings: VoiceUploads) -> _Form:
+    async def stream() -> AsyncGenerator[bytes, None]:
+        yield body
+        yield b""
+
+    parser = MultiPartParser(
+        request.headers, stream(), max_files=1, max_fields=len(FIELDS), max_part_size=_FIELD_BYTES
+    )  # fmt: skip
+    try:
+        form = await parser.parse()
+    except (MultiPartException, KeyError, UnicodeDecodeError, AttributeError) as error:
+        raise ApiError(400, "the body is not a form of one audio_sample, a name and a consent") from error
+    try:
+        given = form.multi_items()
+        for field, _ in given:
+            if field not in FIELDS:
+                raise ApiError(400, "unknown field; there are " + ", ".join(FIELDS), param=_printable(field))
+        fields = dict(given)
+        if len(fields) != len(given):
+            raise ApiError(400, "a field is given twice")
+        for field in FIELDS:
+            if field not in fields and field != "consent":
+                raise ApiError(400, f"the field {field} is missing", param=field)
+        name, consent, sample = fields["name"], fields.get("consent", ""), fields["audio_sample"]
+        if not isinstance(sample, UploadFile) or not isinstance(name, str) or not isinstance(consent, str):
+            raise ApiError(400, "audio_sample must be a file, name and consent texts", param="audio_sample")
+        encoded = await sample.read()
+    finally:
+        await form.close()
+    if len(encoded) > settings.max_bytes:
+        raise ApiError(413, f"the sample is larger than {settings.max_bytes} bytes", code="body_too_large")
+    return _Form(_clean_name(name), consent, encoded)
+
+
+def _clean_name(name: str) -> str:
+    cleaned = " ".join(unicodedata.normalize("NFC", name).split())
+    if not 1 <= len(cleaned) <= _MAX_NAME or not cleaned.isprintable():
+        raise ApiError(400, f"a name has 1 to {_MAX_NAME} printable characters", param="name")
+    return cleaned
+
+
+def _words(text: str) -> list[str]:
+    return text.casefold().split()
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:60]
