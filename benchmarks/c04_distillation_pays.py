@@ -4,7 +4,7 @@ A teacher of 88M parameters under two-term guidance, students of 29M and 5M with
 all. Where a step is nothing but reading weights, the ratio is 1; overheads that do not shrink with the model lower it.
 """
 
-from benchmarks.c01_decode import LENGTH, Stream
+from benchmarks.c01_decode import LENGTH, SIZES, Stream
 from benchmarks.llama_peer import SHAPES, ours, prompts
 from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table
 
@@ -14,7 +14,9 @@ def main() -> None:
     args = parse_arguments(__doc__ or "", threads=2)
     prepare(args)
     num_tokens = 8 if args.quick else 48
-    streams = {name: Stream(ours(shape), "bf16", num_tokens, args.threads) for name, shape in SHAPES.items()}
+    streams = {
+        name: Stream(ours(shape), "bf16", num_tokens, args.threads) for name, shape in SHAPES.items() if name in SIZES
+    }
     positive, negative = prompts(2, length=LENGTH)
     peers = {
         "teacher 88M, CFG-2": lambda: streams["88M"].round([positive, negative]),

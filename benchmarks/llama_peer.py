@@ -34,10 +34,14 @@ SHAPES = {
     "5M": Shape(256, 4, 4, 688),
     "29M": Shape(512, 8, 8, 1376),
     "88M": Shape(768, 12, 12, 1952),
+    "180M": Shape(1024, 12, 8, 3200),
+    "500M": Shape(1536, 16, 12, 4608),
+    "1.3B": Shape(2048, 24, 16, 5632),
 }
+"""The last three are the sizes of paper 1, as in ``retort.models.presets``; they are for GPUs."""
 
 
-def ours(shape: Shape) -> CodecLM:
+def ours(shape: Shape, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> CodecLM:
     """Random weights; larger than at the start of training, so that greedy tokens are far from ties."""
     torch.manual_seed(0)
     config = CodecLMConfig(
@@ -48,11 +52,11 @@ def ours(shape: Shape) -> CodecLM:
     with torch.no_grad():
         model.audio_embedding.weight.mul_(10)
         model.heads.weight.mul_(10)
-    return model
+    return model.to(device, dtype)
 
 
 def theirs(model: CodecLM) -> Any:
-    """``LlamaForCausalLM`` in fp32 with the same weights."""
+    """``LlamaForCausalLM`` with the same weights, device and number format."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = model.config
@@ -64,7 +68,7 @@ def theirs(model: CodecLM) -> Any:
             rope_theta=config.rope_theta, tie_word_embeddings=False, bos_token_id=None, eos_token_id=None,
             pad_token_id=CODES + 1,
         )
-    ).eval()  # fmt: skip
+    ).eval().to(model.heads.weight.device, model.heads.weight.dtype)  # fmt: skip
     with torch.no_grad():
         llama.model.embed_tokens.weight.copy_(model.audio_embedding.weight)
         llama.lm_head.weight.zero_()
@@ -94,7 +98,8 @@ def prompts(number: int, *, length: int = 16) -> Tensor:
 @torch.inference_mode()
 def plan(model: CodecLM, contexts: Sequence[Tensor], coefficients: Sequence[float], num_tokens: int) -> Plan:
     """Greedy decoding of ``num_tokens`` after a prompt for each condition, and after the start column of each."""
-    prefixes = tuple(model.embed_audio(context_P[None, None])[0] for context_P in contexts)
+    device = model.heads.weight.device
+    prefixes = tuple(model.embed_audio(context_P[None, None].to(device))[0] for context_P in contexts)
     return Plan(prefixes, tuple(coefficients), GREEDY, seed=0, max_frames=num_tokens, may_end=False)
 
 
@@ -105,7 +110,7 @@ def with_start(context_P: Tensor) -> Tensor:
 
 def generate(llama: Any, context_P: Tensor, num_tokens: int, **options: Any) -> list[int]:
     """Greedy tokens of ``transformers``."""
-    given = with_start(context_P)
+    given = with_start(context_P).to(llama.device)
     out = llama.generate(
         given, attention_mask=torch.ones_like(given), max_new_tokens=num_tokens, min_new_tokens=num_tokens,
         do_sample=False, suppress_tokens=[CODES, CODES + 1], **options,

@@ -1,0 +1,185 @@
+"""C13: what Ray Serve adds to the first byte of a stream: over the same API and engine in one bare uvicorn process.
+
+Servers run in processes of their own and are asked in turns, one request at a time, for the first bytes of a PCM
+stream: the API with the engine in one process (uvicorn), Ray Serve behind its own proxy, and Ray Serve behind HAProxy.
+The engine alone, in this process, says what a first piece takes without any HTTP.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.c16_warm_up import write_model
+from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table
+from retort.inference.speech import GuardConfig, SpeechEngine, Wish
+from retort.inference.synthesizer import Request, Synthesizer
+from retort.nn.guidance import NoGuidance
+from retort.serving.settings import ServeConfig, ServedModel
+
+TEXT, MODEL, SLOTS = "one two three four", "bench", 4
+GUARD = GuardConfig(extra_seconds=2.0, seconds_per_character=0.001, retries=0)
+REQUESTS = 30
+
+
+def settings(model: Path, port: int, proxy: str) -> ServeConfig:
+    """One model under one name."""
+    served = ServedModel(name=MODEL, path=model, slots=SLOTS)
+    return ServeConfig(models=(served,), guard=GUARD, port=port, proxy=proxy)  # type: ignore[arg-type]
+
+
+def serve_bare(config: ServeConfig) -> None:
+    """The API and the engine in this process, under uvicorn, until it is ended."""
+    import uvicorn
+
+    from retort.serving.api import build_api
+    from retort.serving.backends import LocalBackend
+
+    api = build_api(config, {MODEL: LocalBackend(config.models[0], config)})
+    uvicorn.run(api, host=config.host, port=config.port, log_level="error")
+
+
+@contextlib.contextmanager
+def server(kind: str, model: Path) -> Iterator[int]:
+    """A server in a process of its own, ready; gives its port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.c13_serve",
+        "--serve",
+        kind,
+        "--model",
+        str(model),
+        "--port",
+        str(port),
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not is_ready(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise SystemExit(f"the {kind} server did not start")
+            time.sleep(0.2)
+        yield port
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        process.kill()
+
+
+def is_ready(port: int) -> bool:
+    """Whether a server answers that its model has passed its warm-up."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health/ready")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def first_bytes(port: int, number: int) -> dict[str, float]:
+    """Median seconds to the first byte of a stream, and of an answer that takes no engine, on a kept connection."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    firsts, plains = [], []
+    for seed in range(number):
+        body = json.dumps(
+            {"model": MODEL, "input": TEXT, "voice": "s", "seed": seed, "response_format": "pcm"}
+        )  # fmt: skip
+        begin = time.perf_counter()
+        connection.request("POST", "/v1/audio/speech", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        assert answer.read(1), "the payload must be sound"
+        firsts.append(time.perf_counter() - begin)
+        # Random weights do not end by themselves: the stream breaks at its limit, and the connection with it.
+        with contextlib.suppress(http.client.HTTPException, OSError):
+            answer.read()
+        connection.close()
+        begin = time.perf_counter()
+        connection.request("GET", "/health/live")
+        connection.getresponse().read()
+        plains.append(time.perf_counter() - begin)
+    connection.close()
+    return {"first byte": statistics.median(firsts), "no engine": statistics.median(plains)}
+
+
+def engine_alone(engine: SpeechEngine, number: int) -> float:
+    """Median seconds from a text to its first samples, without HTTP."""
+    seconds = []
+    for seed in range(number):
+        begin = time.perf_counter()
+        ticket = engine.add(Wish(Request(TEXT, "s", seed), NoGuidance().build()))
+        while not sum(sound.samples_N.numel() for sound in engine.step()):
+            pass
+        seconds.append(time.perf_counter() - begin)
+        engine.cancel(ticket)
+    return statistics.median(seconds)
+
+
+def main() -> None:
+    """Measure and print."""
+    if "--serve" in sys.argv:
+        serve_as_asked()
+        return
+    args = parse_arguments(__doc__ or "")
+    prepare(args)
+    number = 3 if args.quick else REQUESTS
+    with contextlib.ExitStack() as stack:
+        model = write_model(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        ports = {kind: stack.enter_context(server(kind, model)) for kind in ("bare", "python", "haproxy")}
+        engine = SpeechEngine(
+            Synthesizer.open(model, precision="fastest"), max_slots=SLOTS, max_conditions=1, guard=GUARD
+        )
+        engine.warm_up()
+        run = interleave(
+            {
+                "engine alone": lambda: engine_alone(engine, number),
+                "uvicorn": lambda: first_bytes(ports["bare"], number),
+                "Ray Serve": lambda: first_bytes(ports["python"], number),
+                "Ray Serve, HAProxy": lambda: first_bytes(ports["haproxy"], number),
+            },
+            args,
+        )
+    print_table(run, "ms", 1e3)
+    verdicts = []
+    for name in ("Ray Serve", "Ray Serve, HAProxy"):
+        added = [
+            1e3 * (value(f"{name}, first byte") - value("uvicorn, first byte")) for value in (run.best, run.median)
+        ]
+        verdicts.append(Gate(f"C13 {name}: ms added to the first byte", 1.0, 0.5).judge(*added))
+        ratio = run.ratios(f"{name}, first byte", "uvicorn, first byte")
+        verdicts.append(Gate(f"C13 {name} / uvicorn", 1.05, 1.02).judge(*ratio))
+    conclude(run, args, verdicts)
+
+
+def serve_as_asked() -> None:
+    """The body of a server's process."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--serve", choices=("bare", "python", "haproxy"), required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--port", type=int, required=True)
+    args = parser.parse_args()
+    if args.serve == "bare":
+        serve_bare(settings(args.model, args.port, "python"))
+        return
+    from retort.serving.local import serving, wait_for_the_end
+
+    with serving(settings(args.model, args.port, args.serve)):
+        wait_for_the_end()
+
+
+if __name__ == "__main__":
+    main()
