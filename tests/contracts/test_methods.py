@@ -20,6 +20,7 @@ from retort.methods.cfg_distill import (
     LiveTeacher,
     guided_logits,
 )
+from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.initialise import Initialisation, student_from
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
@@ -80,6 +81,13 @@ def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher",
     return Built(objective, CachedTeacher(cached_rows(model, config), K), model)
 
 
+def build_multilevel(config: MultilevelDistillConfig) -> Built:
+    model = teacher_model()
+    student = student_from(model, TEACHER.replace(num_layers=2), init="teacher")
+    objective = MultilevelObjective(student, (0, 2), TEACHER.num_layers, config)
+    return Built(objective, TracedTeacher(model, config), model)
+
+
 def cached_rows(model: CodecLM, config: CFGDistillConfig) -> Mapping[int, TopK]:
     whole = batch()
     with torch.no_grad():
@@ -109,6 +117,9 @@ CASES = {
     "cached_warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached", temperature=2.0)),
     "scale_as_input": lambda: build_distill(CFGDistillConfig(guidance=TWO, guidance_scales=(1.0, 1.5, 2.0))),
     "same_shape": lambda: build_distill(CFGDistillConfig(guidance=TWO), num_layers=3),
+    "multilevel": lambda: build_multilevel(MultilevelDistillConfig()),
+    "multilevel_as_published": lambda: build_multilevel(MultilevelDistillConfig(relative=False, matching="static")),
+    "multilevel_guided": lambda: build_multilevel(MultilevelDistillConfig(guidance=TWO, direction="reverse")),
     "random_start": lambda: build_distill(CFGDistillConfig(guidance=TWO), init="random"),
 }
 

@@ -170,9 +170,9 @@ def test_stopping_ends_what_is_under_way_with_an_error(synthesizer: Synthesizer)
         speaking.stop()
 
 
-def test_estimates_follow_what_is_measured_and_an_empty_queue_takes_anything() -> None:
-    admission = Admission(max_waiting_s=1.0, seconds_per_character=0.1)
-    assert admission.enter(1, "x" * 100) is None, "alone, even a long one may wait"
+def test_estimates_follow_what_is_measured_and_a_free_slot_takes_anything() -> None:
+    admission = Admission(slots=1, max_waiting_s=1.0, seconds_per_character=0.1)
+    assert admission.enter(1, "x" * 100) is None, "alone, even a long one is taken"
     assert admission.enter(2, "x") == pytest.approx(9.1)
     admission.start(1)
     assert (admission.waiting_s, admission.in_flight_s) == (0, 10.0)

@@ -5,6 +5,9 @@ All of them run in fp32, sum over the vocabulary and average over the valid (utt
 entry, and only codebook 0 may emit it.
 """
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -57,6 +60,29 @@ def token_forward_kl(student_BSKV: Tensor, teacher_BSKV: Tensor, *, temperature:
     for student, teacher in zip(students, legal_logits(teacher_BSKV, temperature=temperature), strict=True):
         log_p, log_q = functional.log_softmax(teacher, dim=-1), functional.log_softmax(student, dim=-1)
         parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return temperature**2 * torch.cat(parts, dim=2)
+
+
+def token_skew_kl(
+    student_BSKV: Tensor,
+    teacher_BSKV: Tensor,
+    *,
+    skew: float = 0.1,
+    direction: Literal["forward", "reverse"] = "forward",
+    temperature: float = 1.0,
+) -> Tensor:
+    """Skew KL of each token (DistiLLM, arXiv 2402.03898), times temperature squared, [B, S, K].
+
+    With teacher p and student q, forward is KL(p || skew p + (1 - skew) q) and reverse KL(q || skew q + (1 - skew) p):
+    the small weight stands on the first argument (METHODS.md, trap 7).
+    """
+    parts = []
+    students = legal_logits(student_BSKV, temperature=temperature)
+    for student, teacher in zip(students, legal_logits(teacher_BSKV, temperature=temperature), strict=True):
+        log_p, log_q = functional.log_softmax(teacher, dim=-1), functional.log_softmax(student, dim=-1)
+        first, second = (log_p, log_q) if direction == "forward" else (log_q, log_p)
+        mixed = torch.logaddexp(first + math.log(skew), second + math.log1p(-skew))
+        parts.append((first.exp() * (first - mixed)).sum(-1))
     return temperature**2 * torch.cat(parts, dim=2)
 
 

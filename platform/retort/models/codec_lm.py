@@ -7,6 +7,8 @@ Vocabulary of one codebook: codes ``0 .. V-1``, then ``V`` = end of speech (an i
 only), then ``V + 1`` = fill (an input for positions that the delay pattern leaves empty, never an output).
 """
 
+from dataclasses import dataclass
+
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -67,6 +69,48 @@ class CodecLMConfig(Config):
         return self.codebook_size + 1
 
 
+@dataclass(frozen=True)
+class Columns:
+    """What all blocks share in one pass.
+
+    Attributes:
+        prefix_valid_BC: which columns of the condition are not padding.
+        mask: bool [B, 1, T, T], True where a key may be seen.
+        cos_TD: rotary tables, with ``sin_TD``.
+        sin_TD: see ``cos_TD``.
+    """
+
+    prefix_valid_BC: Tensor
+    mask: Tensor
+    cos_TD: Tensor
+    sin_TD: Tensor
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A teacher-forced pass from the inside.
+
+    Attributes:
+        logits_BSKV: as :meth:`CodecLM.forward` gives them.
+        states_BTD: the embedding, then each block's output; the last one is before the final norm, so that all of them
+            are on the residual stream's scale (METHODS.md 3.4e).
+        columns: shared by all blocks.
+        blocks: of the model.
+    """
+
+    logits_BSKV: Tensor
+    states_BTD: tuple[Tensor, ...]
+    columns: Columns
+    blocks: nn.ModuleList
+
+    def attention(self, layer: int, state_BTD: Tensor | None = None) -> Tensor:
+        """The attention map [B, H, T, T] of a block, computed again from what it was given, or from ``state_BTD``."""
+        block, given = self.blocks[layer], self.columns
+        assert isinstance(block, Block)
+        x_BTD = block.attention_norm(self.states_BTD[layer] if state_BTD is None else state_BTD)
+        return block.attention.weights(x_BTD, given.cos_TD, given.sin_TD, given.mask)
+
+
 class CodecLM(nn.Module):
     """Predicts K codebook distributions per step from text, speaker prompt and the steps before."""
 
@@ -103,14 +147,30 @@ class CodecLM(nn.Module):
 
     def forward(self, conditions: Conditions, inputs_BKS: Tensor) -> Tensor:
         """Teacher-forced logits [B, S, K, V + 1] for the tokens after each input column."""
+        x, given = self._embed(conditions, inputs_BKS)
+        for block in self.blocks:
+            x = block(x, given.cos_TD, given.sin_TD, given.mask)
+        return self._logits_of(x, given)
+
+    def trace(self, conditions: Conditions, inputs_BKS: Tensor) -> "Trace":
+        """:meth:`forward`, with what every block was given on the way."""
+        x, given = self._embed(conditions, inputs_BKS)
+        states = [x]
+        for block in self.blocks:
+            x = block(x, given.cos_TD, given.sin_TD, given.mask)
+            states.append(x)
+        return Trace(self._logits_of(x, given), tuple(states), given, self.blocks)
+
+    def _embed(self, conditions: Conditions, inputs_BKS: Tensor) -> tuple[Tensor, "Columns"]:
         prefix_BCD, valid_BC = self.embed_conditions(conditions)
         x = self.dropout(torch.cat([prefix_BCD, self.embed_audio(inputs_BKS)], dim=1))
-        B, T, C = x.shape[0], x.shape[1], prefix_BCD.shape[1]
-        mask = causal_mask(valid_BC, T)
-        cos, sin = self._rotary(T, x)
-        for block in self.blocks:
-            x = block(x, cos, sin, mask)
-        return self.logits(x[:, C:]).view(B, T - C, self.config.num_codebooks, self.config.output_size)
+        cos, sin = self._rotary(x.shape[1], x)
+        return x, Columns(valid_BC, causal_mask(valid_BC, x.shape[1]), cos, sin)
+
+    def _logits_of(self, x_BTD: Tensor, given: "Columns") -> Tensor:
+        C = given.prefix_valid_BC.shape[1]
+        B, T = x_BTD.shape[:2]
+        return self.logits(x_BTD[:, C:]).view(B, T - C, self.config.num_codebooks, self.config.output_size)
 
     def embed_conditions(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         """Prefix embeddings [B, C, D] and which of them are not padding [B, C]; C = L + 1."""

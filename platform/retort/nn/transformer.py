@@ -64,6 +64,18 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, (num_heads + 2 * num_kv_heads) * head_dim, bias=qkv_bias)
         self.out = nn.Linear(num_heads * head_dim, dim, bias=False)
 
+    def weights(self, x_BTD: Tensor, cos_TD: Tensor, sin_TD: Tensor, mask: Tensor) -> Tensor:
+        """The attention map [B, H, T, T] in fp32 that :meth:`forward` uses without ever holding it on a GPU."""
+        B, T, _ = x_BTD.shape
+        rotated = self.num_heads + self.num_kv_heads
+        qkv = self.qkv(x_BTD).view(B, T, rotated + self.num_kv_heads, self.head_dim).transpose(1, 2)
+        qk = apply_rotary(qkv[:, :rotated], cos_TD, sin_TD)
+        q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
+        k = k.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+        scores = (q @ k.transpose(-1, -2)).float() * self.head_dim**-0.5
+        weights: Tensor = scores.masked_fill(~mask, -math.inf).softmax(-1)
+        return weights
+
     def forward(self, x_BTD: Tensor, cos_TD: Tensor, sin_TD: Tensor, mask: Tensor) -> Tensor:
         """Attend. ``mask`` [B, 1, T, T] is True where a key may be seen."""
         B, T, _ = x_BTD.shape

@@ -11,10 +11,12 @@ class Admission:
     """Book-keeping of one replica.
 
     Args:
-        max_waiting_s: predicted audio seconds that may wait for a slot.
+        slots: utterances that are spoken at once.
+        max_waiting_s: predicted audio seconds that may wait for a slot; 0 refuses whatever finds none free.
         seconds_per_character: first estimate; it follows what requests turn out to take.
     """
 
+    slots: int
     max_waiting_s: float
     seconds_per_character: float = 0.08
     _speed: float = 1.0
@@ -37,10 +39,13 @@ class Admission:
         return self.seconds_per_character * len(text)
 
     def enter(self, ticket: int, text: str) -> float | None:
-        """Queue a request; None when it may wait, else the seconds after which to try again."""
+        """Take a request; None when it may come in, else the seconds after which to try again."""
         seconds = self.predict(text)
-        if self._waiting and self.waiting_s + seconds > self.max_waiting_s:
-            return (self.waiting_s + seconds - self.max_waiting_s) / self._speed
+        is_free = len(self._in_flight) + len(self._waiting) < self.slots
+        if not is_free and self.waiting_s + seconds > self.max_waiting_s:
+            # The time until the longest wait would be short enough, or else until half of what is spoken is over.
+            excess_s = self.waiting_s + seconds - self.max_waiting_s
+            return max(excess_s, sum(self._in_flight.values()) / 2) / self._speed
         self._waiting[ticket] = seconds
         return None
 

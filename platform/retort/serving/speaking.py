@@ -74,7 +74,7 @@ class Speaking:
     """
 
     def __init__(self, engine: SpeechEngine, *, max_waiting_s: float) -> None:
-        self.engine, self.admission = engine, Admission(max_waiting_s)
+        self.engine, self.admission = engine, Admission(engine.num_free, max_waiting_s)
         self.frames_after_cancel = self.num_cancelled = 0
         self._waiting: deque[_Conversation] = deque()
         self._speaking: dict[int, _Conversation] = {}

@@ -1,0 +1,194 @@
+"""Multi-level distillation of a pruned codec language model (SPADE, arXiv 2509.20802; METHODS.md section 3).
+
+The student holds some of the teacher's layers. Its loss is (equation 2)
+
+    L = a CE + (1 - a) / 4 (skew KL + latents + attention maps + embeddings),  a = 0.25,
+
+where student layer n, a copy of the teacher's layer r_n, imitates layer r_(n+1) - 1, the last of the run that it stands
+for now (dynamic matching), or r_n itself (static matching, the ablation).
+
+Departures: which skew KL the paper uses is not known; it is an option (forward, skew 0.1). Everything is masked.
+``relative`` divides each feature term by the teacher's own size, because the plain terms differ by a factor of a
+thousand (3.4c). The logits may be those of the guided teacher, so that guidance is distilled in the same stage;
+latents and maps are then those of its full condition.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from retort.config import Config
+from retort.data.batches import LMBatch
+from retort.errors import ConfigError
+from retort.losses.divergence import masked_mean, token_cross_entropy, token_skew_kl
+from retort.losses.features import attention_mse, latent_mse, valid_columns
+from retort.methods.cfg_distill import guided_logits
+from retort.models.codec_lm import CodecLM, Trace
+from retort.nn.guidance import GuidanceConfig, NoGuidance
+from retort.training.seam import StepOutput
+
+
+class MultilevelDistillConfig(Config):
+    """What the student is taught."""
+
+    kind: Literal["multilevel_distill"] = "multilevel_distill"
+    guidance: GuidanceConfig = NoGuidance()
+    """Of the teacher's logits; what is not ``none`` is baked into the student."""
+    ce_weight: float = Field(default=0.25, ge=0, le=1)
+    """a; the other terms share 1 - a."""
+    logit_weight: float = Field(default=1.0, ge=0)
+    latent_weight: float = Field(default=1.0, ge=0)
+    attention_weight: float = Field(default=1.0, ge=0)
+    embedding_weight: float = Field(default=1.0, ge=0)
+    skew: float = Field(default=0.1, gt=0, lt=1)
+    direction: Literal["forward", "reverse"] = "forward"
+    temperature: float = Field(default=1.0, gt=0)
+    matching: Literal["dynamic", "static"] = "dynamic"
+    relative: bool = True
+    """Divide feature terms by the teacher's own size; False is as published."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "MultilevelDistillConfig":
+        if self.ce_weight == 0 and not any(self.term_weights.values()):
+            raise ValueError("every weight is 0: nothing would be learned")
+        return self
+
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each term that a teacher is needed for."""
+        share = (1.0 - self.ce_weight) / 4.0
+        named = {
+            "skew_kl": self.logit_weight,
+            "latent": self.latent_weight,
+            "attention": self.attention_weight,
+            "embedding": self.embedding_weight,
+        }
+        return {name: share * weight for name, weight in named.items()}
+
+
+def matched_layers(kept: tuple[int, ...], num_teacher_layers: int, matching: Literal["dynamic", "static"]) -> list[int]:
+    """For each student layer the teacher layer that it imitates.
+
+    Kept layers 0, 3, 4 of 6 give 2, 3, 5 (dynamic) or 0, 3, 4 (static).
+
+    Raises:
+        ConfigError: ``kept`` are not ascending layers of the teacher.
+    """
+    ordered = all(a < b for a, b in pairwise(kept))
+    if not kept or not ordered or kept[0] < 0 or kept[-1] >= num_teacher_layers:
+        raise ConfigError(f"kept layers {list(kept)} must be ascending layers of the teacher's {num_teacher_layers}")
+    if matching == "static":
+        return list(kept)
+    return [following - 1 for following in kept[1:]] + [num_teacher_layers - 1]
+
+
+@dataclass(frozen=True)
+class MultilevelTargets:
+    """What the teacher says of a batch, and how it came to say it.
+
+    Attributes:
+        logits_BSKV: guided, where guidance is on.
+        trace: of the full condition, without gradients.
+    """
+
+    logits_BSKV: Tensor
+    trace: Trace
+
+
+class TracedTeacher:
+    """Runs the frozen teacher, and keeps what its blocks were given."""
+
+    def __init__(self, model: CodecLM, config: MultilevelDistillConfig) -> None:
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.config = config
+
+    @torch.no_grad()
+    def targets(self, batch: LMBatch) -> MultilevelTargets:
+        """Logits and states of the batch."""
+        trace = self.model.trace(batch.conditions, batch.inputs_BKS)
+        if not self.config.guidance.build().is_guided:
+            return MultilevelTargets(trace.logits_BSKV, trace)
+        return MultilevelTargets(guided_logits(self.model, batch, self.config.guidance), trace)
+
+    def update(self, student: nn.Module) -> None:
+        """A frozen teacher stays as it is."""
+        del student
+
+
+class MultilevelObjective(nn.Module):
+    """Equation 2 of SPADE.
+
+    Args:
+        student: has as many layers as ``kept`` names, and the teacher's width.
+        kept: the teacher's layers that it was copied from.
+        num_teacher_layers: of its teacher.
+        config: weights and options.
+
+    Raises:
+        ConfigError: the student does not have those layers.
+    """
+
+    def __init__(
+        self, student: CodecLM, kept: tuple[int, ...], num_teacher_layers: int, config: MultilevelDistillConfig
+    ) -> None:
+        super().__init__()
+        if len(kept) != student.config.num_layers:
+            raise ConfigError(f"the student has {student.config.num_layers} layers, {len(kept)} are said to be kept")
+        self.student, self.config = student, config
+        self.matched = matched_layers(kept, num_teacher_layers, config.matching)
+
+    def forward(self, batch: LMBatch, targets: MultilevelTargets) -> StepOutput:
+        """Loss of one batch; every term is logged without its weight."""
+        config, weights = self.config, self.config.term_weights
+        trace = self.student.trace(batch.conditions, batch.inputs_BKS)
+        valid_BT = valid_columns(trace.columns.prefix_valid_BC, batch.mask_BKS)
+        terms: dict[str, Tensor] = {}
+        if config.ce_weight:
+            terms["ce"] = masked_mean(token_cross_entropy(trace.logits_BSKV, batch.targets_BKS), batch.mask_BKS)
+        if weights["skew_kl"]:
+            kl_BSK = token_skew_kl(
+                trace.logits_BSKV,
+                targets.logits_BSKV,
+                skew=config.skew,
+                direction=config.direction,
+                temperature=config.temperature,
+            )
+            terms["skew_kl"] = masked_mean(kl_BSK, batch.mask_BKS)
+        if weights["latent"]:
+            terms["latent"] = self._over_layers(
+                lambda n, t: latent_mse(
+                    trace.states_BTD[n + 1], targets.trace.states_BTD[t + 1], valid_BT, is_relative=config.relative
+                )
+            )
+        if weights["attention"]:
+            terms["attention"] = self._over_layers(lambda n, t: self._attention(trace, n, targets.trace, t, valid_BT))
+        if weights["embedding"]:
+            terms["embedding"] = latent_mse(
+                trace.states_BTD[0], targets.trace.states_BTD[0], valid_BT, is_relative=config.relative
+            )
+        loss = sum(
+            ((config.ce_weight if name == "ce" else weights[name]) * term for name, term in terms.items()),
+            start=trace.logits_BSKV.new_zeros((), dtype=torch.float32),
+        )
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def _over_layers(self, distance: Callable[[int, int], Tensor]) -> Tensor:
+        return torch.stack([distance(n, t) for n, t in enumerate(self.matched)]).mean()
+
+    def _attention(self, trace: Trace, n: int, teacher: Trace, t: int, valid_BT: Tensor) -> Tensor:
+        """One layer's maps at a time: they are made again for the gradient, so memory does not grow with depth."""
+
+        def distance(state_BTD: Tensor) -> Tensor:
+            mine = trace.attention(n, state_BTD)
+            with torch.no_grad():
+                theirs = teacher.attention(t)
+            return attention_mse(mine, theirs, valid_BT, is_relative=self.config.relative)
+
+        found: Tensor = checkpoint(distance, trace.states_BTD[n], use_reentrant=False)
+        return found
