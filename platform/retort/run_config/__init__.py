@@ -1,0 +1,77 @@
+"""What a file in ``jobs/configs`` must satisfy: a union of jobs, told apart by ``job``.
+
+A tour (``job: demo``) is a list of jobs in one file. Each job writes to its ``output`` folder: ``run.yaml`` (the
+resolved configuration), ``metrics.jsonl``, ``checkpoints/`` where it trains, and ``result/``, the committed artifact
+that the next job reads.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from retort.config import Config
+from retort.run_config.evaluate import EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
+from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
+from retort.run_config.machines import PoolConfig, WorkersConfig
+from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SplitConfig
+from retort.run_config.training import (
+    DistillConfig,
+    ModelPreset,
+    ModelShape,
+    ModelSize,
+    PretrainConfig,
+    SameAsTeacher,
+    StudentSize,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AudioConfig",
+    "CorpusTexts",
+    "DemoConfig",
+    "DigitTexts",
+    "DistillConfig",
+    "EvaluateConfig",
+    "FileTexts",
+    "FilterConfig",
+    "GenerateConfig",
+    "JobConfig",
+    "ModelPreset",
+    "ModelShape",
+    "ModelSize",
+    "PoolConfig",
+    "PrepareConfig",
+    "PretrainConfig",
+    "ReportConfig",
+    "RunConfig",
+    "SameAsTeacher",
+    "SavedCodec",
+    "SpeedConfig",
+    "SplitConfig",
+    "StudentSize",
+    "SystemConfig",
+    "TextSource",
+    "TrainingConfig",
+    "WorkersConfig",
+]
+
+JobConfig = Annotated[
+    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig,
+    Field(discriminator="job"),
+]
+
+
+class DemoConfig(Config):
+    """A tour: jobs in order, each reading what the ones before wrote."""
+
+    job: Literal["demo"] = "demo"
+    output: Path
+    """Holds the jobs' outputs, and copies of the last report and summary."""
+    jobs: tuple[JobConfig, ...] = Field(min_length=1)
+
+
+RunConfig = Annotated[
+    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig,
+    Field(discriminator="job"),
+]

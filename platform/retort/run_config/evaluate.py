@@ -1,0 +1,90 @@
+"""Systems → results, summary and report."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from retort.config import Config
+from retort.evaluation.asr import RecogniserConfig
+from retort.evaluation.speaker import SpeakerEncoderConfig
+from retort.evaluation.stability import StabilityConfig
+from retort.inference.sampling import SamplerConfig
+from retort.nn.guidance import GuidanceConfig, NoGuidance
+from retort.run_config.machines import PoolConfig
+
+
+class SystemConfig(Config):
+    """One system of an evaluation."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["recordings", "resynthesis", "model"]
+    model: Path | None = None
+    guidance: GuidanceConfig = NoGuidance()
+    scale_input: float | None = None
+    """Guidance scale given as an input to a student that takes one."""
+    sampler: SamplerConfig = SamplerConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SystemConfig":
+        if (self.kind == "model") != (self.model is not None):
+            raise ValueError("`model` is the path of a system of kind: model, and of no other")
+        return self
+
+
+class SpeedConfig(Config):
+    """Speed measurement: tokens per second and real-time factor at batch 1 and at saturation."""
+
+    batch_sizes: tuple[int, ...] = (1, 64)
+    """The last one is taken as saturating."""
+    num_frames: int = Field(default=80, ge=2)
+    rounds: int = Field(default=3, ge=1)
+    """Systems take turns; the best round counts."""
+    threads: int = Field(default=1, ge=1)
+
+
+class EvaluateConfig(Config):
+    """Systems → results.jsonl, summary.json and report.html."""
+
+    job: Literal["evaluate"] = "evaluate"
+    output: Path
+    data: Path
+    split: Literal["test", "validation"] = "test"
+    num_strings: int = Field(default=300, ge=1)
+    systems: tuple[SystemConfig, ...] = Field(min_length=1)
+    comparisons: tuple[tuple[str, str], ...] = ()
+    """Pairs (a, b): how much better is b than a."""
+    confidence_teacher: str | None = None
+    """System whose guided and unguided distributions the others' confidence is compared with."""
+    recogniser: RecogniserConfig
+    speaker_encoder: SpeakerEncoderConfig | None = None
+    stability: StabilityConfig = StabilityConfig()
+    max_frames: int = Field(default=400, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    num_resamples: int = Field(default=10_000, ge=100)
+    cluster_by_speaker: bool = False
+    speed: SpeedConfig | None = SpeedConfig()
+    num_samples: int = Field(default=4, ge=0)
+    """Test strings with audio players in the report."""
+    pool: PoolConfig = PoolConfig()
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _known_systems(self) -> "EvaluateConfig":
+        names = [system.name for system in self.systems]
+        if len(set(names)) != len(names):
+            raise ValueError(f"systems: names must differ, got {names}")
+        asked = {name for pair in self.comparisons for name in pair} | {self.confidence_teacher} - {None}
+        unknown = sorted(str(name) for name in asked if name not in names)
+        if unknown:
+            raise ValueError(f"comparisons or confidence_teacher name {unknown}; the systems are {names}")
+        return self
+
+
+class ReportConfig(Config):
+    """Write the report of an evaluation again, from its results."""
+
+    job: Literal["report"] = "report"
+    evaluation: Path
+    output: Path
