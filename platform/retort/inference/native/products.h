@@ -47,8 +47,12 @@ TILE finish(const Product *job, const int columns, const int panels, int32_t col
     }
 }
 
-#define PRODUCT(COLUMNS, PANELS)                                                                                      \
-    do {                                                                                                              \
+/* A kernel for each tile: COLUMNS rows of activations times PANELS panels of weights. */
+typedef void Kernel(const Product *job, int32_t column, int32_t panel);
+
+#define KERNEL(COLUMNS, PANELS)                                                                                       \
+    static __attribute__((noinline)) void product_##COLUMNS##x##PANELS(const Product *job, int32_t column,            \
+                                                                       int32_t panel) {                               \
         lanes sums[COLUMNS][PANELS];                                                                                  \
         size_t at = (size_t)panel * job->matrix->inputs * LANES, row = (size_t)column * job->x_stride;                \
         if (job->precision == FP32)                                                                                   \
@@ -62,45 +66,34 @@ TILE finish(const Product *job, const int columns, const int panels, int32_t col
                       (const int8_t *)job->matrix->panels + at, job->matrix->scales + at / GROUP,                     \
                       job->matrix->inputs, sums);                                                                     \
         finish(job, COLUMNS, PANELS, column, panel, sums);                                                            \
-    } while (0)
+    }
 
-static __attribute__((noinline)) void product_1x8(const Product *job, int32_t column, int32_t panel) { PRODUCT(1, 8); }
-static __attribute__((noinline)) void product_1x2(const Product *job, int32_t column, int32_t panel) { PRODUCT(1, 2); }
-static __attribute__((noinline)) void product_1x1(const Product *job, int32_t column, int32_t panel) { PRODUCT(1, 1); }
-static __attribute__((noinline)) void product_2x4(const Product *job, int32_t column, int32_t panel) { PRODUCT(2, 4); }
-static __attribute__((noinline)) void product_2x2(const Product *job, int32_t column, int32_t panel) { PRODUCT(2, 2); }
-static __attribute__((noinline)) void product_4x4(const Product *job, int32_t column, int32_t panel) { PRODUCT(4, 4); }
-static __attribute__((noinline)) void product_4x2(const Product *job, int32_t column, int32_t panel) { PRODUCT(4, 2); }
-static __attribute__((noinline)) void product_8x2(const Product *job, int32_t column, int32_t panel) { PRODUCT(8, 2); }
+KERNEL(1, 2) KERNEL(1, 4) KERNEL(1, 8)
+KERNEL(2, 2) KERNEL(2, 4) KERNEL(2, 8)
+KERNEL(3, 2) KERNEL(3, 4) KERNEL(3, 8)
+KERNEL(4, 2) KERNEL(4, 4)
+KERNEL(8, 2)
 
-/* Panels [begin, end) of a product for all columns; a block of panels stays in cache while the columns pass. */
+static Kernel *const KERNELS[9][9] = {
+    [1] = {[2] = product_1x2, [4] = product_1x4, [8] = product_1x8},
+    [2] = {[2] = product_2x2, [4] = product_2x4, [8] = product_2x8},
+    [3] = {[2] = product_3x2, [4] = product_3x4, [8] = product_3x8},
+    [4] = {[2] = product_4x2, [4] = product_4x4},
+    [8] = {[2] = product_8x2},
+};
+
+/* Panels [begin, end), an even number, of a product for all columns. One stream and its null conditions, up to three
+ * columns, pass each weight once; of more columns, a block of panels stays in cache while they pass. */
 static void multiply(const Product *job, int32_t begin, int32_t end) {
     const int32_t batch = job->batch;
-    const int32_t block = batch == 1 ? 8 : batch <= 4 ? 4 : 2;
-    for (int32_t panel = begin; panel < end;) {
-        int32_t width = end - panel < block ? (end - panel >= 2 ? (end - panel >= 4 && block > 4 ? 4 : 2) : 1) : block;
-        int32_t column = 0;
-        while (column < batch) {
-            int32_t left = batch - column;
-            if (width == 1) { product_1x1(job, column, panel); column += 1; continue; }
-            if (left >= 8) {
-                for (int32_t p = 0; p < width; p += 2) product_8x2(job, column, panel + p);
-                column += 8;
-            } else if (left >= 4) {
-                if (width == 4) product_4x4(job, column, panel);
-                else for (int32_t p = 0; p < width; p += 2) product_4x2(job, column, panel + p);
-                column += 4;
-            } else if (left >= 2) {
-                if (width == 4) product_2x4(job, column, panel);
-                else for (int32_t p = 0; p < width; p += 2) product_2x2(job, column, panel + p);
-                column += 2;
-            } else {
-                if (width == 8) product_1x8(job, column, panel);
-                else for (int32_t p = 0; p < width; p += 2) product_1x2(job, column, panel + p);
-                column += 1;
-            }
+    const int32_t widest = batch <= 3 ? 8 : batch < 8 ? 4 : 2;
+    for (int32_t panel = begin, width; panel < end; panel += width) {
+        for (width = widest; width > end - panel;) width /= 2;
+        for (int32_t column = 0, rows; column < batch; column += rows) {
+            const int32_t left = batch - column;
+            rows = left >= 8 ? 8 : left >= 4 ? 4 : left;
+            KERNELS[rows][width](job, column, panel);
         }
-        panel += width;
     }
 }
 

@@ -13,21 +13,21 @@ TILE tile_fp32(const int columns, const int panels, const float *x, int32_t x_st
 #pragma GCC unroll 8
         for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
     for (int32_t k = 0; k < inputs; k++) {
-        lanes weights[panels];
+        lanes spread_x[columns];
 #pragma GCC unroll 8
-        for (int p = 0; p < panels; p++)
-            weights[p] = *(const lanes *)(w + (size_t)p * inputs * LANES + (size_t)k * LANES);
+        for (int c = 0; c < columns; c++) spread_x[c] = spread(x[(size_t)c * x_stride + k]);
 #pragma GCC unroll 8
-        for (int c = 0; c < columns; c++)
+        for (int p = 0; p < panels; p++) {
+            const lanes weights = *(const lanes *)(w + (size_t)p * inputs * LANES + (size_t)k * LANES);
 #pragma GCC unroll 8
-            for (int p = 0; p < panels; p++) {
+            for (int c = 0; c < columns; c++) {
 #if defined(__AVX512F__)
-                sums[c][p] = (lanes)_mm512_fmadd_ps(_mm512_set1_ps(x[(size_t)c * x_stride + k]), (__m512)weights[p],
-                                                    (__m512)sums[c][p]);
+                sums[c][p] = (lanes)_mm512_fmadd_ps((__m512)spread_x[c], (__m512)weights, (__m512)sums[c][p]);
 #else
-                sums[c][p] += x[(size_t)c * x_stride + k] * weights[p];
+                sums[c][p] += spread_x[c] * weights;
 #endif
             }
+        }
     }
 }
 
@@ -39,18 +39,19 @@ TILE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x
         for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
     for (int32_t k = 0; k < inputs; k += 2) {
 #if defined(__AVX512BF16__)
-        __m512bh weights[panels];
-#pragma GCC unroll 8
-        for (int p = 0; p < panels; p++)
-            weights[p] = (__m512bh)_mm512_loadu_si512(w + (size_t)p * inputs * LANES + (size_t)k * LANES);
+        __m512bh spread_two[columns];
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++) {
             int32_t two;
             memcpy(&two, x + (size_t)c * x_stride + k, 4);
-            __m512bh spread_two = (__m512bh)_mm512_set1_epi32(two);
+            spread_two[c] = (__m512bh)_mm512_set1_epi32(two);
+        }
 #pragma GCC unroll 8
-            for (int p = 0; p < panels; p++)
-                sums[c][p] = (lanes)_mm512_dpbf16_ps((__m512)sums[c][p], weights[p], spread_two);
+        for (int p = 0; p < panels; p++) {
+            const __m512bh weights = (__m512bh)_mm512_loadu_si512(w + (size_t)p * inputs * LANES + (size_t)k * LANES);
+#pragma GCC unroll 8
+            for (int c = 0; c < columns; c++)
+                sums[c][p] = (lanes)_mm512_dpbf16_ps((__m512)sums[c][p], weights, spread_two[c]);
         }
 #else
         for (int c = 0; c < columns; c++)
@@ -79,19 +80,20 @@ TILE tile_int8(const int columns, const int panels, const int16_t *x, int32_t x_
             for (int p = 0; p < panels; p++) totals[c][p] = (integers){0};
         for (int32_t k = g * GROUP; k < (g + 1) * GROUP; k += 2) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-            __m512i weights[panels];
-#pragma GCC unroll 8
-            for (int p = 0; p < panels; p++)
-                weights[p] = _mm512_cvtepi8_epi16(
-                    _mm256_loadu_si256((const __m256i *)(w + (size_t)p * inputs * LANES + (size_t)k * LANES)));
+            __m512i spread_two[columns];
 #pragma GCC unroll 8
             for (int c = 0; c < columns; c++) {
                 int32_t two;
                 memcpy(&two, x + (size_t)c * x_stride + k, 4);
-                __m512i spread_two = _mm512_set1_epi32(two);
+                spread_two[c] = _mm512_set1_epi32(two);
+            }
 #pragma GCC unroll 8
-                for (int p = 0; p < panels; p++)
-                    totals[c][p] = (integers)_mm512_dpwssd_epi32((__m512i)totals[c][p], weights[p], spread_two);
+            for (int p = 0; p < panels; p++) {
+                const __m512i weights = _mm512_cvtepi8_epi16(
+                    _mm256_loadu_si256((const __m256i *)(w + (size_t)p * inputs * LANES + (size_t)k * LANES)));
+#pragma GCC unroll 8
+                for (int c = 0; c < columns; c++)
+                    totals[c][p] = (integers)_mm512_dpwssd_epi32((__m512i)totals[c][p], weights, spread_two[c]);
             }
 #else
             for (int c = 0; c < columns; c++)
