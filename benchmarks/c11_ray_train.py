@@ -26,7 +26,8 @@ from retort.orchestration.train_metrics import read_metrics
 from retort.orchestration.train_worker import Assignment, run_rank
 from retort.run_config import PretrainConfig
 
-WARM_UP_STEPS = 5
+WARM_UP_STEPS = 30
+"""While the first ones run, Ray Train still starts processes of its own beside the worker."""
 
 
 class Jobs:
@@ -34,7 +35,7 @@ class Jobs:
 
     def __init__(self, root: Path, num_workers: int, args: argparse.Namespace) -> None:
         self.root, self.num_workers, self.args = root, num_workers, args
-        self.steps = WARM_UP_STEPS + (3 if args.quick else 30)
+        self.steps = WARM_UP_STEPS + (3 if args.quick else 60)
         self.count = 0
         self.weights: dict[str, bytes] = {}
         self.losses: list[float] = []

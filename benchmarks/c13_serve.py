@@ -1,7 +1,8 @@
 """C13: what Ray Serve adds to the first byte of a stream: over the same API and engine in one bare uvicorn process.
 
 Servers run in processes of their own and are asked in turns, one request at a time, for the first bytes of a PCM
-stream: the API with the engine in one process (uvicorn), Ray Serve behind its own proxy, and Ray Serve behind HAProxy.
+stream: the API with the engine in one process (uvicorn), and Ray Serve behind HAProxy, with the API in the engine's
+process (``layout: together``) and in a process of its own (``apart``).
 The engine alone, in this process, says what a first piece takes without any HTTP.
 """
 
@@ -9,6 +10,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import shutil
 import socket
 import statistics
 import subprocess
@@ -24,16 +26,25 @@ from retort.inference.speech import GuardConfig, SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance
 from retort.serving.settings import ServeConfig, ServedModel
+from retort.store.artifact import describe_artifact, write_artifact
 
 TEXT, MODEL, SLOTS = "one two three four", "bench", 4
 GUARD = GuardConfig(extra_seconds=2.0, seconds_per_character=0.001, retries=0)
 REQUESTS = 30
 
 
-def settings(model: Path, port: int, proxy: str) -> ServeConfig:
+def write_job_output(root: Path) -> Path:
+    """A model with random weights, as the output of a training job."""
+    model = write_model(root)
+    info = describe_artifact("model", MODEL, "1", inputs={}, config={}, metrics={})
+    write_artifact(root / "output" / "result", info, lambda to: shutil.copytree(model, to, dirs_exist_ok=True))
+    return root / "output"
+
+
+def settings(model: Path, port: int, layout: str) -> ServeConfig:
     """One model under one name."""
     served = ServedModel(name=MODEL, path=model, slots=SLOTS)
-    return ServeConfig(models=(served,), guard=GUARD, port=port, proxy=proxy)  # type: ignore[arg-type]
+    return ServeConfig(models=(served,), guard=GUARD, port=port, proxy="haproxy", layout=layout)  # type: ignore[arg-type]
 
 
 def serve_bare(config: ServeConfig) -> None:
@@ -138,24 +149,24 @@ def main() -> None:
     prepare(args)
     number = 3 if args.quick else REQUESTS
     with contextlib.ExitStack() as stack:
-        model = write_model(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        ports = {kind: stack.enter_context(server(kind, model)) for kind in ("bare", "python", "haproxy")}
+        model = write_job_output(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        ports = {kind: stack.enter_context(server(kind, model)) for kind in ("bare", "together", "apart")}
         engine = SpeechEngine(
-            Synthesizer.open(model, precision="fastest"), max_slots=SLOTS, max_conditions=1, guard=GUARD
+            Synthesizer.open(model / "result", precision="fastest"), max_slots=SLOTS, max_conditions=1, guard=GUARD
         )
         engine.warm_up()
         run = interleave(
             {
                 "engine alone": lambda: engine_alone(engine, number),
                 "uvicorn": lambda: first_bytes(ports["bare"], number),
-                "Ray Serve": lambda: first_bytes(ports["python"], number),
-                "Ray Serve, HAProxy": lambda: first_bytes(ports["haproxy"], number),
+                "together": lambda: first_bytes(ports["together"], number),
+                "apart": lambda: first_bytes(ports["apart"], number),
             },
             args,
         )
     print_table(run, "ms", 1e3)
     verdicts = []
-    for name in ("Ray Serve", "Ray Serve, HAProxy"):
+    for name in ("together", "apart"):
         added = [
             1e3 * (value(f"{name}, first byte") - value("uvicorn, first byte")) for value in (run.best, run.median)
         ]
@@ -168,12 +179,12 @@ def main() -> None:
 def serve_as_asked() -> None:
     """The body of a server's process."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--serve", choices=("bare", "python", "haproxy"), required=True)
+    parser.add_argument("--serve", choices=("bare", "together", "apart"), required=True)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     args = parser.parse_args()
     if args.serve == "bare":
-        serve_bare(settings(args.model, args.port, "python"))
+        serve_bare(settings(args.model, args.port, "apart"))
         return
     from retort.serving.local import serving, wait_for_the_end
 

@@ -1,9 +1,9 @@
-"""The Ray Serve application: one deployment for each model, one for the API before them.
+"""The Ray Serve application: one deployment for each model and one for the API before them, or one for everything.
 
 ``retort.serving.app:build`` is the ``import_path`` of a Serve configuration; its ``args`` are a :class:`ServeConfig`.
 """
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -12,7 +12,7 @@ from retort.audio.files import Audio
 from retort.config import validate
 from retort.serving.api import build_api
 from retort.serving.backends import Ask, Backend, Description, Numbers
-from retort.serving.replica import AudioSecondsPolicy, EngineReplica
+from retort.serving.replica import AudioSecondsPolicy, EngineReplica, WholeReplica
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Piece
 
@@ -74,19 +74,24 @@ def build(args: ServeConfig) -> "Application":
     from ray import serve
 
     tree = args.model_dump(mode="json")
-    models = {f"model_{index}": _deployment(model, args).bind(model.model_dump(mode="json"), tree)
-              for index, model in enumerate(args.models)}  # fmt: skip
+    if args.layout == "together":
+        whole: Any = serve.deployment(serve.ingress()(WholeReplica)).options(
+            name="Whole", **_options(args, args.models)
+        )
+        return whole.bind(tree)  # type: ignore[no-any-return]
+    models = {}
+    for index, model in enumerate(args.models):
+        replica: Any = serve.deployment(EngineReplica).options(name=f"model-{model.name}", **_options(args, (model,)))
+        models[f"model_{index}"] = replica.bind(model.model_dump(mode="json"), tree)
     front: Any = serve.deployment(serve.ingress()(Ingress)).options(
-        name="Ingress",
-        max_ongoing_requests=_QUEUE, graceful_shutdown_timeout_s=args.drain_s
-    )  # fmt: skip
-    application: Application = front.bind(tree, **models)
-    return application
+        name="Ingress", max_ongoing_requests=_QUEUE, graceful_shutdown_timeout_s=args.drain_s
+    )
+    return front.bind(tree, **models)  # type: ignore[no-any-return]
 
 
-def _deployment(model: ServedModel, config: ServeConfig) -> Any:
-    from ray import serve
-
+def _options(config: ServeConfig, models: Sequence[ServedModel]) -> dict[str, Any]:
+    """Of a deployment whose replicas hold these models; they have one scaling."""
+    model = models[0]
     autoscaling = {
         "min_replicas": model.min_replicas,
         "max_replicas": model.max_replicas,
@@ -99,11 +104,10 @@ def _deployment(model: ServedModel, config: ServeConfig) -> Any:
     }
     several = model.max_replicas > model.min_replicas
     scale: dict[str, Any] = {"autoscaling_config": autoscaling} if several else {"num_replicas": model.min_replicas}
-    return serve.deployment(EngineReplica).options(
-        name=f"model-{model.name}",
-        max_ongoing_requests=_QUEUE,
-        graceful_shutdown_timeout_s=config.drain_s,
-        health_check_period_s=2.0,
-        ray_actor_options={"num_cpus": model.cpus, "num_gpus": model.gpus},
+    return {
+        "max_ongoing_requests": _QUEUE,
+        "graceful_shutdown_timeout_s": config.drain_s,
+        "health_check_period_s": 2.0,
+        "ray_actor_options": {"num_cpus": sum(m.cpus for m in models), "num_gpus": sum(m.gpus for m in models)},
         **scale,
-    )
+    }

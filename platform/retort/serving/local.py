@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,9 @@ def serving(config: ServeConfig) -> Iterator[str]:
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     if config.proxy == "haproxy":
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+        # Its own pages: at their usual ports, a second server on this machine could not start.
+        for page in ("METRICS", "STATS"):
+            os.environ.setdefault(f"RAY_SERVE_HAPROXY_{page}_PORT", str(_free_port()))
     needed = sum(model.cpus * model.max_replicas for model in config.models) + _FRONT_END_CPUS
     with ray_session(num_cpus=max(int(needed + 1), os.cpu_count() or 1), log_to_driver=False):
         from ray import serve
@@ -54,6 +58,12 @@ def serving(config: ServeConfig) -> Iterator[str]:
             yield f"http://{config.host}:{config.port}"
         finally:
             serve.shutdown()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def deploy(config: ServeConfig) -> None:

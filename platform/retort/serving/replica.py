@@ -1,10 +1,11 @@
-"""One model in one process of Ray Serve, and how many of them there are."""
+"""What runs in a process of Ray Serve, a model or all with their API, and how many of them there are."""
 
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from retort.config import validate
+from retort.serving.api import build_api
 from retort.serving.backends import LocalBackend
 from retort.serving.settings import ServeConfig, ServedModel
 
@@ -33,6 +34,29 @@ class EngineReplica(LocalBackend):
     def __del__(self) -> None:
         if hasattr(self, "speaking"):
             self.speaking.stop()
+
+
+class WholeReplica:
+    """The API and its models in one process of Ray Serve: no hop between them, and they scale as one."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = validate(dict(config), ServeConfig, where="the application")
+        self._models = {
+            model.name: EngineReplica(model.model_dump(mode="json"), config) for model in self._config.models
+        }
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Ray Serve calls this in the replica."""
+        return build_api(self._config, self._models)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """See :class:`EngineReplica`."""
+        return {IN_FLIGHT: sum(model.speaking.admission.in_flight_s for model in self._models.values())}
+
+    async def check_health(self) -> None:
+        """See :class:`EngineReplica`."""
+        for model in self._models.values():
+            await model.check_health()
 
 
 class AudioSecondsPolicy:

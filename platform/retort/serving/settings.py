@@ -42,6 +42,12 @@ class ServedModel(Config):
     downscale_delay_s: float = Field(default=60.0, ge=0)
     """How long fewer must be enough before one is drained."""
 
+    @property
+    def scaling(self) -> tuple[float, ...]:
+        """What decides how many replicas there are."""
+        delays = self.upscale_delay_s, self.downscale_delay_s
+        return self.min_replicas, self.max_replicas, self.target_audio_seconds, *delays
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.max_replicas < self.min_replicas:
@@ -94,6 +100,9 @@ class ServeConfig(Config):
     port: int = Field(default=8000, ge=0, le=65535)
     proxy: Literal["python", "haproxy"] = "python"
     """What takes connections: Ray Serve's own proxy, or HAProxy, which is quicker and listens on every address."""
+    layout: Literal["apart", "together"] = "apart"
+    """``apart``: each model scales by itself behind a front end that they share. ``together``: the API runs in the
+    models' own process, without a hop between them, and everything scales as one."""
     limits: Limits = Limits()
     guard: GuardConfig = GuardConfig()
     api_keys: Path | None = None
@@ -120,6 +129,10 @@ class ServeConfig(Config):
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise ValueError(f"two models are called {twice!r}")
+        if self.layout == "together" and len({model.scaling for model in self.models}) > 1:
+            raise ValueError(
+                "layout: together scales all models as one; give them the same replicas, target and delays"
+            )
         if self.default_model is not None and self.default_model not in names:
             raise ValueError(f"default_model {self.default_model!r} is none of {', '.join(names)}")
         return self
