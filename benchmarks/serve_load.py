@@ -96,11 +96,12 @@ class Server:
     """
 
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
+        self._layout = args.layout
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         tree = {
-            "job": "serve", "port": self.port, "proxy": args.proxy,
+            "job": "serve", "port": self.port, "proxy": args.proxy, "layout": args.layout,
             "models": [{
                 "name": "bench", "path": str(args.model.resolve()), "part_characters": 32, "slots": args.slots,
                 "cpus": 0.5, "min_replicas": args.replicas, "max_replicas": args.replicas,
@@ -125,7 +126,7 @@ class Server:
 
     def replicas(self) -> list[psutil.Process]:
         """Processes of the model."""
-        title = "ServeReplica:retort:model-bench"
+        title = "ServeReplica:retort:" + ("Whole" if self._layout == "together" else "model-bench")
         children = psutil.Process(self.process.pid).children(recursive=True)
         return [child for child in children if title in " ".join(_command(child))]
 
@@ -334,6 +335,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("runs/demo/student_large"), help="a job's output folder")
     parser.add_argument("--proxy", choices=("python", "haproxy"), default="python")
+    parser.add_argument("--layout", choices=("apart", "together"), default="apart")
     parser.add_argument("--slots", type=int, default=4, help="utterances that a replica speaks at once")
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--words", type=int, default=20, help="of each text")
@@ -341,7 +343,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="of each phase")
     parser.add_argument("--quick", action="store_true", help="a short check that everything runs; proves nothing")
     args = parser.parse_args()
-    print(f"{args.proxy} proxy, {args.replicas} replica(s) of {args.slots} slots, {load_average()}")
+    print(
+        f"{args.proxy} proxy, models {args.layout}, {args.replicas} replica(s) of {args.slots} slots, {load_average()}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         server = Server(args, Path(folder))
         try:

@@ -147,3 +147,20 @@ def test_a_shorter_limit_than_the_guards_holds(synthesizer: Synthesizer) -> None
 
 def test_the_folder_of_the_fixture_is_a_models(tmp_path: Path) -> None:
     assert {"config.json", "codec", "text"} <= {entry.name for entry in speaking_model(tmp_path).iterdir()}
+
+
+def test_whoever_waits_for_a_first_sound_goes_before_those_who_hear_something(synthesizer: Synthesizer) -> None:
+    speech = engine(synthesizer, slots=2)
+    early = speech.add(wish(seed=1))
+    while not any(sound.samples_N.numel() for sound in speech.step()):
+        pass
+    late = speech.add(wish(seed=2))
+    turns = {early: 0, late: 0}
+    is_heard = False
+    while not is_heard:
+        for sound in speech.step():
+            turns[sound.ticket] += 1
+            is_heard = is_heard or (sound.ticket == late and sound.samples_N.numel() > 0)
+    assert turns[late] > 1
+    assert turns[early] <= turns[late] / 3, "every fourth step is for all"
+    assert {sound.ticket for sound in speech.step()} == {early, late}

@@ -6,7 +6,7 @@ steps after its first code.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -120,9 +120,9 @@ class Engine:
         if utterance is not None:
             self._free.append(utterance.slot)
 
-    def step(self) -> list[Advance]:
-        """Advance every active utterance by one step; those that are done leave."""
-        utterances = list(self._active.values())
+    def step(self, tickets: Collection[int] | None = None) -> list[Advance]:
+        """Advance the active utterances by one step, or those of them that are named; those that are done leave."""
+        utterances = [u for u in self._active.values() if tickets is None or u.ticket in tickets]
         if not utterances:
             return []
         tokens_NK, guided = self.runner.step([u.slot for u in utterances], keep_guided=bool(self.keep_top_k))

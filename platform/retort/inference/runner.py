@@ -71,6 +71,11 @@ class Runner(Protocol):
         """Longest condition and audio together, in columns."""
         ...
 
+    @property
+    def is_static(self) -> bool:
+        """Whether a step takes as long for one slot as for all of them."""
+        ...
+
     def admit(self, slot: int, plan: Plan) -> None:
         """Run the conditions of a plan and put it at its first step; whatever the slot held is forgotten."""
         ...

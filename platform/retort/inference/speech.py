@@ -23,6 +23,7 @@ Outcome = Literal["said", "too_long", "loop", "no_sound", "not_a_number"]
 repeated itself, it ended before its first frame, or its logits were not numbers."""
 
 _WARM_UP_FRAMES = 24
+_TURNS_OF_ALL = 4
 _RETRY_STRIDE, _PART_STRIDE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D
 """Between the seeds of a request's attempts, and of the parts of a long text."""
 
@@ -55,6 +56,7 @@ class Wish:
         scale_input: for students that take the guidance scale as an input.
         max_seconds: a limit below that of the guard, or None.
         is_streamed: give samples as soon as they are final; such a request cannot be tried again.
+        is_sequel: its listener is still hearing the part before it.
     """
 
     request: Request
@@ -63,6 +65,7 @@ class Wish:
     scale_input: float | None = None
     max_seconds: float | None = None
     is_streamed: bool = True
+    is_sequel: bool = False
 
 
 def in_parts(wish: Wish, max_characters: int) -> list[Wish]:
@@ -75,7 +78,11 @@ def in_parts(wish: Wish, max_characters: int) -> list[Wish]:
         return [wish]
     texts = [text for text in split_text(request.text, max_characters) if any(map(str.isalnum, text))]
     return [
-        replace(wish, request=replace(request, text=text, seed=(request.seed + index * _PART_STRIDE) % 2**63))
+        replace(
+            wish,
+            request=replace(request, text=text, seed=(request.seed + index * _PART_STRIDE) % 2**63),
+            is_sequel=index > 0,
+        )
         for index, text in enumerate(texts)
     ] or [wish]
 
@@ -106,6 +113,12 @@ class _Job:
     attempt: int = 0
     frames: list[Tensor] = field(default_factory=list)
     samples: list[Tensor] = field(default_factory=list)
+    is_heard: bool = False
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether somebody waits for its first sound."""
+        return self.wish.is_streamed and not self.wish.is_sequel and not self.is_heard
 
 
 class SpeechEngine:
@@ -140,7 +153,7 @@ class SpeechEngine:
         self._jobs: dict[int, _Job] = {}
         self._tickets: dict[int, int] = {}
         """Engine tickets to ours: a request that is tried again keeps its own."""
-        self._next_ticket = 0
+        self._next_ticket = self._turn = 0
 
     @property
     def num_active(self) -> int:
@@ -217,8 +230,15 @@ class SpeechEngine:
             del self._tickets[inner]
 
     def step(self) -> list[Sound]:
-        """Advance every utterance by one step."""
-        return [self._after(advance) for advance in self._engine.step()]
+        """Advance the utterances by one step.
+
+        Where each one makes a step longer, those that nothing has been heard of yet go first, and the others, whose
+        listeners have something to hear, only take part in every fourth step meanwhile.
+        """
+        self._turn += 1
+        urgent = {inner for inner, outer in self._tickets.items() if self._jobs[outer].is_urgent}
+        waits = urgent and not self._engine.runner.is_static and self._turn % _TURNS_OF_ALL
+        return [self._after(advance) for advance in self._engine.step(urgent if waits else None)]
 
     def _after(self, advance: Advance) -> Sound:
         job = self._jobs[self._tickets[advance.ticket]]
@@ -260,6 +280,7 @@ class SpeechEngine:
     def _take(job: _Job) -> Tensor:
         samples_N = torch.cat(job.samples) if job.samples else torch.zeros(0)
         job.samples.clear()
+        job.is_heard = job.is_heard or samples_N.numel() > 0
         return samples_N
 
     def _frames(self, seconds: float) -> int:

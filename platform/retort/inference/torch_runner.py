@@ -50,7 +50,7 @@ class TorchRunner:
         weight = model.heads.weight
         self.device, self.dtype = weight.device, weight.dtype
         on_gpu = self.device.type == "cuda"
-        self._is_static = on_gpu if is_static is None else is_static
+        self.is_static = on_gpu if is_static is None else is_static
         self._use_graph = on_gpu if use_graph is None else use_graph
         self._graphs: dict[tuple[bool, bool], torch.cuda.CUDAGraph] = {}
         self._caches = model.new_caches(max_slots * max_conditions, max_columns)
@@ -85,7 +85,7 @@ class TorchRunner:
     def step(self, slots: Sequence[int], *, keep_guided: bool = False) -> tuple[Tensor, Tensor | None]:
         """Advance the chosen slots by one step; see :meth:`Runner.step`."""
         cut = any(self._is_cut[slot] for slot in slots)
-        if not self._is_static:
+        if not self.is_static:
             tokens_NK, guided = self._advance(torch.tensor(list(slots)), cut, keep_guided)
             self._forget_broken(slots, tokens_NK)
             return tokens_NK, guided
@@ -141,7 +141,7 @@ class TorchRunner:
 
     def _advance(self, slots_N: Tensor, cut: bool, keep_guided: bool) -> tuple[Tensor, Tensor | None]:
         state, config, R = self._state, self.config, self.max_conditions
-        if not self._is_static:
+        if not self.is_static:
             state.active_N.fill_(True)
             R = int(state.num_conditions_N[slots_N].max())
         rows_NR = slots_N[:, None] * self.max_conditions + torch.arange(R, device=self.device)
@@ -149,7 +149,7 @@ class TorchRunner:
         x_R1D = x_ND.repeat_interleave(R, dim=0)[:, None]
         # An idle slot may stand behind its last column; what it computes there is not used.
         positions_R1 = state.positions_NC[slots_N, :R].reshape(-1, 1).clamp_max(self.max_columns - 1)
-        longest = self.max_columns if self._is_static else int(positions_R1.max()) + 1
+        longest = self.max_columns if self.is_static else int(positions_R1.max()) + 1
         hidden = self._forward(x_R1D.to(self.dtype), rows_NR.flatten(), positions_R1, longest)
         logits = self.model.logits(hidden).view(len(slots_N), R, config.num_codebooks, config.output_size).float()
         coefficients_NR = state.coefficients_NC[slots_N, :R]
@@ -207,7 +207,7 @@ class TorchRunner:
         cache.values_BHSD[rows_B[:, None], :, positions_BT] = v.transpose(1, 2)
         longest = seen.shape[-1]
         keys, values = cache.keys_BHSD[:, :, :longest], cache.values_BHSD[:, :, :longest]
-        if not self._is_static or keys.shape[0] != B:
+        if not self.is_static or keys.shape[0] != B:
             keys, values = keys[rows_B], values[rows_B]
         y = functional.scaled_dot_product_attention(turned[:, :H], keys, values, attn_mask=seen, enable_gqa=H != G)
         projected: Tensor = attention.out(y.transpose(1, 2).reshape(B, T, -1))

@@ -78,7 +78,7 @@ def build(args: ServeConfig) -> "Application":
         whole: Any = serve.deployment(serve.ingress()(WholeReplica)).options(
             name="Whole", **_options(args, args.models)
         )
-        return whole.bind(tree)  # type: ignore[no-any-return]
+        return whole.bind(tree)
     models = {}
     for index, model in enumerate(args.models):
         replica: Any = serve.deployment(EngineReplica).options(name=f"model-{model.name}", **_options(args, (model,)))
@@ -86,7 +86,7 @@ def build(args: ServeConfig) -> "Application":
     front: Any = serve.deployment(serve.ingress()(Ingress)).options(
         name="Ingress", max_ongoing_requests=_QUEUE, graceful_shutdown_timeout_s=args.drain_s
     )
-    return front.bind(tree, **models)  # type: ignore[no-any-return]
+    return front.bind(tree, **models)
 
 
 def _options(config: ServeConfig, models: Sequence[ServedModel]) -> dict[str, Any]:

@@ -57,6 +57,8 @@ class NativeRunner:
         NoCompilerError: there is no C compiler here.
     """
 
+    is_static = False
+
     def __init__(
         self,
         model: CodecLM,
