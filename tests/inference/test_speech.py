@@ -149,18 +149,26 @@ def test_the_folder_of_the_fixture_is_a_models(tmp_path: Path) -> None:
     assert {"config.json", "codec", "text"} <= {entry.name for entry in speaking_model(tmp_path).iterdir()}
 
 
-def test_whoever_waits_for_a_first_sound_goes_before_those_who_hear_something(synthesizer: Synthesizer) -> None:
-    speech = engine(synthesizer, slots=2)
-    early = speech.add(wish(seed=1))
-    while not any(sound.samples_N.numel() for sound in speech.step()):
-        pass
-    late = speech.add(wish(seed=2))
-    turns = {early: 0, late: 0}
-    is_heard = False
-    while not is_heard:
-        for sound in speech.step():
-            turns[sound.ticket] += 1
-            is_heard = is_heard or (sound.ticket == late and sound.samples_N.numel() > 0)
-    assert turns[late] > 1
-    assert turns[early] <= turns[late] / 3, "every fourth step is for all"
+def test_whoever_waits_for_first_sounds_goes_before_those_who_hear_something(synthesizer: Synthesizer) -> None:
+    patient, rate = GuardConfig(extra_seconds=3.0), synthesizer.codec.sample_rate
+    alone = engine(synthesizer, patient)
+    spoken = (seed for seed in range(500) if samples(finish_one(alone, wish(seed=seed))).numel() > 1.5 * rate)
+    first, second = next(spoken), next(spoken)
+    speech = engine(synthesizer, patient, slots=2)
+    early = speech.add(wish(seed=first))
+    heard, turns = {early: 0.0}, {early: 0}
+
+    def advance(ticket: int) -> None:
+        turns.update(dict.fromkeys(turns, 0))
+        while heard[ticket] < 0.3:
+            for sound in speech.step():
+                turns[sound.ticket] += 1
+                heard[sound.ticket] += sound.samples_N.numel() / rate
+
+    advance(early)
+    late = speech.add(wish(seed=second))
+    heard[late] = turns[late] = 0
+    advance(late)
+    assert turns[late] > 3
+    assert 0 < turns[early] <= turns[late] / 3, "every fourth step is for all"
     assert {sound.ticket for sound in speech.step()} == {early, late}

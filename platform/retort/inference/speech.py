@@ -23,7 +23,7 @@ Outcome = Literal["said", "too_long", "loop", "no_sound", "not_a_number"]
 repeated itself, it ended before its first frame, or its logits were not numbers."""
 
 _WARM_UP_FRAMES = 24
-_TURNS_OF_ALL = 4
+_TURNS_OF_ALL, _HEAD_START_S = 4, 0.3
 _RETRY_STRIDE, _PART_STRIDE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D
 """Between the seeds of a request's attempts, and of the parts of a long text."""
 
@@ -113,12 +113,12 @@ class _Job:
     attempt: int = 0
     frames: list[Tensor] = field(default_factory=list)
     samples: list[Tensor] = field(default_factory=list)
-    is_heard: bool = False
+    heard_s: float = 0.0
 
     @property
     def is_urgent(self) -> bool:
-        """Whether somebody waits for its first sound."""
-        return self.wish.is_streamed and not self.wish.is_sequel and not self.is_heard
+        """Whether somebody waits for its first sounds."""
+        return self.wish.is_streamed and not self.wish.is_sequel and self.heard_s < _HEAD_START_S
 
 
 class SpeechEngine:
@@ -232,7 +232,7 @@ class SpeechEngine:
     def step(self) -> list[Sound]:
         """Advance the utterances by one step.
 
-        Where each one makes a step longer, those that nothing has been heard of yet go first, and the others, whose
+        Where each one makes a step longer, those that little has been heard of yet go first, and the others, whose
         listeners have something to hear, only take part in every fourth step meanwhile.
         """
         self._turn += 1
@@ -276,11 +276,10 @@ class SpeechEngine:
         self._tickets[self._engine.add(again)] = job.ticket
         return Sound(job.ticket, torch.zeros(0), None, attempt)
 
-    @staticmethod
-    def _take(job: _Job) -> Tensor:
+    def _take(self, job: _Job) -> Tensor:
         samples_N = torch.cat(job.samples) if job.samples else torch.zeros(0)
         job.samples.clear()
-        job.is_heard = job.is_heard or samples_N.numel() > 0
+        job.heard_s += samples_N.numel() / self.synthesizer.codec.sample_rate
         return samples_N
 
     def _frames(self, seconds: float) -> int:

@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -111,6 +112,9 @@ class LocalBackend:
 
     def __init__(self, model: ServedModel, config: ServeConfig) -> None:
         torch.set_num_threads(model.threads)
+        # The thread that speaks and the one that talks to clients share the interpreter; by default, either may keep it
+        # for 5 ms, and a request passes it several times.
+        sys.setswitchinterval(0.0005)
         folder = result_of(model.path)
         synthesizer = Synthesizer.open(folder, precision=model.precision, device="cuda" if model.gpus else "cpu")
         self.model, self.guidance = model, model.guidance.build()
