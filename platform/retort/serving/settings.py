@@ -66,7 +66,7 @@ class Limits(Config):
     """Longest speech of one part; see ``part_characters``."""
     max_text_tokens: int = Field(default=2048, ge=16)
     """Longest part after normalisation, which spells numbers out."""
-    max_waiting_seconds: float = Field(default=60.0, gt=0)
+    max_waiting_seconds: float = Field(default=5.0, gt=0)
     """Predicted seconds of speech that may wait at a replica; more is refused with 429."""
     deadline_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first sound."""
