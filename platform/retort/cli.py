@@ -184,9 +184,7 @@ def doctor(
 
 @app.command()
 def submit(
-    job: Annotated[
-        str, typer.Argument(metavar="JOB", help="A job's name: prepare, pretrain, import, distill, ...")
-    ],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's name: prepare, pretrain, import, distill, ...")],
     config: ConfigArgument,
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
     overrides: SetOption = None,

@@ -81,7 +81,9 @@ def row_to_record(row: TokenRow) -> dict[str, Any]:
 def record_to_row(record: Mapping[str, Any]) -> TokenRow:
     """Inverse of :func:`row_to_record`."""
     K, T = record["num_codebooks"], record["num_frames"]
-    codes = np.frombuffer(record["codes"], dtype="<i4" if len(record["codes"]) == 4 * K * T > 0 else "<i2").reshape(K, T)
+    codes = np.frombuffer(record["codes"], dtype="<i4" if len(record["codes"]) == 4 * K * T > 0 else "<i2").reshape(
+        K, T
+    )
     embedding = record.get("speaker_embedding")
     return TokenRow(
         id=record["id"],

@@ -86,7 +86,7 @@ class Synthesizer:
         outside = outside_codec(loaded.lineage.codec_fingerprint)
         if outside is not None:
             raise DataError(
-                f"{folder} speaks in codes of {outside}, a codec that Retort does not have, so it cannot be heard here; "
+                f"{folder} speaks in codes of {outside}, a codec that Retort does not have, so it is mute here; "
                 "distil, prune or export it, or import it again with `codec: {kind: saved, path: ...}`"
             )
         if not (folder / VOICES_FILE).is_file():

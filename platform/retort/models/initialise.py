@@ -100,7 +100,8 @@ def _check_copyable(teacher: CodecLMConfig, student: CodecLMConfig) -> None:
 def _copy_prompt(teacher: CodecLM, student: CodecLM, channels: Tensor) -> None:
     if student.prompt_encoder is None or teacher.prompt_encoder is None:
         return
-    assert student.null_prompt is not None and teacher.null_prompt is not None
+    assert student.null_prompt is not None
+    assert teacher.null_prompt is not None
     student.null_prompt.copy_(teacher.null_prompt[channels])
     for ours, theirs in zip(student.prompt_encoder, teacher.prompt_encoder, strict=True):
         if isinstance(ours, nn.Linear) and isinstance(theirs, nn.Linear):

@@ -127,8 +127,8 @@ def _codec(config: ImportConfig, text: HFTokenizerConfig) -> Codec | OutsideCode
     codec = open_codec(path if (path / "model.safetensors").is_file() else result_of(path) / "codec")
     if (codec.num_codebooks, codec.codebook_size) != (1, text.audio.count):
         raise ConfigError(
-            f"codec {path}: it has {codec.num_codebooks} codebook(s) of {codec.codebook_size}, the checkpoint speaks one "
-            f"stream of audio.count {text.audio.count}; give its own codec, or `codec: {{kind: outside, name: ...}}`"
+            f"codec {path}: it has {codec.num_codebooks} codebook(s) of {codec.codebook_size}, the checkpoint has one "
+            f"stream of {text.audio.count}; give its own codec, or `codec: {{kind: outside, name: ...}}`"
         )
     return codec
 

@@ -17,7 +17,7 @@ from retort.audio.encodec_codec import load_encodec
 from retort.audio.mel_rvq import fit_mel_rvq
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.data.utterance import Reject
-from retort.errors import ConfigError, DataError
+from retort.errors import DataError
 from retort.orchestration.chunks import (
     ChunkFolder,
     ChunkRecord,

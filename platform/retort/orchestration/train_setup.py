@@ -105,8 +105,8 @@ def check_teacher(config: DistillConfig, teacher: LoadedModel, tokens: TokenSetD
         raise ConfigError("method.guidance_scales need method.kl_weight above 0; without it no guidance is learned")
     if config.method.guidance_scales and teacher.model.config.speaker_prompt == "none":
         raise ConfigError(
-            f"method.guidance_scales {config.method.guidance_scales}: a model without a prompt column takes no scale as "
-            "an input; leave them empty and distil at one guidance"
+            f"method.guidance_scales {config.method.guidance_scales}: a model without a prompt column takes no scale "
+            "as an input; leave them empty and distil at one guidance"
         )
     student = model_config(config.student, _vocabularies(tokens), teacher.model.config)
     check_compatible(teacher.model.config, student)
@@ -140,7 +140,7 @@ def open_synthetic(
 
 
 def model_config(size: StudentSize, vocabularies: tuple[int, int, int], teacher: CodecLMConfig | None) -> CodecLMConfig:
-    """The model of a run file's size; what logits depend on (delays, positions, norms) follows the teacher if there is one.
+    """The model of a run file's size; delays, positions, norms and prompt follow the teacher if there is one.
 
     Raises:
         ConfigError: the numbers do not make a model.

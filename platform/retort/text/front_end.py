@@ -86,7 +86,7 @@ class TextFrontEnd:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Return the prepared text of ``ids``, with its template if it has one; see :meth:`CharacterTokenizer.decode`."""
+        """Return the prepared text of ``ids``, in its template if any; see :meth:`CharacterTokenizer.decode`."""
         return self._tokenizer.decode(ids)
 
     def fingerprint(self) -> str:

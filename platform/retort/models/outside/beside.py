@@ -39,7 +39,7 @@ class Outside(Config):
 
 
 def write_outside(folder: Path, checkpoint: Checkpoint, fingerprint: str, rest: Mapping[str, Tensor]) -> None:
-    """Write ``outside/`` into a model folder; ``rest`` as :class:`~retort.models.outside.translate.Translated` has it."""
+    """Write ``outside/`` into a model folder; ``rest`` is what ``translate`` put aside."""
     from safetensors.torch import save_file
 
     (folder / FOLDER / _FILES).mkdir(parents=True)

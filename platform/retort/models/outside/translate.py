@@ -153,7 +153,7 @@ def _outside_block(block: Block, at: str) -> Iterator[tuple[str, Tensor]]:
     sizes = [attention.num_heads * attention.head_dim] + [attention.num_kv_heads * attention.head_dim] * 2
     for kind, fused in (("weight", attention.qkv.weight), ("bias", attention.qkv.bias)):
         if fused is not None:
-            parts = zip("qkv", fused.detach().split(sizes), strict=True)
+            parts = zip("qkv", torch.split(fused.detach(), sizes), strict=True)
             yield from ((f"{at}self_attn.{name}_proj.{kind}", part) for name, part in parts)
     gate, up = feed_forward.gate_up.weight.detach().chunk(2)
     yield f"{at}self_attn.o_proj.weight", attention.out.weight.detach()
