@@ -149,6 +149,4 @@ def written_config(original: Mapping[str, Any], config: CodecLMConfig, *, is_tie
         tree["head_dim"] = config.head_size
     if tree.get("layer_types"):
         tree["layer_types"] = ["full_attention"] * config.num_layers
-    if "max_window_layers" in tree:
-        tree["max_window_layers"] = config.num_layers
     return tree
