@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from retort.config import validate
+from retort.errors import DataError
 from retort.inference.synthesizer import Synthesizer
 from retort.models.weights import load_model
 from retort.orchestration.cluster import ray_session
@@ -21,6 +22,7 @@ from retort.run_config import DistillConfig, ExportConfig, ImportConfig, Prepare
 from tests.models.checkpoints import NUM_CODES, import_tree, write_checkpoint
 from tests.orchestration.test_outside import saved_codec
 from tests.orchestration.tiny_runs import Lines, write_ljspeech
+from tests.orchestration.train_runs import training_tree
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "compress_llasa.md"
 
@@ -42,10 +44,7 @@ def distill(root: Path, teacher: Path, data: Path) -> Path:
             "qkv_bias": True,
         },
         "method": {"guidance": {"kind": "none"}},
-        "training": {
-            "steps": 2, "checkpoint_every": 2, "log_every": 1, "batch": {"size": 4},
-            "optimizer": {"learning_rate": 1e-3},
-        },
+        "training": training_tree(steps=2, checkpoint_every=2),
     }  # fmt: skip
     run_distill(validate(tree, DistillConfig, where="test"), Lines())
     return root / "student"
@@ -101,5 +100,5 @@ def test_tokens_of_an_outside_codec_as_the_guide_writes_them(tmp_path: Path) -> 
     )
     student = distill(tmp_path, tmp_path / "teacher", tmp_path / "tokens")
     loads_in_transformers(tmp_path, student)
-    with pytest.raises(Exception, match="codec that Retort does not have"):
+    with pytest.raises(DataError, match="codec that Retort does not have"):
         say("one", student, tmp_path / "out.wav")
