@@ -11,9 +11,11 @@ from safetensors.torch import load_file, save_file
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.cli import run
 from retort.config import validate
+from retort.data.tokens import TokenSetDescription
 from retort.errors import ConfigError, DataError
 from retort.inference.runner import plan_for
 from retort.inference.sampling import SamplerConfig
+from retort.inference.speech import SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.inference.torch_runner import TorchRunner
 from retort.models.initialise import student_from
@@ -22,6 +24,7 @@ from retort.models.weights import Lineage, fingerprint_of, load_model, save_mode
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from retort.orchestration.outputs import result_of
 from retort.orchestration.outside import run_export, run_import
+from retort.orchestration.train_setup import check_teacher
 from retort.run_config import ExportConfig, ImportConfig
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from retort.text.front_end import open_text_front_end
@@ -38,6 +41,7 @@ from tests.models.checkpoints import (
     write_checkpoint,
 )
 from tests.orchestration.tiny_runs import Lines, tone
+from tests.orchestration.train_runs import distill
 
 
 def imported(tmp_path: Path, kind: str = "llama_gqa_untied", **changes: object) -> Path:
@@ -147,6 +151,30 @@ def test_an_imported_model_with_a_codec_speaks_and_both_decoders_agree(tmp_path:
         runner.admit(0, plan)
         tokens = [int(runner.step([0])[0][0, 0]) for _ in range(spoken.codes_KT.shape[1])]
         assert tokens == spoken.codes_KT[0].tolist()
+
+
+def test_the_engine_of_say_and_serve_takes_an_imported_model(tmp_path: Path) -> None:
+    codec = {"kind": "saved", "path": str(saved_codec(tmp_path / "codec"))}
+    synthesizer = Synthesizer.open(result_of(imported(tmp_path, "qwen2_tied", codec=codec)))
+    engine = SpeechEngine(synthesizer, max_slots=1, max_conditions=1, max_seconds=1.0)
+    engine.add(Wish(Request("one two", "default", 1), NoGuidance().build(), is_streamed=False))
+    sounds = []
+    while engine.num_active:
+        sounds += engine.step()
+    assert sounds[-1].outcome in ("said", "too_long", "loop", "no_sound")
+
+
+def test_the_scale_cannot_be_an_input_of_such_a_student(tmp_path: Path) -> None:
+    teacher = load_model(result_of(imported(tmp_path, null_text=["<|text_end|>"])))
+    config = distill(tmp_path, "student", method={"guidance_scales": [1.5, 2.0]})
+    made = TokenSetDescription(
+        codec_fingerprint="outside-tiny", text_fingerprint=teacher.lineage.text_fingerprint,
+        text_vocabulary_size=teacher.model.config.text_vocabulary_size, num_codebooks=1, codebook_size=NUM_CODES,
+        sample_rate=16_000, frame_rate=50.0,
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="without a prompt column"):
+        check_teacher(config, teacher, made)
+    check_teacher(distill(tmp_path, "student"), teacher, made)
 
 
 def test_guidance_needs_a_declared_null(tmp_path: Path) -> None:
