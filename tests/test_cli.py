@@ -15,7 +15,20 @@ from retort.cli_output import explain_failure
 from retort.errors import ConfigError, DataError, ResourceError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("prepare", "pretrain", "generate", "distill", "evaluate", "report", "demo", "say", "doctor", "submit")
+COMMANDS = (
+    "prepare",
+    "pretrain",
+    "import",
+    "generate",
+    "distill",
+    "evaluate",
+    "report",
+    "export",
+    "demo",
+    "say",
+    "doctor",
+    "submit",
+)
 
 
 @pytest.fixture

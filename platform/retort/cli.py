@@ -27,10 +27,12 @@ _INTERRUPTED = 130
 _HELP = {
     "prepare": "Corpus → token set: read, check, encode; bad rows are set aside with a reason.",
     "pretrain": "Token set → teacher, on Ray Train and DeepSpeed.",
+    "import": "Llama or Qwen2 checkpoint in Hugging Face layout → teacher.",
     "generate": "Teacher → synthetic data: guided top-k logits and sampled tokens, on Ray Data.",
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
     "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
     "report": "Write the report of an evaluation again.",
+    "export": "Imported model, or a student of one → checkpoint in Hugging Face layout.",
 }
 
 app = typer.Typer(
@@ -182,9 +184,7 @@ def doctor(
 
 @app.command()
 def submit(
-    job: Annotated[
-        str, typer.Argument(metavar="JOB", help="prepare, pretrain, generate, distill, evaluate, report, demo.")
-    ],
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's name: prepare, pretrain, import, distill, ...")],
     config: ConfigArgument,
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
     overrides: SetOption = None,

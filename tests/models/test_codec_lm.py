@@ -80,3 +80,24 @@ def test_grouped_queries_save_parameters_and_odd_shapes_are_refused() -> None:
         tiny(num_heads=5)
     with pytest.raises(ValueError, match="delays"):
         tiny(delays=(0, 1))
+
+
+def test_fields_that_came_later_are_not_written_at_their_defaults() -> None:
+    plain, changed = tiny().config, tiny(norm_eps=1e-5, head_dim=12, speaker_prompt="none").config
+    later = {"norm_eps", "rope_scaling", "head_dim", "speaker_prompt"}
+    assert later.isdisjoint(plain.model_dump(mode="json"))
+    assert later - set(changed.model_dump(mode="json")) == {"rope_scaling"}
+    assert CodecLMConfig.model_validate_json(changed.model_dump_json()) == changed
+
+
+def test_without_a_prompt_the_text_alone_is_the_prefix() -> None:
+    model = tiny(speaker_prompt="none")
+    given = conditions([[5, 6], [7, 8, 9]])
+    prefix, valid = model.embed_conditions(given)
+    assert torch.equal(prefix, model.text_embedding(given.text_BL))
+    assert torch.equal(valid, given.text_BL != TEXT_PAD)
+    dropped = given.dropped(text=False, speaker=True)
+    assert torch.equal(model(given, inputs(2, 4)), model(dropped, inputs(2, 4)))
+    assert not any("prompt" in name for name in model.state_dict())
+    with pytest.raises(ValueError, match="prompt column"):
+        tiny(speaker_prompt="none", guidance_scales=[1.5])

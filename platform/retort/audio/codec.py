@@ -1,7 +1,7 @@
 """The codec seam: audio to codes and back, whichever codec it is."""
 
 from pathlib import Path
-from typing import Annotated, Any, Protocol, assert_never
+from typing import Annotated, Any, Literal, Protocol, assert_never
 
 from pydantic import Field
 from torch import Tensor
@@ -9,13 +9,30 @@ from torch import Tensor
 from retort.audio.codec_files import CONFIG_NAME, CURE
 from retort.audio.encodec_codec import EncodecConfig, load_saved_encodec
 from retort.audio.mel_rvq import MelRVQConfig, load_mel_rvq
-from retort.config import load_config
+from retort.config import Config, load_config
 from retort.errors import ConfigError, DataError
 
-__all__ = ["Codec", "CodecConfig", "EncodecConfig", "MelRVQConfig", "open_codec"]
+__all__ = ["Codec", "CodecConfig", "EncodecConfig", "MelRVQConfig", "OutsideCodecConfig", "open_codec", "outside_codec"]
 
 CodecConfig = Annotated[MelRVQConfig | EncodecConfig, Field(discriminator="kind")]
 """Any codec, told apart by ``kind``."""
+_OUTSIDE = "outside-"
+
+
+class OutsideCodecConfig(Config):
+    """A codec that Retort does not have. Models of its codes can be pruned, distilled and exported, but not heard."""
+
+    kind: Literal["outside"] = "outside"
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+
+    def fingerprint(self) -> str:
+        """By name alone: that equal names mean equal codes is for the person to see to."""
+        return _OUTSIDE + self.name
+
+
+def outside_codec(fingerprint: str) -> str | None:
+    """The name of the outside codec of a fingerprint, or None if it is a codec that can be opened."""
+    return fingerprint.removeprefix(_OUTSIDE) if fingerprint.startswith(_OUTSIDE) else None
 
 
 class CodecStream(Protocol):

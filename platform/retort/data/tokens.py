@@ -62,7 +62,8 @@ class TokenRow:
 
 
 def row_to_record(row: TokenRow) -> dict[str, Any]:
-    """The parquet record of a row; codes are little-endian int16 in [K, T] order."""
+    """The parquet record of a row; codes are little-endian in [K, T] order, int16 or, where one needs it, int32."""
+    is_narrow = not row.codes_KT.numel() or int(row.codes_KT.max()) <= np.iinfo(np.int16).max
     return {
         "id": row.id,
         "text": row.text,
@@ -71,7 +72,7 @@ def row_to_record(row: TokenRow) -> dict[str, Any]:
         "split": row.split,
         "num_codebooks": int(row.codes_KT.shape[0]),
         "num_frames": row.num_frames,
-        "codes": row.codes_KT.to(torch.int16).numpy().astype("<i2").tobytes(),
+        "codes": row.codes_KT.numpy().astype("<i2" if is_narrow else "<i4").tobytes(),
         "duration_s": row.duration_s,
         "speaker_embedding": None if row.speaker_embedding is None else list(row.speaker_embedding),
     }
@@ -79,7 +80,10 @@ def row_to_record(row: TokenRow) -> dict[str, Any]:
 
 def record_to_row(record: Mapping[str, Any]) -> TokenRow:
     """Inverse of :func:`row_to_record`."""
-    codes = np.frombuffer(record["codes"], dtype="<i2").reshape(record["num_codebooks"], record["num_frames"])
+    K, T = record["num_codebooks"], record["num_frames"]
+    codes = np.frombuffer(record["codes"], dtype="<i4" if len(record["codes"]) == 4 * K * T > 0 else "<i2").reshape(
+        K, T
+    )
     embedding = record.get("speaker_embedding")
     return TokenRow(
         id=record["id"],

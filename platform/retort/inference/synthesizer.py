@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from retort.audio.codec import Codec, open_codec
+from retort.audio.codec import Codec, open_codec, outside_codec
 from retort.data.batches import conditions_for
 from retort.data.tokens import TokenRow, TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
@@ -77,11 +77,18 @@ class Synthesizer:
             device: where the model runs.
 
         Raises:
-            DataError: a part is missing or was made with another codec or text front-end; both are named.
+            DataError: a part is missing, the codec is not Retort's, or a part was made with another codec or text
+                front-end; both are named.
         """
         from safetensors.torch import load_file
 
         loaded = load_model(folder)
+        outside = outside_codec(loaded.lineage.codec_fingerprint)
+        if outside is not None:
+            raise DataError(
+                f"{folder} speaks in codes of {outside}, a codec that Retort does not have, so it is mute here; "
+                "distil, prune or export it, or import it again with `codec: {kind: saved, path: ...}`"
+            )
         if not (folder / VOICES_FILE).is_file():
             raise DataError(f"{folder} has no {VOICES_FILE}, so it cannot speak; train it again with this version")
         codec, front_end = open_codec(folder / "codec"), open_text_front_end(folder / "text")
@@ -197,10 +204,21 @@ def save_speaking_model(folder: Path, model: CodecLM, lineage: Lineage, data: Pa
         lineage: what its weights stand for.
         data: the token set that it was trained on.
     """
-    from safetensors.torch import save_file
-
     save_model(folder, model, lineage)
     for part in ("codec", "text"):
-        shutil.copytree(data / part, folder / part)
-    voices = pick_voices(TokenSet.open(data).split("train"))
+        if (data / part).is_dir():  # the codec may be an outside one
+            shutil.copytree(data / part, folder / part)
+    has_prompt = model.config.speaker_prompt == "pooled"
+    save_voices(folder, pick_voices(TokenSet.open(data).split("train")) if has_prompt else no_voices())
+
+
+def no_voices() -> dict[str, Tensor]:
+    """The voices of a model without a prompt column: one name, which says nothing."""
+    return {"default": torch.zeros(1, 0, dtype=torch.int64)}
+
+
+def save_voices(folder: Path, voices: Mapping[str, Tensor]) -> None:
+    """Write the voices of a model folder: codes [K, T] by name."""
+    from safetensors.torch import save_file
+
     save_file({name: codes.to(torch.int32).contiguous() for name, codes in voices.items()}, folder / VOICES_FILE)

@@ -13,7 +13,7 @@ from torch.nn import functional
 from retort.inference.runner import BROKEN, Plan
 from retort.inference.sampling import NEVER, cut_tails, draw
 from retort.models.codec_lm import CodecLM, CodecLMConfig
-from retort.nn.transformer import Block, LayerCache, apply_rotary, rotary_tables
+from retort.nn.transformer import Block, LayerCache, apply_rotary
 
 
 class TorchRunner:
@@ -54,8 +54,7 @@ class TorchRunner:
         self._use_graph = on_gpu if use_graph is None else use_graph
         self._graphs: dict[tuple[bool, bool], torch.cuda.CUDAGraph] = {}
         self._caches = model.new_caches(max_slots * max_conditions, max_columns)
-        head_dim = model.config.dim // model.config.num_heads
-        cosine, sine = rotary_tables(max_columns, head_dim, model.config.rope_theta, self.device)
+        cosine, sine = model.rotary(max_columns, self.device)
         self._cosine, self._sine = cosine.to(self.dtype), sine.to(self.dtype)
         self._state = _State(model.config, max_slots, max_conditions, self.device)
         self._delays_K = torch.tensor(model.config.codebook_delays, device=self.device)

@@ -8,15 +8,18 @@ only), then ``V + 1`` = fill (an input for positions that the delay pattern leav
 """
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from torch import Tensor, nn
 
 from retort.config import Config
 from retort.nn.conditions import TEXT_PAD, Conditions
 from retort.nn.dropout import Dropout
-from retort.nn.transformer import Attention, Block, FeedForward, LayerCache, RMSNorm, rotary_tables
+from retort.nn.transformer import Attention, Block, FeedForward, LayerCache, Llama3Rope, RMSNorm, rotary_tables
+
+_LATER_FIELDS = frozenset({"norm_eps", "rope_scaling", "head_dim", "speaker_prompt"})
 
 
 class CodecLMConfig(Config):
@@ -37,16 +40,43 @@ class CodecLMConfig(Config):
     """Steps by which each codebook is delayed; ``None`` means 0, 1, ... K-1."""
     guidance_scales: tuple[float, ...] = ()
     """Guidance scales that a student takes as an input; empty for a model without that input."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+    """Added to the mean square in every RMSNorm."""
+    rope_scaling: Llama3Rope | None = None
+    head_dim: int | None = Field(default=None, ge=2)
+    """``None`` is dim / num_heads."""
+    speaker_prompt: Literal["pooled", "none"] = "pooled"
+    """``none``: no prompt column and no prompt encoder; the text alone is the prefix, and the fill that stands before
+    the first code is an ordinary input. So a sequence is laid out as a flat language model lays it out."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "CodecLMConfig":
-        if self.dim % self.num_heads or (self.dim // self.num_heads) % 2:
-            raise ValueError(f"dim {self.dim} must be an even multiple of num_heads {self.num_heads}")
+        if (self.head_dim is None and self.dim % self.num_heads) or self.head_size % 2:
+            raise ValueError(
+                f"dim {self.dim} must be an even multiple of num_heads {self.num_heads}, or head_dim an even number"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.num_kv_heads}")
         if self.delays is not None and (len(self.delays) != self.num_codebooks or min(self.delays) != 0):
             raise ValueError(f"delays {self.delays} must be {self.num_codebooks} numbers, the smallest 0")
+        if self.speaker_prompt == "none" and self.guidance_scales:
+            raise ValueError("guidance_scales are added to the prompt column, which speaker_prompt: none leaves out")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_later_fields(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Fields that older models do not have are left out at their defaults: saved files and fingerprints stay."""
+        tree: dict[str, Any] = write(self)
+        return {
+            name: value
+            for name, value in tree.items()
+            if name not in _LATER_FIELDS or value != type(self).model_fields[name].default
+        }
+
+    @property
+    def head_size(self) -> int:
+        """Dimensions of one attention head."""
+        return self.dim // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def codebook_delays(self) -> tuple[int, ...]:
@@ -121,20 +151,21 @@ class CodecLM(nn.Module):
         self.text_embedding = nn.Embedding(config.text_vocabulary_size, D)
         # One table for all codebooks, offset by k: one gather instead of K.
         self.audio_embedding = nn.Embedding(K * (config.codebook_size + 2), D)
-        self.prompt_encoder = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D))
-        self.null_prompt = nn.Parameter(torch.zeros(D))
+        has_prompt = config.speaker_prompt == "pooled"
+        self.prompt_encoder = nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.Linear(D, D)) if has_prompt else None
+        self.null_prompt = nn.Parameter(torch.zeros(D)) if has_prompt else None
         self.scale_embedding = nn.Embedding(len(config.guidance_scales), D) if config.guidance_scales else None
-        head_dim = D // config.num_heads
         self.blocks = nn.ModuleList(
             Block(
-                Attention(D, config.num_heads, config.num_kv_heads, head_dim, qkv_bias=config.qkv_bias),
+                Attention(D, config.num_heads, config.num_kv_heads, config.head_size, qkv_bias=config.qkv_bias),
                 FeedForward(D, config.ffn_dim),
                 D,
                 dropout=config.dropout,
+                norm_eps=config.norm_eps,
             )
             for _ in range(config.num_layers)
         )
-        self.norm = RMSNorm(D)
+        self.norm = RMSNorm(D, config.norm_eps)
         self.heads = nn.Linear(D, K * config.output_size, bias=False)
         self.dropout = Dropout(config.dropout)
         self.apply(self._initialise)
@@ -164,8 +195,8 @@ class CodecLM(nn.Module):
     def _embed(self, conditions: Conditions, inputs_BKS: Tensor) -> tuple[Tensor, "Columns"]:
         prefix_BCD, valid_BC = self.embed_conditions(conditions)
         x = self.dropout(torch.cat([prefix_BCD, self.embed_audio(inputs_BKS)], dim=1))
-        cos, sin = self._rotary(x.shape[1], x)
-        return x, Columns(valid_BC, causal_mask(valid_BC, x.shape[1]), cos, sin)
+        cos, sin = self.rotary(x.shape[1], x.device)
+        return x, Columns(valid_BC, causal_mask(valid_BC, x.shape[1]), cos.to(x.dtype), sin.to(x.dtype))
 
     def _logits_of(self, x_BTD: Tensor, given: "Columns") -> Tensor:
         C = given.prefix_valid_BC.shape[1]
@@ -173,23 +204,26 @@ class CodecLM(nn.Module):
         return self.logits(x_BTD[:, C:]).view(B, T - C, self.config.num_codebooks, self.config.output_size)
 
     def embed_conditions(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """Prefix embeddings [B, C, D] and which of them are not padding [B, C]; C = L + 1."""
+        """Prefix embeddings [B, C, D] and which of them are not padding [B, C]; C = L + 1, or L without a prompt."""
         text_BLD = self.text_embedding(conditions.text_BL)
-        prompt_BD = self._prompt(conditions)
+        text_valid_BL = conditions.text_BL != TEXT_PAD
+        if self.prompt_encoder is None or self.null_prompt is None:
+            return text_BLD, text_valid_BL
+        prompt_BD = self._prompt(conditions, self.prompt_encoder, self.null_prompt)
         if self.scale_embedding is not None:
             if conditions.scale_B is None:
                 raise ValueError("this student takes the guidance scale as an input, and none was given")
             prompt_BD = prompt_BD + self.scale_embedding(conditions.scale_B)
-        valid = torch.cat([conditions.text_BL != TEXT_PAD, torch.ones_like(conditions.text_BL[:, :1]).bool()], dim=1)
+        valid = torch.cat([text_valid_BL, torch.ones_like(conditions.text_BL[:, :1]).bool()], dim=1)
         return torch.cat([text_BLD, prompt_BD[:, None]], dim=1), valid
 
-    def _prompt(self, conditions: Conditions) -> Tensor:
+    def _prompt(self, conditions: Conditions, encoder: nn.Module, null_D: Tensor) -> Tensor:
         mask = conditions.prompt_mask_BP
         legal = conditions.prompt_BKP.masked_fill(~mask[:, None, :], self.config.fill)
-        frames_BPD = self.prompt_encoder(self.embed_audio(legal))
+        frames_BPD = encoder(self.embed_audio(legal))
         weight = mask[..., None].to(frames_BPD.dtype)
         mean_BD = (frames_BPD * weight).sum(1) / weight.sum(1).clamp_min(1.0)
-        return torch.where(mask.any(1)[:, None], mean_BD, self.null_prompt.to(mean_BD.dtype))
+        return torch.where(mask.any(1)[:, None], mean_BD, null_D.to(mean_BD.dtype))
 
     def embed_audio(self, inputs_BKS: Tensor) -> Tensor:
         """Sum of the codebooks' embeddings, [B, S, D]."""
@@ -203,13 +237,13 @@ class CodecLM(nn.Module):
     def new_caches(self, batch_size: int, num_columns: int) -> list[LayerCache]:
         """Empty caches for ``num_columns`` columns."""
         config, weight = self.config, self.heads.weight
-        shape = (batch_size, config.num_kv_heads, num_columns, config.dim // config.num_heads)
+        shape = (batch_size, config.num_kv_heads, num_columns, config.head_size)
         return [LayerCache(weight.new_zeros(shape), weight.new_zeros(shape)) for _ in range(config.num_layers)]
 
-    def _rotary(self, num_columns: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        head_dim = self.config.dim // self.config.num_heads
-        cos, sin = rotary_tables(num_columns, head_dim, self.config.rope_theta, like.device)
-        return cos.to(like.dtype), sin.to(like.dtype)
+    def rotary(self, num_columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosine and sine tables [S, head_dim] of this model's positions, in fp32."""
+        config = self.config
+        return rotary_tables(num_columns, config.head_size, config.rope_theta, device, config.rope_scaling)
 
 
 def causal_mask(valid_BC: Tensor, num_columns: int) -> Tensor:

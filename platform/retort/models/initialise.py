@@ -51,7 +51,7 @@ def check_compatible(teacher: CodecLMConfig, student: CodecLMConfig) -> None:
     Raises:
         ConfigError: names the field and both values.
     """
-    for field in ("text_vocabulary_size", "num_codebooks", "codebook_size", "codebook_delays"):
+    for field in ("text_vocabulary_size", "num_codebooks", "codebook_size", "codebook_delays", "speaker_prompt"):
         ours, theirs = getattr(student, field), getattr(teacher, field)
         if ours != theirs:
             raise ConfigError(
@@ -71,23 +71,13 @@ def kept_layers(teacher_layers: int, student_layers: int) -> list[int]:
 
 
 def _copy(teacher: CodecLM, student: CodecLM) -> None:
-    head_dim_t = teacher.config.dim // teacher.config.num_heads
-    head_dim_s = student.config.dim // student.config.num_heads
-    if head_dim_t != head_dim_s:
-        raise ConfigError(
-            f"the student's heads have {head_dim_s} dimensions, the teacher's {head_dim_t}; "
-            "choose dim and num_heads so that dim / num_heads is equal, or init: random"
-        )
+    _check_copyable(teacher.config, student.config)
     energy = _channel_energy(teacher)
     channels = _strongest(energy * teacher.heads.weight.square().sum(0), student.config.dim)
     layers = kept_layers(teacher.config.num_layers, student.config.num_layers)
     for name in ("text_embedding", "audio_embedding"):
         getattr(student, name).weight.copy_(getattr(teacher, name).weight[:, channels])
-    student.null_prompt.copy_(teacher.null_prompt[channels])
-    for ours, theirs in zip(student.prompt_encoder, teacher.prompt_encoder, strict=True):
-        if isinstance(ours, nn.Linear) and isinstance(theirs, nn.Linear):
-            ours.weight.copy_(theirs.weight[channels][:, channels])
-            ours.bias.copy_(theirs.bias[channels])
+    _copy_prompt(teacher, student, channels)
     if student.scale_embedding is not None:
         nn.init.zeros_(student.scale_embedding.weight)
     for layer, source in enumerate(layers):
@@ -95,6 +85,28 @@ def _copy(teacher: CodecLM, student: CodecLM) -> None:
     student.norm.weight.copy_(teacher.norm.weight[channels])
     student.heads.weight.copy_(teacher.heads.weight[:, channels])
     _rescale_norms(student, energy[channels].mean() / energy.mean())
+
+
+def _check_copyable(teacher: CodecLMConfig, student: CodecLMConfig) -> None:
+    if teacher.head_size != student.head_size:
+        raise ConfigError(
+            f"the student's heads have {student.head_size} dimensions, the teacher's {teacher.head_size}; "
+            "choose dim and num_heads so that dim / num_heads is equal, or init: random"
+        )
+    if teacher.qkv_bias and not student.qkv_bias:
+        raise ConfigError("qkv_bias: the teacher has biases that the student would lose; set qkv_bias: true")
+
+
+def _copy_prompt(teacher: CodecLM, student: CodecLM, channels: Tensor) -> None:
+    if student.prompt_encoder is None or teacher.prompt_encoder is None:
+        return
+    assert student.null_prompt is not None
+    assert teacher.null_prompt is not None
+    student.null_prompt.copy_(teacher.null_prompt[channels])
+    for ours, theirs in zip(student.prompt_encoder, teacher.prompt_encoder, strict=True):
+        if isinstance(ours, nn.Linear) and isinstance(theirs, nn.Linear):
+            ours.weight.copy_(theirs.weight[channels][:, channels])
+            ours.bias.copy_(theirs.bias[channels])
 
 
 def _rescale_norms(student: CodecLM, kept_to_all: Tensor) -> None:
@@ -105,12 +117,12 @@ def _rescale_norms(student: CodecLM, kept_to_all: Tensor) -> None:
 
 
 def _copy_block(theirs: Block, ours: Block, config: CodecLMConfig, channels: Tensor) -> None:
-    head_dim = config.dim // config.num_heads
+    head_dim = config.head_size
     kept = _choose(theirs, config, channels, head_dim)
     q, k, v = torch.split(theirs.attention.qkv.weight, _qkv_sizes(theirs, head_dim))
     rows = [_rows(kept.heads, head_dim), _rows(kept.kv_heads, head_dim), _rows(kept.kv_heads, head_dim)]
     ours.attention.qkv.weight.copy_(torch.cat([w[r][:, channels] for w, r in zip((q, k, v), rows, strict=True)]))
-    if ours.attention.qkv.bias is not None:
+    if ours.attention.qkv.bias is not None and theirs.attention.qkv.bias is not None:
         parts = torch.split(theirs.attention.qkv.bias, _qkv_sizes(theirs, head_dim))
         ours.attention.qkv.bias.copy_(torch.cat([b[r] for b, r in zip(parts, rows, strict=True)]))
     ours.attention.out.weight.copy_(theirs.attention.out.weight[channels][:, rows[0]])

@@ -23,7 +23,7 @@ WEIGHTS_FILE = "model.safetensors"
 class Lineage(Config):
     """What a model's weights stand for."""
 
-    method: Literal["pretrain", "cfg_distill"]
+    method: Literal["pretrain", "cfg_distill", "import"]
     codec_fingerprint: str
     text_fingerprint: str
     teacher_fingerprint: str | None = None

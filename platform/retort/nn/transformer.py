@@ -8,18 +8,52 @@ import math
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retort.config import Config
 from retort.nn.dropout import Dropout
 
 _LONGEST_PLAIN = 512
 """Columns up to which a CPU attends by plain products."""
 
 
-def rotary_tables(num_positions: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+class Llama3Rope(Config):
+    """Llama 3.1's stretching of rotary positions to longer contexts: slow frequencies are divided, fast ones stay."""
+
+    factor: float = Field(ge=1)
+    """What the slowest frequencies are divided by."""
+    low_freq_factor: float = Field(gt=0)
+    """Turns within the original context below which a frequency is divided in full."""
+    high_freq_factor: float = Field(gt=0)
+    """Turns within the original context above which a frequency stays as it is."""
+    original_context: int = Field(ge=1)
+    """Positions that the model was first trained on."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Llama3Rope":
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor {self.low_freq_factor} must be below high_freq_factor {self.high_freq_factor}"
+            )
+        return self
+
+    def scale(self, frequency: Tensor) -> Tensor:
+        """Frequencies in radians per position, stretched."""
+        turns = self.original_context * frequency / (2 * math.pi)
+        kept = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = kept.clamp(0.0, 1.0)
+        return frequency * (kept + (1.0 - kept) / self.factor)
+
+
+def rotary_tables(
+    num_positions: int, head_dim: int, theta: float, device: torch.device, scaling: Llama3Rope | None = None
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine tables [S, head_dim] in fp32 (RoFormer, arXiv 2104.09864; rotate-half order)."""
     frequency = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    if scaling is not None:
+        frequency = scaling.scale(frequency)
     angle = torch.arange(num_positions, device=device, dtype=torch.float32)[:, None] * frequency[None, :]
     angle = torch.cat([angle, angle], dim=-1)
     return angle.cos(), angle.sin()
@@ -122,10 +156,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Pre-norm decoder block."""
 
-    def __init__(self, attention: Attention, feed_forward: FeedForward, dim: int, *, dropout: float) -> None:
+    def __init__(
+        self, attention: Attention, feed_forward: FeedForward, dim: int, *, dropout: float, norm_eps: float = 1e-6
+    ) -> None:
         super().__init__()
         self.attention, self.feed_forward = attention, feed_forward
-        self.attention_norm, self.feed_forward_norm = RMSNorm(dim), RMSNorm(dim)
+        self.attention_norm, self.feed_forward_norm = RMSNorm(dim, norm_eps), RMSNorm(dim, norm_eps)
         self.dropout = Dropout(dropout)
 
     def forward(self, x_BTD: Tensor, cos_TD: Tensor, sin_TD: Tensor, mask: Tensor) -> Tensor:

@@ -13,14 +13,26 @@ from retort.run_config import (
     DemoConfig,
     DistillConfig,
     EvaluateConfig,
+    ExportConfig,
     GenerateConfig,
+    ImportConfig,
     PrepareConfig,
     PretrainConfig,
     ReportConfig,
     RunConfig,
 )
 
-AnyConfig = PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig
+AnyConfig = (
+    PrepareConfig
+    | PretrainConfig
+    | ImportConfig
+    | GenerateConfig
+    | DistillConfig
+    | EvaluateConfig
+    | ReportConfig
+    | ExportConfig
+    | DemoConfig
+)
 JOBS: tuple[str, ...] = tuple(kind.model_fields["job"].default for kind in get_args(AnyConfig))
 """The values of ``job``, in the order in which a person uses them."""
 
@@ -48,6 +60,10 @@ def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
             from retort.orchestration.train import run_pretrain
 
             return run_pretrain(config, progress)
+        case ImportConfig():
+            from retort.orchestration.outside import run_import
+
+            return run_import(config, progress)
         case GenerateConfig():
             from retort.orchestration.generate import run_generate
 
@@ -64,6 +80,10 @@ def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
             from retort.orchestration.evaluate import run_report
 
             return run_report(config, progress)
+        case ExportConfig():
+            from retort.orchestration.outside import run_export
+
+            return run_export(config, progress)
         case DemoConfig():
             from retort.orchestration.tour import run_demo
 

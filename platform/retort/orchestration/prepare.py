@@ -17,7 +17,7 @@ from retort.audio.encodec_codec import load_encodec
 from retort.audio.mel_rvq import fit_mel_rvq
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.data.utterance import Reject
-from retort.errors import ConfigError, DataError
+from retort.errors import DataError
 from retort.orchestration.chunks import (
     ChunkFolder,
     ChunkRecord,
@@ -40,14 +40,20 @@ from retort.orchestration.prepare_worker import (
 )
 from retort.orchestration.progress import Progress
 from retort.orchestration.references import Plan, forget_plan, plan_references, reader_rejects
-from retort.run_config import PrepareConfig, SavedCodec
+from retort.run_config import PrepareConfig, SavedCodec, SavedText
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import commit_folder, is_committed
 from retort.store.disk import remove_tree
-from retort.text.front_end import TextFrontEnd, build_text_front_end
+from retort.text.front_end import (
+    FRONT_END_FILE,
+    CharactersConfig,
+    PhonemesConfig,
+    TextFrontEnd,
+    build_text_front_end,
+    open_text_front_end,
+)
 
 REJECTS_FILE = "rejects.jsonl"
-_LARGEST_CODE = 32767
 """Token sets keep codes as 16-bit integers."""
 
 
@@ -59,7 +65,7 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
 
     Raises:
         DataError: the corpus is not there, or more rows than ``max_reject_fraction`` cannot be used.
-        ConfigError: the codec has more entries than a token set can hold, or the output is another configuration's.
+        ConfigError: the output is another configuration's.
     """
     done = finished_result(config)
     if done is not None:
@@ -67,7 +73,7 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
         return _summary(done)
     begin = time.monotonic()
     with job_output(config) as output:
-        front_end = build_text_front_end(config.text)
+        front_end = _front_end(config.text)
         work = open_work_folder(output, _key(config, front_end))
         plan = plan_references(config, work / REFERENCES, progress)
         _refuse_too_many(plan, None, config, output / REJECTS_FILE, work)
@@ -83,6 +89,14 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
         artifact = _write_result(config, output / RESULT, (chunks, records, rejects), (codec, front_end), summary)
         remove_tree(work.parent)
     return _summary(artifact)
+
+
+def _front_end(config: CharactersConfig | PhonemesConfig | SavedText) -> TextFrontEnd:
+    """A new front-end, or that of an earlier token set or model."""
+    if not isinstance(config, SavedText):
+        return build_text_front_end(config)
+    path = config.path
+    return open_text_front_end(path if (path / FRONT_END_FILE).is_file() else result_of(path) / TEXT)
 
 
 def _key(config: PrepareConfig, front_end: TextFrontEnd) -> str:
@@ -101,10 +115,6 @@ def _codec(config: PrepareConfig, plan: Plan, work: Path, progress: Progress) ->
     """The codec in the work folder; it is fitted, loaded or copied if it is not there yet."""
     if not is_committed(work / CODEC):
         codec = _new_codec(config, plan, work, progress)
-        if codec.codebook_size > _LARGEST_CODE:
-            raise ConfigError(
-                f"codec.codebook_size {codec.codebook_size}: token sets hold codes up to {_LARGEST_CODE}; choose fewer"
-            )
         _save_once(work / CODEC, codec)
     return open_codec(work / CODEC)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from retort.audio.codec import outside_codec
 from retort.data.batches import CodebookLayout, LMBatch
 from retort.data.stream import BatchConfig, BatchStream
 from retort.data.synthetic import SyntheticSet
@@ -66,7 +67,8 @@ def check_inputs(config: TrainJob) -> dict[str, str]:
     """
     data = read_artifact(result_of(config.data))
     tokens = TokenSet.open(data.path)
-    lacking = [part for part in ("codec", "text") if not (data.path / part).is_dir()]
+    parts = ("text",) if outside_codec(tokens.description.codec_fingerprint) else ("codec", "text")
+    lacking = [part for part in parts if not (data.path / part).is_dir()]
     if lacking:
         raise DataError(f"{config.data} lacks its {' and '.join(lacking)} folder; run `retort prepare` again")
     if not tokens.split("train"):
@@ -101,6 +103,11 @@ def check_teacher(config: DistillConfig, teacher: LoadedModel, tokens: TokenSetD
         teacher.check_guidance(config.method.guidance.build())
     elif config.method.guidance_scales:
         raise ConfigError("method.guidance_scales need method.kl_weight above 0; without it no guidance is learned")
+    if config.method.guidance_scales and teacher.model.config.speaker_prompt == "none":
+        raise ConfigError(
+            f"method.guidance_scales {config.method.guidance_scales}: a model without a prompt column takes no scale "
+            "as an input; leave them empty and distil at one guidance"
+        )
     student = model_config(config.student, _vocabularies(tokens), teacher.model.config)
     check_compatible(teacher.model.config, student)
 
@@ -133,7 +140,7 @@ def open_synthetic(
 
 
 def model_config(size: StudentSize, vocabularies: tuple[int, int, int], teacher: CodecLMConfig | None) -> CodecLMConfig:
-    """The model of a run file's size; what logits depend on (delays, rotary base) follows the teacher if there is one.
+    """The model of a run file's size; delays, positions, norms and prompt follow the teacher if there is one.
 
     Raises:
         ConfigError: the numbers do not make a model.
@@ -155,7 +162,10 @@ def model_config(size: StudentSize, vocabularies: tuple[int, int, int], teacher:
             config = preset(size.name)(vocabularies)
     except ValueError as error:
         raise ConfigError(f"the model's size does not work: {error}") from None
-    return config if teacher is None else config.replace(delays=teacher.delays, rope_theta=teacher.rope_theta)
+    if teacher is None:
+        return config
+    followed = ("delays", "rope_theta", "rope_scaling", "norm_eps", "head_dim", "speaker_prompt")
+    return config.replace(**{name: getattr(teacher, name) for name in followed})
 
 
 def build_problem(config: TrainJob, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> Problem:

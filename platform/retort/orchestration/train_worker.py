@@ -18,6 +18,7 @@ from retort.data.batches import LMBatch
 from retort.errors import QualityGateError, RetortError
 from retort.inference.synthesizer import save_speaking_model
 from retort.models.codec_lm import CodecLM, count_parameters
+from retort.models.outside.beside import carry_outside
 from retort.models.weights import fingerprint_of
 from retort.nn.precision import pick_dtype
 from retort.orchestration.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
@@ -28,6 +29,7 @@ from retort.orchestration.ranks import Ranks
 from retort.orchestration.train_checkpoints import TrainingCheckpoints, accumulation_for
 from retort.orchestration.train_metrics import EVENTS_FILE, MetricsWriter, RunningMeans
 from retort.orchestration.train_setup import Problem, TrainJob, build_problem
+from retort.run_config import DistillConfig
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.training.fit import fit
 from retort.training.seam import StepOutput
@@ -225,9 +227,13 @@ def _write_result(
             metrics={**metrics, "parameters": count_parameters(student)},
         )
         data = result_of(config.data)
-        write_artifact(
-            config.output / RESULT, info, lambda folder: save_speaking_model(folder, student, problem.lineage, data)
-        )
+
+        def fill(folder: Path) -> None:
+            save_speaking_model(folder, student, problem.lineage, data)
+            if isinstance(config, DistillConfig):
+                carry_outside(result_of(config.teacher), folder)
+
+        write_artifact(config.output / RESULT, info, fill)
     ranks.barrier()
 
 

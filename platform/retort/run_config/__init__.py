@@ -14,7 +14,8 @@ from retort.config import Config
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.machines import PoolConfig, WorkersConfig
-from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SplitConfig
+from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
+from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SavedText, SplitConfig
 from retort.run_config.training import (
     DistillConfig,
     ModelPreset,
@@ -33,9 +34,11 @@ __all__ = [
     "DigitTexts",
     "DistillConfig",
     "EvaluateConfig",
+    "ExportConfig",
     "FileTexts",
     "FilterConfig",
     "GenerateConfig",
+    "ImportConfig",
     "JobConfig",
     "ModelPreset",
     "ModelShape",
@@ -47,17 +50,27 @@ __all__ = [
     "RunConfig",
     "SameAsTeacher",
     "SavedCodec",
+    "SavedText",
+    "SpeechTokensConfig",
     "SpeedConfig",
     "SplitConfig",
     "StudentSize",
     "SystemConfig",
+    "TemplateConfig",
     "TextSource",
     "TrainingConfig",
     "WorkersConfig",
 ]
 
 JobConfig = Annotated[
-    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig,
+    PrepareConfig
+    | PretrainConfig
+    | ImportConfig
+    | GenerateConfig
+    | DistillConfig
+    | EvaluateConfig
+    | ReportConfig
+    | ExportConfig,
     Field(discriminator="job"),
 ]
 
@@ -72,6 +85,14 @@ class DemoConfig(Config):
 
 
 RunConfig = Annotated[
-    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig,
+    PrepareConfig
+    | PretrainConfig
+    | ImportConfig
+    | GenerateConfig
+    | DistillConfig
+    | EvaluateConfig
+    | ReportConfig
+    | ExportConfig
+    | DemoConfig,
     Field(discriminator="job"),
 ]

@@ -10,11 +10,18 @@ from retort.config import Config
 from retort.data.readers import CorpusConfig
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.run_config.machines import PoolConfig
-from retort.text.front_end import TextConfig
+from retort.text.front_end import CharactersConfig, PhonemesConfig
 
 
 class SavedCodec(Config):
     """The codec of an earlier token set or a saved codec folder."""
+
+    kind: Literal["saved"] = "saved"
+    path: Path
+
+
+class SavedText(Config):
+    """The text front-end of an earlier token set or of a model, such as an imported one."""
 
     kind: Literal["saved"] = "saved"
     path: Path
@@ -50,7 +57,7 @@ class PrepareConfig(Config):
     codec: Annotated[MelRVQConfig | EncodecConfig | SavedCodec, Field(discriminator="kind")]
     codec_fit_utterances: int = Field(default=1000, ge=1)
     """Training utterances that a fitted codec sees."""
-    text: TextConfig
+    text: Annotated[CharactersConfig | PhonemesConfig | SavedText, Field(discriminator="kind")]
     splits: SplitConfig = SplitConfig()
     speaker_encoder: SpeakerEncoderConfig | None = None
     """Writes an embedding for each row, for similarity scores later; ``None`` writes none."""

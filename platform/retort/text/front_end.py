@@ -15,10 +15,11 @@ from pydantic import Field
 from retort.config import Config, validate
 from retort.errors import ConfigError, DataError
 from retort.text import espeak
+from retort.text.hf_tokenizer import TOKENIZER_FILE, HFTokenizer, HFTokenizerConfig
 from retort.text.normalise import NORMALISER_VERSION, normaliser, visible
 from retort.text.tokenizer import ENGLISH_CHARACTERS, IPA_CHARACTERS, CharacterTokenizer
 
-_FILE = "text_front_end.json"
+FRONT_END_FILE = "text_front_end.json"
 _MARKS = frozenset('.,;:!?"()-')
 
 
@@ -41,13 +42,15 @@ class PhonemesConfig(Config):
 
 
 TextConfig = Annotated[CharactersConfig | PhonemesConfig, Field(discriminator="kind")]
+AnyTextConfig = CharactersConfig | PhonemesConfig | HFTokenizerConfig
+"""What a saved front-end may be; an outside tokenizer comes by `retort import` alone."""
 
 
 class TextFrontEnd:
-    """Text to ids; made by :func:`build_text_front_end` or :func:`open_text_front_end`."""
+    """Text to ids; made by :func:`build_text_front_end`, :func:`hf_front_end` or :func:`open_text_front_end`."""
 
     def __init__(
-        self, config: CharactersConfig | PhonemesConfig, tokenizer: CharacterTokenizer, phonemizer: str
+        self, config: AnyTextConfig, tokenizer: CharacterTokenizer | HFTokenizer, phonemizer: str = ""
     ) -> None:
         """Join the parts; ``phonemizer`` is the program with its version, on which the ids depend, or empty."""
         self._config = config
@@ -55,13 +58,13 @@ class TextFrontEnd:
         self._phonemizer = phonemizer
 
     @property
-    def config(self) -> CharactersConfig | PhonemesConfig:
+    def config(self) -> AnyTextConfig:
         """What it was built from."""
         return self._config
 
     @property
     def vocabulary_size(self) -> int:
-        """Number of ids: 0 pads, 1 is the null text, 2 is unknown, the rest are characters."""
+        """Number of ids: 0 pads, 1 is the null text, 2 is unknown, the rest are the tokenizer's."""
         return self._tokenizer.vocabulary_size
 
     def prepare(self, text: str) -> str:
@@ -83,11 +86,11 @@ class TextFrontEnd:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Return the prepared text of ``ids``; see :meth:`CharacterTokenizer.decode`."""
+        """Return the prepared text of ``ids``, in its template if any; see :meth:`CharacterTokenizer.decode`."""
         return self._tokenizer.decode(ids)
 
     def fingerprint(self) -> str:
-        """Return a hash of everything that decides the ids: configuration, alphabet, versions."""
+        """Return a hash of everything that decides the ids: configuration, alphabet or tokenizer file, versions."""
         return hashlib.sha256(json.dumps(self._tree(), sort_keys=True).encode()).hexdigest()[:16]
 
     def _tree(self) -> dict[str, object]:
@@ -102,7 +105,9 @@ class TextFrontEnd:
         """Write the front-end into ``folder``, beside the weights."""
         folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps({**self._tree(), "fingerprint": self.fingerprint()}, indent=2, ensure_ascii=False)
-        (folder / _FILE).write_text(text + "\n", encoding="utf-8")
+        if isinstance(self._tokenizer, HFTokenizer):
+            self._tokenizer.save(folder)
+        (folder / FRONT_END_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def build_text_front_end(config: CharactersConfig | PhonemesConfig) -> TextFrontEnd:
@@ -114,10 +119,15 @@ def build_text_front_end(config: CharactersConfig | PhonemesConfig) -> TextFront
     """
     match config:
         case CharactersConfig():
-            return TextFrontEnd(config, CharacterTokenizer(config.alphabet), "")
+            return TextFrontEnd(config, CharacterTokenizer(config.alphabet))
         case PhonemesConfig():
             espeak.phonemes("a", voice=config.voice)  # a wrong voice is named here, not at the first utterance
             return TextFrontEnd(config, CharacterTokenizer(IPA_CHARACTERS), espeak.version())
+
+
+def hf_front_end(content: str, config: HFTokenizerConfig) -> TextFrontEnd:
+    """A front-end around the content of an outside model's ``tokenizer.json``; see :class:`HFTokenizer` for errors."""
+    return TextFrontEnd(config, HFTokenizer(content, config))
 
 
 def open_text_front_end(folder: Path) -> TextFrontEnd:
@@ -126,15 +136,19 @@ def open_text_front_end(folder: Path) -> TextFrontEnd:
     Raises:
         DataError: the file is missing or damaged, or this installation would give other ids: both sides are shown.
     """
-    path = folder / _FILE
-    kind: Any = TextConfig  # an annotated union, which no type argument describes
+    path = folder / FRONT_END_FILE
+    kind: Any = Annotated[AnyTextConfig, Field(discriminator="kind")]  # which no type argument describes
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        config: CharactersConfig | PhonemesConfig = validate(tree["config"], kind, where=str(path))
-        tokenizer = CharacterTokenizer.from_json(json.dumps(tree["tokenizer"]))
+        config: AnyTextConfig = validate(tree["config"], kind, where=str(path))
+        tokenizer: CharacterTokenizer | HFTokenizer
+        if isinstance(config, HFTokenizerConfig):
+            tokenizer = HFTokenizer((folder / TOKENIZER_FILE).read_bytes().decode(), config)
+        else:
+            tokenizer = CharacterTokenizer.from_json(json.dumps(tree["tokenizer"]))
         stored = tree["fingerprint"]
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file; a model folder holds its text front-end") from None
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename}: no such file; a model folder holds its text front-end") from None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(f"{path}: not a text front-end: {error}") from None
     phonemizer = espeak.version() if isinstance(config, PhonemesConfig) else ""

@@ -18,7 +18,7 @@ from retort.inference.native.packing import (
     padded,
 )
 from retort.models.codec_lm import CodecLM
-from retort.nn.transformer import Block, rotary_tables
+from retort.nn.transformer import Block
 
 MAX_BATCH = 256
 """Columns of one call; longer ones are split."""
@@ -99,8 +99,8 @@ class NativeModel:
         self.config, self.weight_format = model.config, weight_format
         self.max_rows, self.max_columns = max_rows, padded(max_columns)
         self._kept: list[Tensor] = []
-        config, head_dim = model.config, model.config.dim // model.config.num_heads
-        cosine, sine = rotary_tables(self.max_columns, head_dim, config.rope_theta, torch.device("cpu"))
+        config, head_dim = model.config, model.config.head_size
+        cosine, sine = model.rotary(self.max_columns, torch.device("cpu"))
         half = head_dim // 2
         heads = pack(model.heads.weight, None, weight_format)
         self._logits_stride = heads.outputs
@@ -211,7 +211,7 @@ class NativeModel:
         assert isinstance(block, Block)
         attention, feed_forward = block.attention, block.feed_forward
         config, kept_format = self.config, torch.float32 if self.weight_format == "fp32" else torch.bfloat16
-        cache = (self.max_rows, config.num_kv_heads, self.max_columns * (config.dim // config.num_heads))
+        cache = (self.max_rows, config.num_kv_heads, self.max_columns * config.head_size)
         matrices = {
             "qkv": pack(attention.qkv.weight, attention.qkv.bias, self.weight_format),
             "out": pack(attention.out.weight, None, self.weight_format),

@@ -1,0 +1,202 @@
+"""Outside checkpoints: a Hugging Face folder becomes a model artifact, and a student of one a Hugging Face folder."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from retort.audio.codec import Codec, OutsideCodecConfig, open_codec
+from retort.errors import ConfigError, DataError
+from retort.inference.synthesizer import no_voices, save_voices
+from retort.models.codec_lm import count_parameters
+from retort.models.outside.beside import DTYPES, copy_files, read_outside, write_outside
+from retort.models.outside.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
+from retort.models.outside.family import Family, read_family, written_config
+from retort.models.outside.translate import EMBEDDING, HEAD, expected_shapes, from_codec_lm, to_codec_lm
+from retort.models.weights import Lineage, fingerprint_of, load_model, save_model
+from retort.orchestration.outputs import RESULT, finished_result, job_output, result_of
+from retort.orchestration.progress import Progress
+from retort.run_config import ExportConfig, ImportConfig, SavedCodec
+from retort.store.artifact import Artifact, describe_artifact, write_artifact
+from retort.store.commit import write_json_atomic
+from retort.text.front_end import hf_front_end, open_text_front_end
+from retort.text.hf_tokenizer import TOKENIZER_FILE, AudioTokens, HFTokenizerConfig, id_of, ids_of, read_tokenizer
+
+
+def run_import(config: ImportConfig, progress: Progress) -> dict[str, Any]:
+    """Import a checkpoint; returns at once if it is done.
+
+    Returns the summary: ``result`` (folder), ``fingerprint``, ``parameters``, ``seconds``.
+
+    Raises:
+        ConfigError: tokens, template or codec do not fit the checkpoint.
+        DataError: the checkpoint is damaged, or computes something that our blocks do not; it is named.
+    """
+    began = time.monotonic()
+    done = finished_result(config)
+    if done is not None:
+        progress.log(f"{config.output} is already done")
+        return _summary(config, done, 0.0)
+    checkpoint = Checkpoint.open(config.checkpoint)
+    family = read_family(checkpoint.config)
+    if "auto_map" in checkpoint.config:
+        progress.log(f"{config.checkpoint} names code of its own (auto_map); it is ignored, and none of it is run")
+    content = _tokenizer_content(config.checkpoint)
+    text, null_ids = _vocabulary(config, family, content)
+    front_end = hf_front_end(content, text)
+    codec = _codec(config, text)
+    _check_weights(checkpoint, family)
+    progress.log(f"reading {len(checkpoint.shapes)} tensors of {config.checkpoint}")
+    translated = to_codec_lm(checkpoint.tensor, family, text, null_ids)
+    fingerprint = checkpoint.fingerprint()
+    lineage = Lineage(
+        method="import",
+        codec_fingerprint=codec.fingerprint(),
+        text_fingerprint=front_end.fingerprint(),
+        trained_drops=("no_text", "null") if null_ids else (),
+    )
+
+    def fill(folder: Path) -> None:
+        save_model(folder, translated.model, lineage)
+        front_end.save(folder / "text")
+        if not isinstance(codec, OutsideCodecConfig):
+            codec.save(folder / "codec")
+        save_voices(folder, no_voices())
+        write_outside(folder, checkpoint, fingerprint, translated.rest)
+
+    with job_output(config) as output:
+        info = describe_artifact(
+            "model",
+            config.job,
+            fingerprint_of(translated.model),
+            inputs={"checkpoint": fingerprint},
+            config=config.model_dump(mode="json"),
+            metrics={"parameters": count_parameters(translated.model)},
+        )
+        artifact = write_artifact(output / RESULT, info, fill)
+    return _summary(config, artifact, time.monotonic() - began)
+
+
+def _tokenizer_content(folder: Path) -> str:
+    path = folder / TOKENIZER_FILE
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; write it with AutoTokenizer.from_pretrained(...).save_pretrained(FOLDER)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read: {error}; copy it again from where it came") from error
+
+
+def _vocabulary(config: ImportConfig, family: Family, content: str) -> tuple[HFTokenizerConfig, tuple[int, ...]]:
+    """Speech tokens and template as ids, and the ids of the null text."""
+    tokenizer = read_tokenizer(content)
+    after = ids_of(tokenizer, config.template.after, where="template.after")
+    if not after:
+        raise ConfigError("template.after: it is empty; its last token is what the model reads before its first code")
+    null_ids = tuple(id_of(tokenizer, token, where="null_text") for token in config.null_text)
+    wrong = [i for i in null_ids if not 0 <= i < family.vocab_size]
+    if wrong:
+        raise ConfigError(f"null_text: id {wrong[0]} is not in the vocabulary of {family.vocab_size}; correct it")
+    try:
+        text = HFTokenizerConfig(
+            language=config.template.language,
+            normalise=config.template.normalise,
+            before=ids_of(tokenizer, config.template.before, where="template.before"),
+            after=after[:-1],
+            start=after[-1],
+            vocabulary_size=family.vocab_size,
+            audio=AudioTokens(
+                first=id_of(tokenizer, config.audio.first, where="audio.first"),
+                count=config.audio.count,
+                eos=id_of(tokenizer, config.audio.eos, where="audio.eos"),
+            ),
+        )
+    except ValidationError as error:
+        message = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"audio or template: {message}") from None
+    return text, null_ids
+
+
+def _codec(config: ImportConfig, text: HFTokenizerConfig) -> Codec | OutsideCodecConfig:
+    if not isinstance(config.codec, SavedCodec):
+        return config.codec
+    path = config.codec.path
+    codec = open_codec(path if (path / "model.safetensors").is_file() else result_of(path) / "codec")
+    if (codec.num_codebooks, codec.codebook_size) != (1, text.audio.count):
+        raise ConfigError(
+            f"codec {path}: it has {codec.num_codebooks} codebook(s) of {codec.codebook_size}, the checkpoint has one "
+            f"stream of {text.audio.count}; give its own codec, or `codec: {{kind: outside, name: ...}}`"
+        )
+    return codec
+
+
+def _check_weights(checkpoint: Checkpoint, family: Family) -> None:
+    """Names and shapes; and a tied checkpoint that stores its output all the same must store the same numbers."""
+    is_tied = family.tie_word_embeddings
+    checkpoint.check(expected_shapes(family, has_head=not is_tied or HEAD in checkpoint.shapes))
+    if is_tied and HEAD in checkpoint.shapes and not checkpoint.tensor(HEAD).equal(checkpoint.tensor(EMBEDDING)):
+        raise DataError(
+            f"{checkpoint.folder}: tie_word_embeddings is true, and {HEAD} differs from {EMBEDDING}; "
+            f"set it to false in {CONFIG_FILE} if the stored output is the one to use"
+        )
+
+
+def run_export(config: ExportConfig, progress: Progress) -> dict[str, Any]:
+    """Write a model back as a Hugging Face folder, which is the job's ``result``; returns at once if it is done.
+
+    Returns the summary: ``result`` (folder), ``fingerprint``, ``parameters``, ``seconds``.
+
+    Raises:
+        ConfigError: the model does not come from an imported checkpoint, or the layout has no words for its shape.
+        DataError: there is no model, or it is damaged.
+    """
+    began = time.monotonic()
+    done = finished_result(config)
+    if done is not None:
+        progress.log(f"{config.output} is already done")
+        return _summary(config, done, 0.0)
+    folder = result_of(config.model)
+    loaded = load_model(folder)
+    outside, rest = read_outside(folder)
+    text = open_text_front_end(folder / "text").config
+    if not isinstance(text, HFTokenizerConfig):
+        raise DataError(f"{folder / 'text'}: not the tokenizer of an outside model; restore the folder")
+    was_tied = read_family(outside.config).tie_word_embeddings
+    number_format = outside.number_format if config.number_format == "as_imported" else config.number_format
+    tensors, is_tied = from_codec_lm(loaded.model, text, rest, was_tied=was_tied)
+    tree = written_config(outside.config, loaded.model.config, is_tied=is_tied, dtype=number_format)
+
+    def fill(target: Path) -> None:
+        from safetensors.torch import save_file
+
+        typed = {name: tensor.to(DTYPES[number_format]) for name, tensor in tensors.items()}
+        save_file(typed, target / WEIGHTS_FILE, metadata={"format": "pt"})
+        write_json_atomic(target / CONFIG_FILE, tree)
+        (target / TOKENIZER_FILE).write_bytes((folder / "text" / TOKENIZER_FILE).read_bytes())
+        copy_files(folder, target)
+
+    with job_output(config) as output:
+        info = describe_artifact(
+            "checkpoint",
+            config.job,
+            loaded.fingerprint,
+            inputs={"model": loaded.fingerprint},
+            config=config.model_dump(mode="json"),
+            metrics={"parameters": sum(tensor.numel() for tensor in tensors.values())},
+        )
+        artifact = write_artifact(output / RESULT, info, fill)
+    return _summary(config, artifact, time.monotonic() - began)
+
+
+def _summary(config: ImportConfig | ExportConfig, artifact: Artifact, seconds: float) -> dict[str, Any]:
+    return {
+        "job": config.job,
+        "output": str(config.output),
+        "result": str(artifact.path),
+        "fingerprint": artifact.info.version,
+        "parameters": artifact.info.metrics["parameters"],
+        "seconds": round(seconds, 1),
+    }

@@ -1,0 +1,61 @@
+"""Outside checkpoints: a Hugging Face folder → model, and back."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from retort.audio.codec import OutsideCodecConfig
+from retort.config import Config
+from retort.models.outside.beside import NumberFormat
+from retort.run_config.prepare import SavedCodec
+
+Token = int | str
+"""An id of the outside vocabulary, or a token as ``tokenizer.json`` writes it."""
+Piece = str | tuple[int, ...]
+"""A piece of a template: text with special tokens in it, or ids."""
+
+
+class SpeechTokensConfig(Config):
+    """Which ids of the outside vocabulary are speech."""
+
+    first: Token
+    """The first code; the others follow it without a gap."""
+    count: int = Field(ge=2)
+    eos: Token
+    """End of speech."""
+
+
+class TemplateConfig(Config):
+    """What stands around the text. Pieces are tokenised one by one, so begin and end them with special tokens."""
+
+    before: Piece = ""
+    after: Piece
+    """At least one token; the last one is what the model reads before its first code."""
+    language: str = "en"
+    normalise: bool = False
+    """Write numbers and abbreviations out first; most outside models learned raw text."""
+
+
+class ImportConfig(Config):
+    """Llama or Qwen2 checkpoint in Hugging Face layout → model."""
+
+    job: Literal["import"] = "import"
+    output: Path
+    checkpoint: Path
+    """Folder with ``config.json``, safetensors and ``tokenizer.json``."""
+    audio: SpeechTokensConfig
+    template: TemplateConfig
+    null_text: tuple[Token, ...] = ()
+    """Tokens whose mean embedding was the text in training wherever the text was dropped. Empty: no null was trained,
+    and guidance is refused."""
+    codec: Annotated[SavedCodec | OutsideCodecConfig, Field(discriminator="kind")]
+
+
+class ExportConfig(Config):
+    """Imported model, or a student of one → checkpoint in Hugging Face layout."""
+
+    job: Literal["export"] = "export"
+    output: Path
+    model: Path
+    number_format: NumberFormat | Literal["as_imported"] = "as_imported"
