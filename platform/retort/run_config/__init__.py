@@ -15,12 +15,14 @@ from retort.run_config.evaluate import EvaluateConfig, ReportConfig, SpeedConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SplitConfig
+from retort.run_config.prune import PruneConfig
 from retort.run_config.training import (
     DistillConfig,
     ModelPreset,
     ModelShape,
     ModelSize,
     PretrainConfig,
+    PrunedTeacher,
     SameAsTeacher,
     StudentSize,
     TrainingConfig,
@@ -43,6 +45,8 @@ __all__ = [
     "PoolConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "PruneConfig",
+    "PrunedTeacher",
     "ReportConfig",
     "RunConfig",
     "SameAsTeacher",
@@ -57,7 +61,7 @@ __all__ = [
 ]
 
 JobConfig = Annotated[
-    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig,
+    PrepareConfig | PretrainConfig | GenerateConfig | PruneConfig | DistillConfig | EvaluateConfig | ReportConfig,
     Field(discriminator="job"),
 ]
 
@@ -72,6 +76,13 @@ class DemoConfig(Config):
 
 
 RunConfig = Annotated[
-    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig,
+    PrepareConfig
+    | PretrainConfig
+    | GenerateConfig
+    | PruneConfig
+    | DistillConfig
+    | EvaluateConfig
+    | ReportConfig
+    | DemoConfig,
     Field(discriminator="job"),
 ]
