@@ -28,6 +28,7 @@ _HELP = {
     "prepare": "Corpus → token set: read, check, encode; bad rows are set aside with a reason.",
     "pretrain": "Token set → teacher, on Ray Train and DeepSpeed.",
     "generate": "Teacher → synthetic data: guided top-k logits and sampled tokens, on Ray Data.",
+    "prune": "Teacher → what each layer is worth, and a model without the least of them, on Ray Data.",
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
     "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
     "report": "Write the report of an evaluation again.",
@@ -183,7 +184,7 @@ def doctor(
 @app.command()
 def submit(
     job: Annotated[
-        str, typer.Argument(metavar="JOB", help="prepare, pretrain, generate, distill, evaluate, report, demo.")
+        str, typer.Argument(metavar="JOB", help="prepare, pretrain, generate, prune, distill, evaluate, report, demo.")
     ],
     config: ConfigArgument,
     address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",

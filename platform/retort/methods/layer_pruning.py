@@ -112,7 +112,8 @@ def removal_orders(scores_RL: NDArray[np.float64], forced: frozenset[int]) -> ND
     num_layers = scores_RL.shape[-1]
     deeper_first_RL = num_layers - 1 - np.argsort(scores_RL[..., ::-1], axis=-1, kind="stable")
     keep = ~np.isin(deeper_first_RL, sorted(forced))
-    return deeper_first_RL[keep].reshape(*scores_RL.shape[:-1], num_layers - len(forced))
+    orders_RL: NDArray[np.int64] = deeper_first_RL[keep].reshape(*scores_RL.shape[:-1], num_layers - len(forced))
+    return orders_RL
 
 
 def removal_order(scores: Mapping[int, float], forced: frozenset[int]) -> list[int]:
@@ -132,7 +133,9 @@ def kept_by_count(order: Sequence[int], num_layers: int) -> dict[int, tuple[int,
     }
 
 
-def unmeasured_choices(num_layers: int, forced: frozenset[int], seed: int) -> dict[Criterion, dict[int, tuple[int, ...]]]:
+def unmeasured_choices(
+    num_layers: int, forced: frozenset[int], seed: int
+) -> dict[Criterion, dict[int, tuple[int, ...]]]:
     """The choices of those who do not look: evenly spaced layers, and a random order under the same force."""
     order = [layer for layer in range(num_layers) if layer not in forced]
     random.Random(f"layers {seed}").shuffle(order)

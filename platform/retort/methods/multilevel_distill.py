@@ -87,9 +87,8 @@ class MultilevelDistillConfig(Config):
             ours, theirs = getattr(student, field), getattr(teacher, field)
             used = [f"{term}_weight" for term in terms if weights[term]]
             if ours != theirs and used:
-                raise ConfigError(
-                    f"{field}: the student has {ours}, the teacher {theirs}; set method.{' and method.'.join(used)} to 0"
-                )
+                cure = " and ".join(f"method.{name}" for name in used)
+                raise ConfigError(f"{field}: the student has {ours}, the teacher {theirs}; set {cure} to 0")
 
 
 def matched_layers(kept: tuple[int, ...], num_teacher_layers: int, matching: Literal["dynamic", "static"]) -> list[int]:

@@ -16,11 +16,22 @@ from retort.run_config import (
     GenerateConfig,
     PrepareConfig,
     PretrainConfig,
+    PruneConfig,
+    PrunedTeacher,
     ReportConfig,
     RunConfig,
 )
 
-AnyConfig = PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig
+AnyConfig = (
+    PrepareConfig
+    | PretrainConfig
+    | GenerateConfig
+    | PruneConfig
+    | DistillConfig
+    | EvaluateConfig
+    | ReportConfig
+    | DemoConfig
+)
 JOBS: tuple[str, ...] = tuple(kind.model_fields["job"].default for kind in get_args(AnyConfig))
 """The values of ``job``, in the order in which a person uses them."""
 
@@ -52,6 +63,10 @@ def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
             from retort.orchestration.generate import run_generate
 
             return run_generate(config, progress)
+        case PruneConfig():
+            from retort.orchestration.prune import run_prune
+
+            return run_prune(config, progress)
         case DistillConfig():
             from retort.orchestration.train import run_distill
 
@@ -89,6 +104,12 @@ def _inputs(job: AnyConfig) -> Iterator[tuple[str, Path]]:
         value = getattr(job, name)
         if isinstance(value, Path) and name != "output":
             yield name, value
+    if (
+        isinstance(job, DistillConfig)
+        and isinstance(job.student, PrunedTeacher)
+        and isinstance(job.student.layers, Path)
+    ):
+        yield "layers", job.student.layers
     if isinstance(job, EvaluateConfig):
         yield from ((system.name, system.model) for system in job.systems if system.model is not None)
 

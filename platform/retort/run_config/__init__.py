@@ -18,6 +18,7 @@ from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, Sp
 from retort.run_config.prune import PruneConfig
 from retort.run_config.training import (
     DistillConfig,
+    Method,
     ModelPreset,
     ModelShape,
     ModelSize,
@@ -39,6 +40,7 @@ __all__ = [
     "FilterConfig",
     "GenerateConfig",
     "JobConfig",
+    "Method",
     "ModelPreset",
     "ModelShape",
     "ModelSize",
