@@ -26,6 +26,7 @@ def find(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str
             found.append(_words(row, roles))
         elif row["metric"] == "failure_rate" and row["difference"]:
             found.append(_failures(row))
+    found += _costs(systems)
     missing = {s["name"]: s["failures"].get("missing", 0) + s["failures"].get("error", 0) for s in systems}
     found += [
         Finding("bad", f"{name} delivered no audio for {count} of its utterances; each counts as a failure.")
@@ -64,6 +65,31 @@ def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
     few = systems[0]["wer_ci95"] is None
     text = f"{utterances} utterances, {len(systems)} systems."
     return Finding("bad" if few else "neutral", text + (" n too small for intervals." if few else ""))
+
+
+def _costs(systems: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What students that are less deep than the first teacher cost beside it: size, speed, training."""
+    teacher = next((system for system in systems if system["role"] == "teacher" and system.get("num_layers")), None)
+    if teacher is None:
+        return []
+    shallow = [
+        system
+        for system in systems
+        if system["role"] == "student" and 0 < (system.get("num_layers") or 0) < teacher["num_layers"]
+    ]
+    return [Finding("neutral", f"{s['name']} beside {teacher['name']}: {_cost(s, teacher)}.") for s in shallow]
+
+
+def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    parts = [f"{student['num_layers']} of {teacher['num_layers']} layers"]
+    for field, text in (("parameters", "of the parameters"), ("training_tokens", "of its training tokens")):
+        if student.get(field) and teacher.get(field):
+            parts.append(f"{100.0 * student[field] / teacher[field]:.1f} % {text}")
+    if student.get("tokens_per_second") and teacher.get("tokens_per_second"):
+        faster = student["tokens_per_second"] / teacher["tokens_per_second"]
+        parts.append(f"{faster:.2f} times the speed of decoding")
+        parts.append(f"{teacher['rtf'] / student['rtf']:.2f} times with the codec")
+    return ", ".join(parts)
 
 
 def _words(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:

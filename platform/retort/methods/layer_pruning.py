@@ -1,4 +1,4 @@
-"""WER-guided layer pruning (SPADE, arXiv 2509.20802; METHODS.md section 3): which layers of a teacher its student keeps.
+"""WER-guided layer pruning (SPADE, arXiv 2509.20802; METHODS.md section 3): which of a teacher's layers stay.
 
 Equation 1: the importance of layer i is the expected word error rate of the model that says the selection strings
 without it, ``WLI_i = E[WER(model without i)]``. Removal is legal because a block adds to the residual stream.

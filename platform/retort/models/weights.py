@@ -23,7 +23,8 @@ WEIGHTS_FILE = "model.safetensors"
 class Lineage(Config):
     """What a model's weights stand for."""
 
-    method: Literal["pretrain", "cfg_distill", "layer_pruning", "multilevel_distill"]
+    method: Literal["pretrain", "cfg_distill", "multilevel_distill", "layer_pruning", "fine_tune"]
+    """``layer_pruning`` is a pruned model that was not trained; ``fine_tune`` is cross-entropy without a teacher."""
     codec_fingerprint: str
     text_fingerprint: str
     teacher_fingerprint: str | None = None

@@ -1,4 +1,4 @@
-"""The table of layers that ``retort prune`` writes: every importance with its interval, and how stable the ranking is."""
+"""The table that ``retort prune`` writes: each layer's importances with intervals, and how stable the ranking is."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

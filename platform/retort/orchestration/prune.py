@@ -3,7 +3,7 @@
 import copy
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> Loaded
 
 def _key(config: PruneConfig, teacher_fingerprint: str) -> str:
     """Names what decides the content of the chunks."""
-    told = config.replace(output=Path("."), num_resamples=100, pool={}).model_dump_json()
+    told = config.replace(output=Path(), num_resamples=100, pool={}).model_dump_json()
     data = read_artifact(config.data, verify=False).fingerprint
     return hashlib.sha256(f"{told} {teacher_fingerprint} {data}".encode()).hexdigest()[:16]
 

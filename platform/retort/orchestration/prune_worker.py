@@ -1,4 +1,4 @@
-"""What an actor of ``retort prune`` does: let the teacher say strings without one of its layers, and compare the two."""
+"""What an actor of ``retort prune`` does: let the teacher say strings without one of its layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

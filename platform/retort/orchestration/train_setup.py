@@ -196,7 +196,7 @@ def _lineage(config: DistillConfig, tokens: TokenSet, teacher: LoadedModel, kept
     guided = config.method.needs_teacher and config.method.guidance.build().is_guided
     is_choice = config.method.kind == "multilevel_distill" or isinstance(config.student, PrunedTeacher)
     return Lineage(
-        method=config.method.kind,
+        method=config.method.kind if config.method.needs_teacher else "fine_tune",
         codec_fingerprint=tokens.description.codec_fingerprint,
         text_fingerprint=tokens.description.text_fingerprint,
         teacher_fingerprint=teacher.fingerprint,
