@@ -26,7 +26,7 @@ def find(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str
             found.append(_words(row, roles))
         elif row["metric"] == "failure_rate" and row["difference"]:
             found.append(_failures(row))
-    found += _costs(systems)
+    found += _costs(systems, comparisons)
     missing = {s["name"]: s["failures"].get("missing", 0) + s["failures"].get("error", 0) for s in systems}
     found += [
         Finding("bad", f"{name} delivered no audio for {count} of its utterances; each counts as a failure.")
@@ -67,17 +67,17 @@ def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
     return Finding("bad" if few else "neutral", text + (" n too small for intervals." if few else ""))
 
 
-def _costs(systems: Sequence[Mapping[str, Any]]) -> list[Finding]:
-    """What students that are less deep than the first teacher cost beside it: size, speed, training."""
-    teacher = next((system for system in systems if system["role"] == "teacher" and system.get("num_layers")), None)
-    if teacher is None:
-        return []
-    shallow = [
-        system
-        for system in systems
-        if system["role"] == "student" and 0 < (system.get("num_layers") or 0) < teacher["num_layers"]
+def _costs(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What students cost beside the deeper teachers that they are compared with: size, speed, training."""
+    by_name = {system["name"]: system for system in systems}
+    pairs = {(row["a"], row["b"]): (by_name[row["a"]], by_name[row["b"]]) for row in comparisons}
+    return [
+        Finding("neutral", f"{b['name']} beside {a['name']}: {_cost(b, a)}.")
+        for a, b in pairs.values()
+        if a["role"] == "teacher"
+        and b["role"] == "student"
+        and 0 < (b.get("num_layers") or 0) < (a.get("num_layers") or 0)
     ]
-    return [Finding("neutral", f"{s['name']} beside {teacher['name']}: {_cost(s, teacher)}.") for s in shallow]
 
 
 def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:

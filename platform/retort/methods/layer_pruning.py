@@ -97,7 +97,7 @@ class LayerChoice(Config):
         Raises:
             ConfigError: there is no choice of so many layers.
         """
-        by_count = self.kept[criterion or self.criterion]
+        by_count = self.kept.get(criterion or self.criterion, {})
         count = num_kept or self.num_kept
         if count not in by_count:
             raise ConfigError(
