@@ -27,10 +27,10 @@ from retort.data.batches import LMBatch
 from retort.errors import ConfigError
 from retort.losses.divergence import masked_mean, token_cross_entropy, token_skew_kl
 from retort.losses.features import attention_mse, latent_mse, valid_columns
-from retort.methods.cfg_distill import guided_logits
 from retort.models.codec_lm import CodecLM, CodecLMConfig, Trace
 from retort.models.initialise import check_kept
-from retort.nn.guidance import GuidanceConfig, NoGuidance
+from retort.nn.guidance import Condition, GuidanceConfig, NoGuidance
+from retort.nn.guided_rows import for_condition
 from retort.training.seam import StepOutput
 
 
@@ -128,10 +128,13 @@ class TracedTeacher:
     @torch.no_grad()
     def targets(self, batch: LMBatch) -> MultilevelTargets:
         """Logits and states of the batch."""
+        guidance = self.config.guidance.build()
         trace = self.model.trace(batch.conditions, batch.inputs_BKS)
-        if not self.config.guidance.build().is_guided:
-            return MultilevelTargets(trace.logits_BSKV, trace)
-        return MultilevelTargets(guided_logits(self.model, batch, self.config.guidance), trace)
+        logits: dict[Condition, Tensor] = {"full": trace.logits_BSKV}
+        for name in guidance.conditions:
+            if name != "full":  # which the trace has run already
+                logits[name] = self.model(for_condition(batch.conditions, name), batch.inputs_BKS)
+        return MultilevelTargets(guidance.combine(logits), trace)
 
     def update(self, student: nn.Module) -> None:
         """A frozen teacher stays as it is."""
