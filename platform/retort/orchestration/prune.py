@@ -44,8 +44,8 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
     """Rank the teacher's layers, and write the pruned, untrained model as a model folder that can speak.
 
     ``result/`` holds the model, ``importance.json`` (every layer by every criterion, with intervals and the ranking's
-    stability), ``layers.json`` (what stays, by criterion and number) and the measurements. A run that was cut short
-    goes on with the strings that were not said; a finished one returns at once.
+    stability) and ``layers.json`` (what stays, by criterion and number). A run that was cut short goes on with the
+    strings that were not said; a finished one returns at once.
 
     Raises:
         ConfigError: there are no such layers to keep, or the guidance is not valid for the teacher.

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from retort.config import Config, validate
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
-from retort.data.tokens import TokenRow
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.layer_importance import MISHEARD, scored_wer
@@ -15,6 +15,7 @@ from retort.evaluation.scoring import Scorers
 from retort.inference.synthesizer import Synthesizer
 from retort.losses.features import valid_columns
 from retort.methods.layer_pruning import block_influence, divergence
+from retort.models.codec_lm import CodecLM
 from retort.models.initialise import bypass
 from retort.models.weights import LoadedModel
 from retort.orchestration.chunks import ChunkResult
@@ -68,21 +69,14 @@ class PruneWorker:
         self._latest: tuple[int, Synthesizer] | None = None
 
     def work(self, number: int) -> ChunkResult:
-        """One chunk: a row for each string, and for the whole model a row for each string and layer."""
+        """One chunk: a row for each string, and of the whole model also a row for each string and layer."""
         import pyarrow as pa
 
         left_out, ids = self.sweep.chunk(number)
         synthesizer = self._without(left_out)
-        guidance = self.config.guidance.build()
-        system = System(str(left_out), "model", synthesizer, guidance, self.config.sampler)
+        system = System(str(left_out), "model", synthesizer, self.config.guidance.build(), self.config.sampler)
         items = [verdict.item for verdict in self.judge.judge(system, ids)]
-        batch = self._teacher_forced([self.strings.rows[name] for name in ids])
-        with torch.inference_mode():
-            trace = synthesizer.loaded.model.trace(batch.conditions, batch.inputs_BKS)
-            teacher = self.teacher.loaded.model(batch.conditions, batch.inputs_BKS)
-            kl_B = divergence(teacher, trace.logits_BSKV, batch.mask_BKS).tolist()
-            valid_BT = valid_columns(trace.columns.prefix_valid_BC, batch.mask_BKS)
-            influence_LB = block_influence(trace, valid_BT).tolist()
+        kl_B, influence_LB = self._teacher_forced(synthesizer.loaded.model, ids)
         scores = [
             {
                 "left_out": left_out,
@@ -90,19 +84,33 @@ class PruneWorker:
                 "wer": item.wer,
                 "scored_wer": scored_wer(item),
                 "failed": any(reason != MISHEARD for reason in item.failure_reasons),
-                "kl": kl,
+                "kl": float(kl),
             }
             for item, kl in zip(items, kl_B, strict=True)
         ]
-        influence = [
-            {"layer": layer, "id": name, "block_influence": value}
-            for layer, row in zip(self.sweep.present, influence_LB, strict=True)
-            for name, value in zip(ids, row, strict=True)
-        ] if left_out == WHOLE else []  # fmt: skip
         tables = {SCORES: pa.Table.from_pylist(scores)}
-        if influence:
+        if left_out == WHOLE:
+            influence = [
+                {"layer": layer, "id": name, "block_influence": float(value)}
+                for layer, row_B in zip(self.sweep.present, influence_LB, strict=True)
+                for name, value in zip(ids, row_B, strict=True)
+            ]
             tables[INFLUENCE] = pa.Table.from_pylist(influence)
         return ChunkResult(tables, (), {"strings": float(len(ids))})
+
+    @torch.inference_mode()
+    def _teacher_forced(self, model: CodecLM, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """On the strings' own tokens: KL from the teacher to the model [B], and its blocks' influence [L, B]."""
+        shape = self.teacher.loaded.model.config
+        rows = [self.strings.rows[name] for name in ids]
+        prompts = [self.strings.prompt_for(row) for row in rows]
+        given = conditions_for([row.text_ids for row in rows], prompts, shape.num_codebooks)
+        tensors = lay_out([row.codes_KT for row in rows], CodebookLayout(shape.codebook_size, shape.codebook_delays))
+        batch = LMBatch(given, *tensors, row_B=torch.arange(len(rows))).to(self.teacher.device)
+        trace = model.trace(batch.conditions, batch.inputs_BKS)
+        whole_BSKV = self.teacher.loaded.model(batch.conditions, batch.inputs_BKS)
+        valid_BT = valid_columns(trace.columns.prefix_valid_BC, batch.mask_BKS)
+        return divergence(whole_BSKV, trace.logits_BSKV, batch.mask_BKS), block_influence(trace, valid_BT)
 
     def _without(self, left_out: int) -> Synthesizer:
         """The teacher with the layers that are present, but for one; it shares the weights."""
@@ -115,12 +123,3 @@ class PruneWorker:
             opened = Synthesizer(loaded, whole.codec, whole.front_end, whole.voices, precision=self.config.precision)
             self._latest = left_out, opened
         return self._latest[1]
-
-    def _teacher_forced(self, rows: Sequence[TokenRow]) -> LMBatch:
-        """The strings' own tokens under their full conditions."""
-        model = self.teacher.loaded.model.config
-        layout = CodebookLayout(model.codebook_size, model.codebook_delays)
-        prompts = [self.strings.prompt_for(row) for row in rows]
-        given = conditions_for([row.text_ids for row in rows], prompts, layout.num_codebooks)
-        tensors = lay_out([row.codes_KT for row in rows], layout)
-        return LMBatch(given, *tensors, row_B=torch.arange(len(rows))).to(self.teacher.device)
