@@ -29,6 +29,7 @@ _HELP = {
     "pretrain": "Token set → teacher, on Ray Train and DeepSpeed.",
     "import": "Llama or Qwen2 checkpoint in Hugging Face layout → teacher.",
     "generate": "Teacher → synthetic data: guided top-k logits and sampled tokens, on Ray Data.",
+    "prune": "Teacher → what each layer is worth, and a model without the least of them, on Ray Data.",
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
     "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
     "report": "Write the report of an evaluation again.",

@@ -13,7 +13,7 @@ from retort.run_config import DemoConfig, RunConfig
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
-NUM_FILES = 7
+NUM_FILES = 8
 
 
 def load(file: Path) -> AnyConfig:
@@ -37,6 +37,13 @@ def test_resolved_tree_is_a_run_file_too(file: Path) -> None:
     config = load(file)
     tree = yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))
     assert validate(tree, RunConfig, where="tree") == config  # type: ignore[arg-type]
+
+
+def test_the_tour_of_pruning_goes_on_from_the_default_tours_teacher() -> None:
+    default, pruning = load(FOLDER / "demo.yaml"), load(FOLDER / "demo_prune.yaml")
+    assert isinstance(default, DemoConfig)
+    assert isinstance(pruning, DemoConfig)
+    assert pruning.jobs[:2] == default.jobs[:2]
 
 
 def inputs_of(value: Any, name: str = "") -> Iterator[Path]:

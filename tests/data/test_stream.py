@@ -52,6 +52,12 @@ def test_an_epoch_has_every_row_once_and_ranks_share_it() -> None:
             assert torch.equal(both[r].batch(n).row_B, alone.batch(2 * n + r).row_B)
 
 
+def test_tokens_are_counted_as_the_batches_hold_them() -> None:
+    ranks = [stream(rank=r, world_size=2) for r in (0, 1)]
+    seen = sum(int(one.batch(n).num_valid) for one in ranks for n in range(9))
+    assert ranks[0].num_tokens(9) == ranks[1].num_tokens(9) == seen
+
+
 def test_batches_keep_to_their_limits() -> None:
     config = BatchConfig(max_utterances=6, max_frames=50)
     limited = BatchStream(rows(), LAYOUT, config, seed=0)

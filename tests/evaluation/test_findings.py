@@ -89,3 +89,20 @@ def test_too_few_utterances_never_pass_the_gate():
 def test_a_gate_without_its_comparison_is_refused():
     with pytest.raises(ConfigError, match="no comparison of 'teacher' with 'student'"):
         gate({"comparisons": [pair("student", "teacher", 0.0, None)]}, student="student", teacher="teacher", margin=0.1)
+
+
+def test_what_a_shallow_student_costs_is_said_beside_each_teacher_that_it_is_compared_with():
+    teacher = system(
+        "teacher", "teacher", num_layers=6, parameters=500, training_tokens=1000, tokens_per_second=10.0, rtf=0.3
+    )
+    student = system("student", num_layers=3, parameters=300, training_tokens=90, tokens_per_second=19.0, rtf=0.2)
+    texts = [f.text for f in find([teacher, student], [pair("teacher", "student", 0.0, [-0.1, 0.1])])]
+    assert (
+        "student beside teacher: 3 of 6 layers, 60.0 % of the parameters, 9.0 % of its training tokens, "
+        "1.90 times the speed of decoding, 1.50 times with the codec."
+    ) in texts
+    unknown = student | {"training_tokens": None, "tokens_per_second": None}
+    texts = [f.text for f in find([teacher, unknown], [pair("teacher", "student", 0.0, [-0.1, 0.1])])]
+    assert "student beside teacher: 3 of 6 layers, 60.0 % of the parameters." in texts
+    equal = student | {"num_layers": 6}
+    assert not any("beside" in f.text for f in find([teacher, equal], [pair("teacher", "student", 0.0, [-0.1, 0.1])]))

@@ -25,11 +25,14 @@ from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import ConfigError, DataError, RetortError, StorageError
 from retort.losses.divergence import top_k_of
 from retort.methods.cfg_distill import CachedTeacher, LiveTeacher, guided_logits
+from retort.methods.layer_pruning import LayerChoice
+from retort.methods.multilevel_distill import MultilevelObjective, TracedTeacher
 from retort.models.codec_lm import CodecLM
 from retort.models.presets import tiny
 from retort.models.weights import fingerprint_of
 from retort.nn.conditions import Conditions
 from retort.orchestration.progress import QuietProgress
+from retort.orchestration.student_setup import LAYERS_FILE
 from retort.orchestration.train import refuse_other_run, run_distill, run_pretrain
 from retort.orchestration.train_setup import (
     AbsentTeacher,
@@ -244,6 +247,98 @@ def test_cross_entropy_alone_runs_no_teacher(tmp_path: Path, data: Artifact) -> 
     out = problem.objective(batch, problem.teacher.targets(batch))
     assert set(out.metrics) == {"ce"}
     assert float(out.loss.detach()) == float(out.metrics["ce"])
+
+
+MULTILEVEL = {"kind": "multilevel_distill"}
+
+
+def write_choice(folder: Path, teacher: str) -> None:
+    """What `retort prune` leaves for a student."""
+    choice = LayerChoice(
+        teacher_fingerprint=teacher, num_layers=2, criterion="wer", num_kept=1,
+        kept={"wer": {1: (1,), 2: (0, 1)}, "random": {1: (0,)}}, recogniser="listener",
+    )  # fmt: skip
+    info = describe_artifact("model", "prune", "1", inputs={}, config={})
+    write_artifact(
+        folder / "result", info, lambda target: (target / LAYERS_FILE).write_text(choice.model_dump_json()) and None
+    )
+
+
+def test_a_pruned_student_starts_from_the_layers_that_were_chosen(tmp_path: Path, data: Artifact) -> None:
+    teacher = write_teacher(tmp_path / "teacher")
+    write_choice(tmp_path / "prune", fingerprint_of(teacher))
+    student = {"kind": "pruned", "layers": tmp_path / "prune"}
+    job = distill(tmp_path, "out", init="teacher", student=student, method=MULTILEVEL)
+    assert set(check_inputs(job)) == {"data", "teacher", "layers"}
+    problem = problem_of(job)
+    assert isinstance(problem.teacher, TracedTeacher)
+    assert isinstance(problem.objective, MultilevelObjective)
+    assert problem.objective.matched == [1]
+    ours, theirs = problem.objective.student.blocks[0], teacher.blocks[1]
+    assert torch.equal(ours.attention.qkv.weight, theirs.attention.qkv.weight)
+    assert (problem.lineage.method, problem.lineage.kept_layers) == ("multilevel_distill", (1,))
+    assert problem.lineage.selected_by == "listener"
+    assert problem.lineage.distilled_at == job.method.guidance
+    batch = problem.stream.batch(0)
+    out = problem.objective(batch, problem.teacher.targets(batch))
+    assert set(out.metrics) == {"ce", "skew_kl", "latent", "attention", "embedding"}
+    other = job.replace(student={**student, "layers": str(tmp_path / "prune"), "criterion": "random"})
+    assert problem_of(other).lineage.kept_layers == (0,)
+    assert problem_of(other).lineage.selected_by is None
+    whole = job.replace(student={"kind": "pruned", "layers": [0, 1]})
+    assert problem_of(whole).lineage.kept_layers == (0, 1)
+
+
+def test_a_pruned_student_may_be_narrower_and_taught_by_guided_logits_alone(tmp_path: Path, data: Artifact) -> None:
+    write_teacher(tmp_path / "teacher")
+    student = {"kind": "pruned", "layers": [1], "dim": 16, "num_heads": 1, "ffn_dim": 40}
+    job = distill(tmp_path, "out", init="activations", student=student)
+    problem = problem_of(job)
+    model = problem.objective.student
+    assert isinstance(model, CodecLM)
+    assert (model.config.dim, model.config.num_heads, model.config.num_layers, model.config.ffn_dim) == (16, 1, 1, 40)
+    assert problem.lineage.method == "cfg_distill"
+    assert problem.lineage.kept_layers == (1,)
+    with pytest.raises(ConfigError, match=r"set method.latent_weight and method.embedding_weight to 0"):
+        check_inputs(distill(tmp_path, "out", student=student, method=MULTILEVEL))
+    logits_alone = {**MULTILEVEL, "latent_weight": 0.0, "embedding_weight": 0.0, "attention_weight": 0.0}
+    check_inputs(distill(tmp_path, "out", student=student, method=logits_alone))
+
+
+@pytest.mark.parametrize(
+    ("student", "error", "message"),
+    [
+        ({"layers": [1, 0]}, ConfigError, "must be ascending layers of the teacher's 2"),
+        ({"layers": [0, 2]}, ConfigError, "must be ascending layers of the teacher's 2"),
+        ({"layers": "teacher"}, DataError, "not the output of `retort prune`"),
+        ({"layers": "prune"}, DataError, "codec_lm-other"),
+        ({"layers": [0], "dim": 64}, ConfigError, "dim: the student has 64, more than"),
+        ({"layers": [0], "num_heads": 5}, ConfigError, "size does not work"),
+    ],
+)
+def test_a_pruned_student_that_does_not_fit_is_refused(
+    tmp_path: Path, data: Artifact, student: dict[str, object], error: type[RetortError], message: str
+) -> None:
+    write_teacher(tmp_path / "teacher")
+    write_choice(tmp_path / "prune", "codec_lm-other")
+    layers = student["layers"]
+    given = {"kind": "pruned", **student, "layers": tmp_path / layers if isinstance(layers, str) else layers}
+    with pytest.raises(error, match=message):
+        check_inputs(distill(tmp_path, "out", init="teacher", student=given, method=MULTILEVEL))
+
+
+def test_a_list_of_layers_and_a_choice_among_them_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`layers` is a list"):
+        distill(tmp_path, "out", student={"kind": "pruned", "layers": [0], "criterion": "wer"})
+
+
+def test_a_student_that_learns_from_tokens_alone_is_fine_tuned(tmp_path: Path, data: Artifact) -> None:
+    write_teacher(tmp_path / "teacher")
+    job = distill(tmp_path, "out", method={**MULTILEVEL, "ce_weight": 1.0})
+    problem = problem_of(job)
+    assert isinstance(problem.teacher, AbsentTeacher)
+    assert problem.lineage.method == "fine_tune"
+    assert problem.lineage.distilled_at is None
 
 
 def test_ranks_have_the_same_student_and_other_random_numbers(tmp_path: Path, data: Artifact) -> None:

@@ -110,7 +110,7 @@ def distill(root: Path, name: str, *, method: dict[str, Any] | None = None, **ch
         "teacher": root / "teacher",
         "student": {"kind": "teacher"},
         "init": "random",
-        "method": {"guidance": {"kind": "two_term", "scale": 1.5}, **(method or {})},
+        "method": {"kind": "cfg_distill", "guidance": {"kind": "two_term", "scale": 1.5}, **(method or {})},
         "training": training_tree(**training),
         **changes,
     }

@@ -97,6 +97,12 @@ class BatchStream:
         for n in range(start, stop):
             yield self.batch(n)
 
+    def num_tokens(self, stop: int) -> int:
+        """Valid (utterance, codebook, step) triples in batches ``0 .. stop - 1`` of all ranks together."""
+        rows = (index for number in range(stop * self.world_size) for index in self._indices(number))
+        # Each frame has a code of each codebook, and each row one end of speech.
+        return sum(self.lengths[index] * self.layout.num_codebooks + 1 for index in rows)
+
     def build(self, indices: Sequence[int], generator: torch.Generator) -> LMBatch:
         """Lay out the given rows; prompts and drops come from ``generator``."""
         config = self.config

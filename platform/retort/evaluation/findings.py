@@ -26,6 +26,7 @@ def find(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str
             found.append(_words(row, roles))
         elif row["metric"] == "failure_rate" and row["difference"]:
             found.append(_failures(row))
+    found += _costs(systems, comparisons)
     missing = {s["name"]: s["failures"].get("missing", 0) + s["failures"].get("error", 0) for s in systems}
     found += [
         Finding("bad", f"{name} delivered no audio for {count} of its utterances; each counts as a failure.")
@@ -64,6 +65,31 @@ def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
     few = systems[0]["wer_ci95"] is None
     text = f"{utterances} utterances, {len(systems)} systems."
     return Finding("bad" if few else "neutral", text + (" n too small for intervals." if few else ""))
+
+
+def _costs(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What students cost beside the deeper teachers that they are compared with: size, speed, training."""
+    by_name = {system["name"]: system for system in systems}
+    pairs = {(row["a"], row["b"]): (by_name[row["a"]], by_name[row["b"]]) for row in comparisons}
+    return [
+        Finding("neutral", f"{b['name']} beside {a['name']}: {_cost(b, a)}.")
+        for a, b in pairs.values()
+        if a["role"] == "teacher"
+        and b["role"] == "student"
+        and 0 < (b.get("num_layers") or 0) < (a.get("num_layers") or 0)
+    ]
+
+
+def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+    parts = [f"{student['num_layers']} of {teacher['num_layers']} layers"]
+    for field, text in (("parameters", "of the parameters"), ("training_tokens", "of its training tokens")):
+        if student.get(field) and teacher.get(field):
+            parts.append(f"{100.0 * student[field] / teacher[field]:.1f} % {text}")
+    if student.get("tokens_per_second") and teacher.get("tokens_per_second"):
+        faster = student["tokens_per_second"] / teacher["tokens_per_second"]
+        parts.append(f"{faster:.2f} times the speed of decoding")
+        parts.append(f"{teacher['rtf'] / student['rtf']:.2f} times with the codec")
+    return ", ".join(parts)
 
 
 def _words(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:

@@ -79,8 +79,9 @@ class TestStrings:
 
     def prompt_for(self, row: TokenRow) -> Tensor | None:
         """A prompt of the row's speaker, never the row itself; None where the speaker has no other utterance."""
-        if row.speaker in self.voices:
-            return self.voices[row.speaker]
+        voice_KP = self.voices.get(row.speaker)
+        if voice_KP is not None and not torch.equal(voice_KP, row.codes_KT):
+            return voice_KP
         others = [other for other in self._others if other.speaker == row.speaker and other.id != row.id]
         return max(others, key=lambda other: other.num_frames).codes_KT if others else None
 

@@ -42,7 +42,8 @@ class SystemInfo:
     """What is known about a system beside its utterances; None is "does not apply" or "was not measured".
 
     ``tokens_per_second`` and ``rtf`` are at the serving batch, the ``_batch1`` ones at one utterance at a time. Entropy
-    is in nats. ``role`` decides what the findings say: a control is meant to be worse than the student.
+    is in nats. ``training_tokens`` are those of the model's own training, repetitions included. ``role`` decides what
+    the findings say: a control is meant to be worse than the student.
     """
 
     name: str
@@ -50,6 +51,8 @@ class SystemInfo:
     family: str | None = None
     role: Role = "student"
     parameters: int | None = None
+    num_layers: int | None = None
+    training_tokens: int | None = None
     guidance_scale: float | None = None
     tokens_per_second: float | None = None
     rtf: float | None = None

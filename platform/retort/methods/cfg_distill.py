@@ -58,6 +58,11 @@ class CFGDistillConfig(Config):
             raise ValueError("guidance_scales need targets: live; a cache holds one guidance only")
         return self
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is learned from the teacher beside its weights."""
+        return self.kl_weight > 0
+
 
 @dataclass(frozen=True)
 class GuidedTargets:

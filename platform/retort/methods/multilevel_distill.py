@@ -15,7 +15,6 @@ latents and maps are then those of its full condition.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -28,9 +27,10 @@ from retort.data.batches import LMBatch
 from retort.errors import ConfigError
 from retort.losses.divergence import masked_mean, token_cross_entropy, token_skew_kl
 from retort.losses.features import attention_mse, latent_mse, valid_columns
-from retort.methods.cfg_distill import guided_logits
-from retort.models.codec_lm import CodecLM, Trace
-from retort.nn.guidance import GuidanceConfig, NoGuidance
+from retort.models.codec_lm import CodecLM, CodecLMConfig, Trace
+from retort.models.initialise import check_kept
+from retort.nn.guidance import Condition, GuidanceConfig, NoGuidance
+from retort.nn.guided_rows import for_condition
 from retort.training.seam import StepOutput
 
 
@@ -71,6 +71,25 @@ class MultilevelDistillConfig(Config):
         }
         return {name: share * weight for name, weight in named.items()}
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether anything is learned from the teacher beside its weights."""
+        return any(self.term_weights.values())
+
+    def check_shapes(self, teacher: CodecLMConfig, student: CodecLMConfig) -> None:
+        """Refuse features that teacher and student do not share, for a student that is narrower as well.
+
+        Raises:
+            ConfigError: names the terms and both values.
+        """
+        weights = self.term_weights
+        for field, terms in (("dim", ("latent", "embedding")), ("num_heads", ("attention",))):
+            ours, theirs = getattr(student, field), getattr(teacher, field)
+            used = [f"{term}_weight" for term in terms if weights[term]]
+            if ours != theirs and used:
+                cure = " and ".join(f"method.{name}" for name in used)
+                raise ConfigError(f"{field}: the student has {ours}, the teacher {theirs}; set {cure} to 0")
+
 
 def matched_layers(kept: tuple[int, ...], num_teacher_layers: int, matching: Literal["dynamic", "static"]) -> list[int]:
     """For each student layer the teacher layer that it imitates.
@@ -80,9 +99,7 @@ def matched_layers(kept: tuple[int, ...], num_teacher_layers: int, matching: Lit
     Raises:
         ConfigError: ``kept`` are not ascending layers of the teacher.
     """
-    ordered = all(a < b for a, b in pairwise(kept))
-    if not kept or not ordered or kept[0] < 0 or kept[-1] >= num_teacher_layers:
-        raise ConfigError(f"kept layers {list(kept)} must be ascending layers of the teacher's {num_teacher_layers}")
+    check_kept(kept, num_teacher_layers)
     if matching == "static":
         return list(kept)
     return [following - 1 for following in kept[1:]] + [num_teacher_layers - 1]
@@ -111,10 +128,13 @@ class TracedTeacher:
     @torch.no_grad()
     def targets(self, batch: LMBatch) -> MultilevelTargets:
         """Logits and states of the batch."""
+        guidance = self.config.guidance.build()
         trace = self.model.trace(batch.conditions, batch.inputs_BKS)
-        if not self.config.guidance.build().is_guided:
-            return MultilevelTargets(trace.logits_BSKV, trace)
-        return MultilevelTargets(guided_logits(self.model, batch, self.config.guidance), trace)
+        logits: dict[Condition, Tensor] = {"full": trace.logits_BSKV}
+        for name in guidance.conditions:
+            if name != "full":  # which the trace has run already
+                logits[name] = self.model(for_condition(batch.conditions, name), batch.inputs_BKS)
+        return MultilevelTargets(guidance.combine(logits), trace)
 
     def update(self, student: nn.Module) -> None:
         """A frozen teacher stays as it is."""

@@ -23,7 +23,8 @@ WEIGHTS_FILE = "model.safetensors"
 class Lineage(Config):
     """What a model's weights stand for."""
 
-    method: Literal["pretrain", "cfg_distill", "import"]
+    method: Literal["pretrain", "cfg_distill", "multilevel_distill", "layer_pruning", "fine_tune", "import"]
+    """``layer_pruning`` is a pruned model that was not trained; ``fine_tune`` is cross-entropy without a teacher."""
     codec_fingerprint: str
     text_fingerprint: str
     teacher_fingerprint: str | None = None
@@ -32,6 +33,10 @@ class Lineage(Config):
     """The guidance that is baked in; None for a model that may be guided."""
     trained_drops: tuple[Literal["no_text", "no_speaker", "null"], ...] = ()
     """Null conditions that were seen in training, without which guidance against them is not valid."""
+    kept_layers: tuple[int, ...] | None = None
+    """The teacher's layers that it was copied from, where a choice among them was made."""
+    selected_by: str | None = None
+    """Name of the recogniser that the choice of layers was made with, which should not be the one that judges it."""
 
 
 class SavedModel(Config):

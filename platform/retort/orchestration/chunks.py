@@ -114,6 +114,13 @@ class ChunkFolder:
                 _link(self._table(name, record.number), destination / f"part-{record.number:05d}.parquet")
         return sum(record.rows.get(name, 0) for record in records)
 
+    def table_rows(self, name: str) -> list[dict[str, Any]]:
+        """One table of all chunks as plain rows, in the chunks' order; every chunk must be done."""
+        import pyarrow.parquet as pq
+
+        paths = [self._table(name, record.number) for record in self.records() if record.rows.get(name)]
+        return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
     def forget(self, number: int) -> None:
         """Have a chunk done again by the next run."""
         self._record(number).unlink(missing_ok=True)

@@ -12,23 +12,21 @@ import torch
 
 from retort.audio.files import read_audio, wav_bytes
 from retort.config import validate
-from retort.errors import DataError
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import Judge, System, TestStrings, measure_confidence, seed_of
 from retort.evaluation.report import AudioSample, write_report
-from retort.evaluation.results import BootstrapConfig, Role, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.results import BootstrapConfig, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
 from retort.evaluation.speaker import open_speaker_encoder
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
 from retort.inference.synthesizer import Request, Synthesizer
-from retort.models.codec_lm import count_parameters
-from retort.models.weights import load_model
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.outputs import absolute_paths, finished_result, job_output, result_of
 from retort.orchestration.progress import Progress
-from retort.run_config import EvaluateConfig, ReportConfig, SystemConfig
+from retort.orchestration.system_facts import describe_system, note_of
+from retort.run_config import EvaluateConfig, ReportConfig
 from retort.store.artifact import code_version, describe_artifact, git_commit, write_artifact
 from retort.store.commit import write_bytes_atomic
 
@@ -50,7 +48,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     with job_output(config) as output:
         config = _resolved(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
-        infos = [_describe(system, config, strings) for system in config.systems]
+        infos = [describe_system(system, config, strings) for system in config.systems]
         with ray_session():
             items = _judge_all(config, output, strings, progress)
             confidence = _on_one_actor(config, "confidence", config.pool.threads_per_worker)
@@ -78,31 +76,6 @@ def _resolved(config: EvaluateConfig) -> EvaluateConfig:
     ]
     tree = [system.model_dump(mode="json") for system in systems]
     return absolute_paths(config).replace(data=str(result_of(config.data)), systems=tree)
-
-
-def _describe(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
-    """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad guidance."""
-    if system.model is None:
-        return SystemInfo(name=system.name, method=system.kind, role="reference")
-    loaded = load_model(system.model)
-    for what, ours, theirs in (
-        ("codec", loaded.lineage.codec_fingerprint, strings.description.codec_fingerprint),
-        ("text front-end", loaded.lineage.text_fingerprint, strings.description.text_fingerprint),
-    ):
-        if ours != theirs:
-            raise DataError(f"system {system.name} was trained with {what} {ours}, {config.data} has {theirs}")
-    guidance = system.guidance.build()
-    loaded.check_guidance(guidance)
-    distilled = loaded.lineage.method == "cfg_distill"
-    role: Role = "teacher" if not distilled else "control" if system.name.startswith("control") else "student"
-    return SystemInfo(
-        name=system.name,
-        method=loaded.lineage.method,
-        family="codec_lm",
-        role=role,
-        parameters=count_parameters(loaded.model),
-        guidance_scale=getattr(system.guidance, "scale", 1.0),
-    )
 
 
 def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progress: Progress) -> list[ItemResult]:
@@ -293,7 +266,7 @@ def _write(
         config.comparisons,
         expected=strings.expected,
         environment=_environment(config, strings),
-        note=_note(config),
+        note=note_of(config, items),
         confidence=confidence,
         bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
     )
@@ -330,16 +303,6 @@ def _recorded(output: Path) -> dict[str, Any]:
 def _headline(system: Mapping[str, Any]) -> dict[str, Any]:
     names = ("parameters", "wer_corpus", "wer_ci95", "failure_rate", "speaker_similarity", "tokens_per_second", "rtf")
     return {name: system[name] for name in names}
-
-
-def _note(config: EvaluateConfig) -> str | None:
-    smoke = config.recogniser.kind == "pocketsphinx" or getattr(config.speaker_encoder, "kind", "") == "resemblyzer"
-    if not smoke:
-        return None
-    return (
-        "Mini-scale, smoke tier: small models, scored by the embedded recogniser and speaker encoder; "
-        "not comparable with published numbers."
-    )
 
 
 def _environment(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]:

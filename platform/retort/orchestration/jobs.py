@@ -1,6 +1,7 @@
 """From a run file to the job that it describes."""
 
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,8 @@ from retort.run_config import (
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
+    PruneConfig,
+    PrunedTeacher,
     ReportConfig,
     RunConfig,
 )
@@ -27,6 +30,7 @@ AnyConfig = (
     | PretrainConfig
     | ImportConfig
     | GenerateConfig
+    | PruneConfig
     | DistillConfig
     | EvaluateConfig
     | ReportConfig
@@ -49,45 +53,26 @@ def load_job(path: Path, *, expected: str, overrides: Sequence[str] = ()) -> Any
     return config
 
 
+_RUNNERS: dict[type[AnyConfig], str] = {
+    PrepareConfig: "prepare.run_prepare",
+    PretrainConfig: "train.run_pretrain",
+    ImportConfig: "outside.run_import",
+    GenerateConfig: "generate.run_generate",
+    PruneConfig: "prune.run_prune",
+    DistillConfig: "train.run_distill",
+    EvaluateConfig: "evaluate.run_evaluate",
+    ReportConfig: "evaluate.run_report",
+    ExportConfig: "outside.run_export",
+    DemoConfig: "tour.run_demo",
+}
+"""Module of this package and function; a job's libraries are imported when it runs."""
+
+
 def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
     """Run one job to its end, or go on where it stopped; returns its summary, which JSON can hold."""
-    match config:
-        case PrepareConfig():
-            from retort.orchestration.prepare import run_prepare
-
-            return run_prepare(config, progress)
-        case PretrainConfig():
-            from retort.orchestration.train import run_pretrain
-
-            return run_pretrain(config, progress)
-        case ImportConfig():
-            from retort.orchestration.outside import run_import
-
-            return run_import(config, progress)
-        case GenerateConfig():
-            from retort.orchestration.generate import run_generate
-
-            return run_generate(config, progress)
-        case DistillConfig():
-            from retort.orchestration.train import run_distill
-
-            return run_distill(config, progress)
-        case EvaluateConfig():
-            from retort.orchestration.evaluate import run_evaluate
-
-            return run_evaluate(config, progress)
-        case ReportConfig():
-            from retort.orchestration.evaluate import run_report
-
-            return run_report(config, progress)
-        case ExportConfig():
-            from retort.orchestration.outside import run_export
-
-            return run_export(config, progress)
-        case DemoConfig():
-            from retort.orchestration.tour import run_demo
-
-            return run_demo(config, progress)
+    module, function = _RUNNERS[type(config)].split(".")
+    summary: dict[str, Any] = getattr(import_module(f"retort.orchestration.{module}"), function)(config, progress)
+    return summary
 
 
 def plan_of(config: AnyConfig) -> str:
@@ -109,6 +94,12 @@ def _inputs(job: AnyConfig) -> Iterator[tuple[str, Path]]:
         value = getattr(job, name)
         if isinstance(value, Path) and name != "output":
             yield name, value
+    if (
+        isinstance(job, DistillConfig)
+        and isinstance(job.student, PrunedTeacher)
+        and isinstance(job.student.layers, Path)
+    ):
+        yield "layers", job.student.layers
     if isinstance(job, EvaluateConfig):
         yield from ((system.name, system.model) for system in job.systems if system.model is not None)
 

@@ -22,6 +22,7 @@ from retort.orchestration.outputs import (
     job_output,
 )
 from retort.orchestration.progress import Progress
+from retort.orchestration.student_setup import with_absolute_layers
 from retort.orchestration.train_metrics import shown
 from retort.orchestration.train_setup import TrainJob, check_inputs
 from retort.orchestration.train_worker import Assignment, train_worker
@@ -71,7 +72,8 @@ def _run(config: TrainJob, progress: Progress) -> dict[str, Any]:
     refuse_other_run(config)
     with job_output(config) as output:
         clear_failure(output)
-        assignment = Assignment(absolute_paths(config), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
+        resolved = with_absolute_layers(config) if isinstance(config, DistillConfig) else config
+        assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
         with shown(output, progress, config.training.steps):
             _fit(assignment, output)
     return _summary(config, read_artifact(output / "result"), time.monotonic() - began)

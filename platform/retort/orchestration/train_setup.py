@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,14 +14,27 @@ from retort.data.stream import BatchConfig, BatchStream
 from retort.data.synthetic import SyntheticSet
 from retort.data.tokens import TokenRow, TokenSet, TokenSetDescription, refuse_mismatch
 from retort.errors import ConfigError, DataError
-from retort.methods.cfg_distill import CachedTeacher, CFGDistillObjective, GuidedTargets, LiveTeacher
+from retort.methods.cfg_distill import (
+    CachedTeacher,
+    CFGDistillConfig,
+    CFGDistillObjective,
+    GuidedTargets,
+    LiveTeacher,
+)
+from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.methods.pretrain import CrossEntropyObjective
 from retort.models.codec_lm import CodecLM, CodecLMConfig
-from retort.models.initialise import check_compatible, student_from
-from retort.models.presets import preset
 from retort.models.weights import Lineage, LoadedModel, load_model
 from retort.orchestration.outputs import result_of
-from retort.run_config import DistillConfig, ModelShape, PretrainConfig, SameAsTeacher, StudentSize
+from retort.orchestration.student_setup import (
+    Kept,
+    build_student,
+    kept_of,
+    model_of,
+    student_config,
+    vocabularies_of,
+)
+from retort.run_config import DistillConfig, Method, PretrainConfig, PrunedTeacher
 from retort.store.artifact import read_artifact
 from retort.training.seam import NoTeacher, Teacher
 
@@ -76,12 +90,14 @@ def check_inputs(config: TrainJob) -> dict[str, str]:
     fingerprints = {"data": data.fingerprint}
     match config:
         case PretrainConfig():
-            model_config(config.model, _vocabularies(tokens.description), None)
+            model_of(config.model, vocabularies_of(tokens.description))
         case DistillConfig():
             read_artifact(result_of(config.teacher))
             teacher = load_model(result_of(config.teacher))
             check_teacher(config, teacher, tokens.description)
             fingerprints["teacher"] = teacher.fingerprint
+            if isinstance(config.student, PrunedTeacher) and isinstance(config.student.layers, Path):
+                fingerprints["layers"] = read_artifact(result_of(config.student.layers)).fingerprint
             if config.synthetic is not None:
                 fingerprints["synthetic"] = read_artifact(result_of(config.synthetic)).fingerprint
                 open_synthetic(config, teacher, tokens.description, data.fingerprint)
@@ -99,17 +115,20 @@ def check_teacher(config: DistillConfig, teacher: LoadedModel, tokens: TokenSetD
     where, lineage = f"the teacher {config.teacher}", teacher.lineage
     refuse_mismatch(where, lineage.codec_fingerprint, str(config.data), tokens.codec_fingerprint, cure)
     refuse_mismatch(where, lineage.text_fingerprint, str(config.data), tokens.text_fingerprint, cure)
-    if config.method.kl_weight:
+    if config.method.needs_teacher:
         teacher.check_guidance(config.method.guidance.build())
-    elif config.method.guidance_scales:
+    elif isinstance(config.method, CFGDistillConfig) and config.method.guidance_scales:
         raise ConfigError("method.guidance_scales need method.kl_weight above 0; without it no guidance is learned")
-    if config.method.guidance_scales and teacher.model.config.speaker_prompt == "none":
+    if (
+        isinstance(config.method, CFGDistillConfig)
+        and config.method.guidance_scales
+        and teacher.model.config.speaker_prompt == "none"
+    ):
         raise ConfigError(
             f"method.guidance_scales {config.method.guidance_scales}: a model without a prompt column takes no scale "
             "as an input; leave them empty and distil at one guidance"
         )
-    student = model_config(config.student, _vocabularies(tokens), teacher.model.config)
-    check_compatible(teacher.model.config, student)
+    student_config(config, kept_of(config, teacher), teacher.model.config, vocabularies_of(tokens))
 
 
 def open_synthetic(
@@ -127,7 +146,7 @@ def open_synthetic(
     refuse_mismatch(where, made.teacher_fingerprint, f"the teacher {config.teacher} is", teacher.fingerprint, cure)
     refuse_mismatch(where, made.tokens.codec_fingerprint, str(config.data), tokens.codec_fingerprint, cure)
     refuse_mismatch(where, made.tokens.text_fingerprint, str(config.data), tokens.text_fingerprint, cure)
-    if config.method.targets == "cached" and config.method.kl_weight:
+    if isinstance(config.method, CFGDistillConfig) and config.is_cached and config.method.needs_teacher:
         synthetic.refuse_unfit(
             data_fingerprint=data_fingerprint,
             guidance=config.method.guidance,
@@ -139,35 +158,6 @@ def open_synthetic(
     return synthetic
 
 
-def model_config(size: StudentSize, vocabularies: tuple[int, int, int], teacher: CodecLMConfig | None) -> CodecLMConfig:
-    """The model of a run file's size; delays, positions, norms and prompt follow the teacher if there is one.
-
-    Raises:
-        ConfigError: the numbers do not make a model.
-    """
-    if isinstance(size, SameAsTeacher):
-        assert teacher is not None
-        return teacher.replace(guidance_scales=())
-    try:
-        if isinstance(size, ModelShape):
-            text, num_codebooks, codebook_size = vocabularies
-            config = CodecLMConfig(
-                text_vocabulary_size=text,
-                num_codebooks=num_codebooks,
-                codebook_size=codebook_size,
-                num_kv_heads=size.num_kv_heads or size.num_heads,
-                **size.model_dump(exclude={"kind", "num_kv_heads"}),
-            )
-        else:
-            config = preset(size.name)(vocabularies)
-    except ValueError as error:
-        raise ConfigError(f"the model's size does not work: {error}") from None
-    if teacher is None:
-        return config
-    followed = ("delays", "rope_theta", "rope_scaling", "norm_eps", "head_dim", "speaker_prompt")
-    return config.replace(**{name: getattr(teacher, name) for name in followed})
-
-
 def build_problem(config: TrainJob, *, rank: int, world_size: int, device: torch.device, dtype: torch.dtype) -> Problem:
     """Build one rank's part; ranks differ in their batches and in the teacher's random numbers, in nothing else."""
     data = result_of(config.data)
@@ -176,33 +166,55 @@ def build_problem(config: TrainJob, *, rank: int, world_size: int, device: torch
     if isinstance(config, PretrainConfig):
         return _pretrain(config, tokens, rank, world_size)
     teacher = load_model(result_of(config.teacher))
-    shape = model_config(config.student, _vocabularies(tokens.description), teacher.model.config)
-    shape = shape.replace(guidance_scales=list(config.method.guidance_scales))
-    student = student_from(teacher.model, shape, init=config.init)
+    kept = kept_of(config, teacher)
     rows, prompt_rows, synthetic = _distillation_rows(
         config, tokens, teacher, read_artifact(data, verify=False).fingerprint
     )
-    cached = config.method.targets == "cached" and config.method.kl_weight > 0
+    student = build_student(config, teacher.model, kept, prompt_rows)
+    cached = config.is_cached and config.method.needs_teacher
     batch = config.training.batch.replace(prompts="by_id") if cached else config.training.batch
     guide: Teacher[Any, Any]
-    if config.method.kl_weight == 0:
+    if not config.method.needs_teacher:
         guide = AbsentTeacher()
     elif cached:
         assert synthetic is not None
         guide = CachedTeacher(synthetic.lookup(rows), student.config.num_codebooks)
     else:
         seed = (config.training.seed << 16) + rank
-        guide = LiveTeacher(in_precision(teacher.model, dtype).to(device), config.method, seed=seed)
-    guided = config.method.kl_weight > 0 and config.method.guidance.build().is_guided
-    lineage = Lineage(
-        method="cfg_distill",
+        guide = _live_teacher(in_precision(teacher.model, dtype).to(device), config.method, seed)
+    stream = _stream(config, rows, student.config, batch, (rank, world_size), prompt_rows)
+    objective = _objective(student, kept, teacher.model.config.num_layers, config.method)
+    return Problem(objective, guide, stream, _lineage(config, tokens, teacher, kept))
+
+
+def _live_teacher(model: CodecLM, method: Method, seed: int) -> Teacher[Any, Any]:
+    match method:
+        case CFGDistillConfig():
+            return LiveTeacher(model, method, seed=seed)
+        case MultilevelDistillConfig():
+            return TracedTeacher(model, method)
+
+
+def _objective(student: CodecLM, kept: Kept, num_teacher_layers: int, method: Method) -> nn.Module:
+    match method:
+        case CFGDistillConfig():
+            return CFGDistillObjective(student, method)
+        case MultilevelDistillConfig():
+            return MultilevelObjective(student, kept.layers, num_teacher_layers, method)
+
+
+def _lineage(config: DistillConfig, tokens: TokenSet, teacher: LoadedModel, kept: Kept) -> Lineage:
+    guided = config.method.needs_teacher and config.method.guidance.build().is_guided
+    is_choice = config.method.kind == "multilevel_distill" or isinstance(config.student, PrunedTeacher)
+    return Lineage(
+        method=config.method.kind if config.method.needs_teacher else "fine_tune",
         codec_fingerprint=tokens.description.codec_fingerprint,
         text_fingerprint=tokens.description.text_fingerprint,
         teacher_fingerprint=teacher.fingerprint,
         distilled_at=config.method.guidance if guided else None,
+        kept_layers=kept.layers if is_choice else None,
+        selected_by=kept.selected_by,
     )
-    stream = _stream(config, rows, student.config, batch, (rank, world_size), prompt_rows)
-    return Problem(CFGDistillObjective(student, config.method), guide, stream, lineage)
 
 
 def in_precision(teacher: CodecLM, dtype: torch.dtype) -> CodecLM:
@@ -238,7 +250,7 @@ def mixed_rows(real: Sequence[TokenRow], sampled: Sequence[TokenRow], fraction: 
 
 
 def _pretrain(config: PretrainConfig, tokens: TokenSet, rank: int, world_size: int) -> Problem:
-    student = CodecLM(model_config(config.model, _vocabularies(tokens.description), None))
+    student = CodecLM(model_of(config.model, vocabularies_of(tokens.description)))
     batch = config.training.batch
     drops: tuple[tuple[Literal["no_text", "no_speaker", "null"], float], ...] = (
         ("no_text", batch.drop_text),
@@ -280,7 +292,3 @@ def _stream(
     rank, world_size = place
     seed = config.training.seed
     return BatchStream(rows, layout, batch, seed=seed, rank=rank, world_size=world_size, prompt_rows=prompt_rows)
-
-
-def _vocabularies(tokens: TokenSetDescription) -> tuple[int, int, int]:
-    return tokens.text_vocabulary_size, tokens.num_codebooks, tokens.codebook_size

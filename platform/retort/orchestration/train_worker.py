@@ -218,13 +218,14 @@ def _write_result(
     if ranks.rank == 0:
         config = assignment.config
         student = _student_with(problem, weights)
+        tokens = problem.stream.num_tokens(config.training.steps * optimizer.config.accumulation)
         info = describe_artifact(
             "model",
             config.job,
             fingerprint_of(student),
             inputs=assignment.inputs,
             config=assignment.recorded_config,
-            metrics={**metrics, "parameters": count_parameters(student)},
+            metrics={**metrics, "parameters": count_parameters(student), "training_tokens": tokens},
         )
         data = result_of(config.data)
 

@@ -16,12 +16,15 @@ from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, Filte
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
 from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SavedText, SplitConfig
+from retort.run_config.prune import PruneConfig
 from retort.run_config.training import (
     DistillConfig,
+    Method,
     ModelPreset,
     ModelShape,
     ModelSize,
     PretrainConfig,
+    PrunedTeacher,
     SameAsTeacher,
     StudentSize,
     TrainingConfig,
@@ -40,12 +43,15 @@ __all__ = [
     "GenerateConfig",
     "ImportConfig",
     "JobConfig",
+    "Method",
     "ModelPreset",
     "ModelShape",
     "ModelSize",
     "PoolConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "PruneConfig",
+    "PrunedTeacher",
     "ReportConfig",
     "RunConfig",
     "SameAsTeacher",
@@ -67,6 +73,7 @@ JobConfig = Annotated[
     | PretrainConfig
     | ImportConfig
     | GenerateConfig
+    | PruneConfig
     | DistillConfig
     | EvaluateConfig
     | ReportConfig
@@ -89,6 +96,7 @@ RunConfig = Annotated[
     | PretrainConfig
     | ImportConfig
     | GenerateConfig
+    | PruneConfig
     | DistillConfig
     | EvaluateConfig
     | ReportConfig

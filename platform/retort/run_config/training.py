@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from retort.config import Config
 from retort.data.stream import BatchConfig
 from retort.methods.cfg_distill import CFGDistillConfig
+from retort.methods.layer_pruning import Criterion
+from retort.methods.multilevel_distill import MultilevelDistillConfig
 from retort.models.initialise import Initialisation
 from retort.models.presets import PresetName
 from retort.run_config.machines import WorkersConfig
@@ -41,8 +43,33 @@ class SameAsTeacher(Config):
     kind: Literal["teacher"] = "teacher"
 
 
+class PrunedTeacher(Config):
+    """Some of the teacher's layers, and as much of its width as is asked for."""
+
+    kind: Literal["pruned"] = "pruned"
+    layers: Path | tuple[int, ...]
+    """Output of `retort prune`, or the layers themselves in ascending order."""
+    criterion: Criterion | None = None
+    """Which of the choices of `retort prune`; ``None`` is the one that it was asked for."""
+    num_layers: int | None = Field(default=None, ge=1)
+    """How many layers of that choice; ``None`` is as many as it was asked for."""
+    dim: int | None = Field(default=None, ge=8)
+    """``None`` is the teacher's, here and below."""
+    num_heads: int | None = Field(default=None, ge=1)
+    num_kv_heads: int | None = Field(default=None, ge=1)
+    """``None`` keeps the teacher's query heads per key-value head."""
+    ffn_dim: int | None = Field(default=None, ge=8)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PrunedTeacher":
+        if not isinstance(self.layers, Path) and (self.criterion is not None or self.num_layers is not None):
+            raise ValueError("criterion and num_layers choose from the output of `retort prune`; `layers` is a list")
+        return self
+
+
 ModelSize = Annotated[ModelShape | ModelPreset, Field(discriminator="kind")]
-StudentSize = Annotated[ModelShape | ModelPreset | SameAsTeacher, Field(discriminator="kind")]
+StudentSize = Annotated[ModelShape | ModelPreset | SameAsTeacher | PrunedTeacher, Field(discriminator="kind")]
+Method = Annotated[CFGDistillConfig | MultilevelDistillConfig, Field(discriminator="kind")]
 
 
 class TrainingConfig(Config):
@@ -83,12 +110,17 @@ class DistillConfig(Config):
     """Share of sampled sequences in the training rows; needs ``synthetic``."""
     student: StudentSize
     init: Initialisation = "teacher"
-    method: CFGDistillConfig
+    method: Method
     training: TrainingConfig
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the targets are read from ``synthetic`` instead of a live teacher."""
+        return isinstance(self.method, CFGDistillConfig) and self.method.targets == "cached"
 
     @model_validator(mode="after")
     def _consistent(self) -> "DistillConfig":
-        if self.synthetic is None and (self.sampled_fraction > 0 or self.method.targets == "cached"):
+        if self.synthetic is None and (self.sampled_fraction > 0 or self.is_cached):
             raise ValueError("sampled_fraction and method.targets: cached need `synthetic`, the output of `generate`")
         if self.training.batch.total_drop > 0:
             raise ValueError("training.batch.drop_* must be 0: the target is conditional (METHODS.md, trap 15)")
