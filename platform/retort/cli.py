@@ -29,6 +29,7 @@ _HELP = {
     "pretrain": "Token set → teacher, on Ray Train and DeepSpeed.",
     "generate": "Teacher → synthetic data: guided top-k logits and sampled tokens, on Ray Data.",
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
+    "tune": "Many trials with different settings → Pareto front of quality, speed and size, on Ray Tune.",
     "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
     "report": "Write the report of an evaluation again.",
 }

@@ -105,6 +105,15 @@ def _describe(system: SystemConfig, config: EvaluateConfig, strings: TestStrings
     )
 
 
+def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
+    """Speed of every model of an evaluation, in turns, in one process: the figures of its summary, by name."""
+    assert config.speed is not None
+    resolved = _resolved(config)
+    with ray_session():
+        speeds: dict[str, list[Speed]] = _on_one_actor(resolved, "speed", config.speed.threads)
+    return {name: _speed_figures(speed) for name, speed in speeds.items()}
+
+
 def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progress: Progress) -> list[ItemResult]:
     """Judge all pieces that no earlier run has judged, and read them all."""
     import ray
@@ -267,16 +276,20 @@ def _with_speed(
     if info.name in confidence:
         changes.update(entropy=confidence[info.name].entropy, top1_probability=confidence[info.name].top1)
     if info.name in speeds:
-        first, last = speeds[info.name][0], speeds[info.name][-1]
-        changes.update(
-            tokens_per_second=last.tokens_per_second,
-            rtf=last.rtf,
-            nfe=last.nfe,
-            tokens_per_second_batch1=first.tokens_per_second,
-            rtf_batch1=first.rtf,
-            first_audio_ms=first.first_frame_ms,
-        )
+        changes.update(_speed_figures(speeds[info.name]))
     return dataclasses.replace(info, **changes)
+
+
+def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
+    first, last = speeds[0], speeds[-1]
+    return {
+        "tokens_per_second": last.tokens_per_second,
+        "rtf": last.rtf,
+        "nfe": last.nfe,
+        "tokens_per_second_batch1": first.tokens_per_second,
+        "rtf_batch1": first.rtf,
+        "first_audio_ms": first.first_frame_ms,
+    }
 
 
 def _write(
@@ -334,12 +347,17 @@ def _headline(system: Mapping[str, Any]) -> dict[str, Any]:
 
 def _note(config: EvaluateConfig) -> str | None:
     smoke = config.recogniser.kind == "pocketsphinx" or getattr(config.speaker_encoder, "kind", "") == "resemblyzer"
-    if not smoke:
-        return None
-    return (
-        "Mini-scale, smoke tier: small models, scored by the embedded recogniser and speaker encoder; "
-        "not comparable with published numbers."
-    )
+    notes = []
+    if config.split == "train":
+        notes.append(
+            "The strings were seen in training: good for choosing between candidates that saw the same ones, for nothing else."
+        )
+    if smoke:
+        notes.append(
+            "Mini-scale, smoke tier: small models, scored by the embedded recogniser and speaker encoder; "
+            "not comparable with published numbers."
+        )
+    return " ".join(notes) or None
 
 
 def _environment(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]:

@@ -18,9 +18,19 @@ from retort.run_config import (
     PretrainConfig,
     ReportConfig,
     RunConfig,
+    TuneConfig,
 )
 
-AnyConfig = PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig
+AnyConfig = (
+    PrepareConfig
+    | PretrainConfig
+    | GenerateConfig
+    | DistillConfig
+    | EvaluateConfig
+    | ReportConfig
+    | TuneConfig
+    | DemoConfig
+)
 JOBS: tuple[str, ...] = tuple(kind.model_fields["job"].default for kind in get_args(AnyConfig))
 """The values of ``job``, in the order in which a person uses them."""
 
@@ -64,6 +74,10 @@ def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
             from retort.orchestration.evaluate import run_report
 
             return run_report(config, progress)
+        case TuneConfig():
+            from retort.orchestration.tune import run_tune
+
+            return run_tune(config, progress)
         case DemoConfig():
             from retort.orchestration.tour import run_demo
 

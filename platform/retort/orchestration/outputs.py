@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 import yaml
 
-from retort.config import Config
+from retort.config import Config, validate
 from retort.errors import ConfigError, DataError
 from retort.store.artifact import ARTIFACT_FILE, Artifact, read_artifact
 from retort.store.commit import is_committed, write_bytes_atomic
@@ -82,13 +82,21 @@ def finished_result(config: JobConfig) -> Artifact | None:
     if not is_committed(folder):
         return None
     artifact = read_artifact(folder)
-    changed = differing_keys(artifact.info.config, config.model_dump(mode="json"), ignore=("output",))
+    changed = differing_keys(_completed(artifact.info.config, type(config)), config.model_dump(mode="json"), ignore=("output",))
     if changed:
         raise ConfigError(
             f"{config.output} holds the result of another configuration; it differs in {'; '.join(changed[:3])}. "
             "Choose another output, or delete that folder"
         )
     return artifact
+
+
+def _completed(tree: Mapping[str, Any], kind: type[JobConfig]) -> Mapping[str, Any]:
+    """A recorded configuration with the defaults of keys that were added since."""
+    try:
+        return validate(dict(tree), kind, where="the record").model_dump(mode="json")
+    except ConfigError:
+        return tree
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> list[str]:

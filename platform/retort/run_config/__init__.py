@@ -13,6 +13,7 @@ from pydantic import Field
 from retort.config import Config
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
+from retort.run_config.job import JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SplitConfig
 from retort.run_config.training import (
@@ -25,6 +26,7 @@ from retort.run_config.training import (
     StudentSize,
     TrainingConfig,
 )
+from retort.run_config.tune import TuneConfig
 
 __all__ = [
     "AudioConfig",
@@ -53,14 +55,9 @@ __all__ = [
     "SystemConfig",
     "TextSource",
     "TrainingConfig",
+    "TuneConfig",
     "WorkersConfig",
 ]
-
-JobConfig = Annotated[
-    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig,
-    Field(discriminator="job"),
-]
-
 
 class DemoConfig(Config):
     """A tour: jobs in order, each reading what the ones before wrote."""
@@ -72,6 +69,13 @@ class DemoConfig(Config):
 
 
 RunConfig = Annotated[
-    PrepareConfig | PretrainConfig | GenerateConfig | DistillConfig | EvaluateConfig | ReportConfig | DemoConfig,
+    PrepareConfig
+    | PretrainConfig
+    | GenerateConfig
+    | DistillConfig
+    | EvaluateConfig
+    | ReportConfig
+    | TuneConfig
+    | DemoConfig,
     Field(discriminator="job"),
 ]

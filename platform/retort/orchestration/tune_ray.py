@@ -1,0 +1,107 @@
+"""What Ray Tune calls while a sweep runs. Its own records are never read back: a sweep goes on from its ledger."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from retort.orchestration.failures import error_of
+from retort.orchestration.tune_trial import run_trial
+
+_DRIVER_CPUS = 0.01
+"""Of a trial's own process, which waits: what works are the workers and actors that its jobs start."""
+
+
+class Desk(Protocol):
+    """Where trials are handed out and taken back."""
+
+    def next(self) -> int | None:
+        """Number of the next trial, which is on record by then; None if there are no more."""
+        ...
+
+    def goes_on(self, number: int, figures: dict[str, float]) -> bool:
+        """Whether a training trial goes on after these figures."""
+        ...
+
+    def ended(self, number: int) -> None:
+        """A trial has ended, with an outcome on record."""
+        ...
+
+    def broke(self, number: int, error: Exception) -> None:
+        """A trial's process failed for the last time."""
+        ...
+
+
+class _Numbers(Searcher):  # type: ignore[misc]
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def suggest(self, trial_id: str) -> dict[str, int] | str:
+        number = self._desk.next()
+        return Searcher.FINISHED if number is None else {"number": number}
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Told to the desk by :class:`_Endings`, which knows the trial's number."""
+
+    def save(self, checkpoint_path: str) -> None:
+        Path(checkpoint_path).touch()
+
+
+class _Stops(FIFOScheduler):  # type: ignore[misc]
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "value" not in result:
+            return str(TrialScheduler.CONTINUE)
+        figures = {name: result[name] for name in ("step", "value", "size")}
+        goes_on = self._desk.goes_on(trial.config["number"], figures)
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+
+class _Endings(tune.Callback):  # type: ignore[misc]
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._desk.ended(trial.config["number"])
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._desk.broke(trial.config["number"], error_of(trial.get_pickled_error()))
+
+
+def run_trials(
+    desk: Desk, sweep: dict[str, Any], *, num_trials: int, max_concurrent: int, max_failures: int, scratch: Path
+) -> None:
+    """Run trials until the desk has no more.
+
+    Args:
+        desk: hands them out and takes them back.
+        sweep: the tree of the sweep.
+        num_trials: how many there are left.
+        max_concurrent: trials at once.
+        max_failures: how often a trial whose process failed is started again.
+        scratch: for Ray Tune's records.
+    """
+    trainable = tune.with_parameters(run_trial, sweep=sweep, folder=str(Path.cwd()))
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"CPU": _DRIVER_CPUS}),
+        tune_config=tune.TuneConfig(
+            search_alg=_Numbers(desk),
+            scheduler=_Stops(desk),
+            num_samples=num_trials,
+            max_concurrent_trials=max_concurrent,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(scratch),
+            failure_config=tune.FailureConfig(max_failures=max_failures),
+            callbacks=[_Endings(desk)],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
