@@ -19,10 +19,10 @@ export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install demo doctor check lint quick test format clean
+.PHONY: help install demo demo-tune doctor check lint quick test format clean
 
 help: ## Show the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 install: .venv/.stamp ## Create .venv with the versions of constraints.txt
 
@@ -37,6 +37,9 @@ install: .venv/.stamp ## Create .venv with the versions of constraints.txt
 
 demo: .venv/.stamp ## Take the whole tour on the embedded corpus, and write a report to open
 	$(BIN)/retort demo --config jobs/configs/demo.yaml
+
+demo-tune: .venv/.stamp ## Sweep small students of the demo's teacher, and write the Pareto front
+	$(BIN)/retort tune tune_configs/demo.yaml
 
 doctor: .venv/.stamp ## Try what the jobs need on this machine
 	$(BIN)/retort doctor

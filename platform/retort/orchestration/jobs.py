@@ -9,6 +9,7 @@ import yaml
 from retort.config import load_config
 from retort.errors import ConfigError
 from retort.orchestration.progress import Progress
+from retort.orchestration.tune_search import num_trials
 from retort.run_config import (
     DemoConfig,
     DistillConfig,
@@ -85,10 +86,15 @@ def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
 
 
 def plan_of(config: AnyConfig) -> str:
-    """What a dry run shows: the resolved configuration as YAML; of a tour, one line for each job."""
+    """What a dry run shows: the resolved configuration as YAML; of a tour, one line for each job; of a sweep, its axes."""
     if isinstance(config, DemoConfig):
         lines = [f"{config.output}: a tour of {len(config.jobs)} jobs"]
         return "\n".join(lines + [f"{number:2d} {_line(job)}" for number, job in enumerate(config.jobs, start=1)])
+    if isinstance(config, TuneConfig):
+        names = ", ".join(job.job for job in config.trial)
+        lines = [f"{config.output}: {num_trials(config)} trials of {names}, by {config.search.kind} search"]
+        lines += [f" {name}: {axis.model_dump_json()}" for name, axis in config.space.items()]
+        return "\n".join(lines + [f" before them: {_line(job)}" for job in config.before])
     tree = config.model_dump(mode="json")
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip("\n")
 

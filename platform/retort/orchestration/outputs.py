@@ -16,6 +16,7 @@ from retort.errors import ConfigError, DataError
 from retort.store.artifact import ARTIFACT_FILE, Artifact, read_artifact
 from retort.store.commit import is_committed, write_bytes_atomic
 from retort.store.lock import OutputLock
+from retort.store.registry import read_pointer
 
 C = TypeVar("C", bound=Config)
 
@@ -39,12 +40,15 @@ class JobConfig(Protocol):
 
 
 def result_of(path: Path) -> Path:
-    """The committed artifact that ``path`` stands for: a job's output folder, or the artifact's own folder.
+    """The committed artifact that ``path`` stands for.
+
+    A job's output folder, the artifact's own folder, or a name's folder in a registry: the version in use.
 
     Raises:
         DataError: there is none; the message says what is there and the cure.
     """
-    for folder in (path / RESULT, path):
+    current = read_pointer(path)
+    for folder in (path / RESULT, path, *([] if current is None else [current.path])):
         if is_committed(folder) and (folder / ARTIFACT_FILE).is_file():
             return folder.resolve()
     if not path.exists():

@@ -35,5 +35,5 @@ class WorkersConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.gpus_per_worker < 1 and self.num_workers > 1:
-            raise ValueError("workers of one run cannot share a GPU (NCCL): gpus_per_worker below 1 needs num_workers: 1")
+            raise ValueError("workers of one run cannot share a GPU: gpus_per_worker below 1 needs num_workers: 1")
         return self

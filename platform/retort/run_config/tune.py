@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 from retort.config import Config, faults_of, put, validate
 from retort.errors import ConfigError
 from retort.evaluation.pareto import ObjectiveName
-from retort.evaluation.preference import parse_gate
+from retort.evaluation.preference import DEFAULT_GATE, parse_gate
 from retort.run_config.evaluate import EvaluateConfig, SystemConfig
 from retort.run_config.job import JobConfig
 from retort.run_config.space import Axis, Parameters, changes, values_of
@@ -82,7 +82,7 @@ class TuneConfig(Config):
     """Trials at once; fewer where the machines have no room for them."""
     max_failures: int = Field(default=1, ge=0)
     """How often a trial is taken up again whose process died."""
-    gate: str = "wer<=0.3, failure_rate<=0.2"
+    gate: str = DEFAULT_GATE
     """What a winner must satisfy to be promoted, at the worse end of its 95 % intervals."""
     seed: int = Field(default=0, ge=0)
 
