@@ -15,7 +15,20 @@ from retort.cli_output import explain_failure
 from retort.errors import ConfigError, DataError, ResourceError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("prepare", "pretrain", "generate", "distill", "evaluate", "report", "demo", "say", "doctor", "submit")
+COMMANDS = (
+    "prepare",
+    "pretrain",
+    "generate",
+    "distill",
+    "tune",
+    "evaluate",
+    "report",
+    "demo",
+    "say",
+    "doctor",
+    "submit",
+    "promote",
+)
 
 
 @pytest.fixture
@@ -188,7 +201,7 @@ def test_json_output_stays_clean_when_a_library_prints(
     assert (code, out) == (0, "library banner\nsteps: 3\nloss: 0.1235\n")
 
 
-@pytest.mark.parametrize("script", COMMANDS[:7])
+@pytest.mark.parametrize("script", COMMANDS[:8])
 def test_entry_scripts_run_their_own_job(script: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{script}.py"), "--help"],

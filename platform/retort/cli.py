@@ -140,7 +140,9 @@ def promote(
     source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Output of a sweep, or of the job that trained.")],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Under which it is served.")],
     best: Annotated[str | None, typer.Option(help="Which trial of a sweep: 'wer<=0.2, fastest'.")] = None,
-    gate: Annotated[str | None, typer.Option(help="Such as 'wer<=0.3, failure_rate<=0.1'; left out: the sweep's.")] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="Such as 'wer<=0.3, failure_rate<=0.1'; left out: the sweep's.")
+    ] = None,
     evaluation: Annotated[Path | None, typer.Option(help="The evaluation whose figures count.")] = None,
     system: Annotated[str | None, typer.Option(help="Its name there, if the model stands under several.")] = None,
     registry: Annotated[Path, typer.Option(help="Folder of the registry.")] = _REGISTRY,
@@ -157,7 +159,8 @@ def promote(
 @app.command()
 def serve(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="See serve/local.yaml; left out: what was promoted, or the demo.")
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="See serve/local.yaml; left out: what was promoted, or the demo."),
     ] = None,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,

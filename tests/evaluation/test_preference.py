@@ -26,7 +26,8 @@ def candidate(wer: float, speed: float | None = 100.0, parameters: float = 1e6) 
 )  # fmt: skip
 def test_terms_are_read(text: str, constraints: list[tuple[str, str, float]], order: list[str]) -> None:
     found = parse_preference(text)
-    assert [(c.name, c.relation, c.bound) for c in found.constraints] == pytest.approx(constraints)
+    assert [(c.name, c.relation) for c in found.constraints] == [(name, relation) for name, relation, _ in constraints]
+    assert [c.bound for c in found.constraints] == pytest.approx([bound for *_, bound in constraints])
     assert list(found.order) == order
 
 
@@ -53,9 +54,7 @@ def test_a_gate_is_constraints_alone() -> None:
             parse_gate(text)
 
 
-@given(
-    st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3]), st.sampled_from([None, 1.0, 2.0])), min_size=1, max_size=8)
-)
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3]), st.sampled_from([None, 1.0, 2.0])), min_size=1, max_size=8))
 def test_the_choice_is_the_best_that_satisfies_the_constraints(rows: list[tuple[float, float | None]]) -> None:
     candidates = [candidate(wer, speed) for wer, speed in rows]
     fit = [(-speed, wer, i) for i, (wer, speed) in enumerate(rows) if wer <= 0.2 and speed is not None]
@@ -68,7 +67,7 @@ def test_the_choice_is_the_best_that_satisfies_the_constraints(rows: list[tuple[
 
 
 def test_no_candidate_names_the_nearest_value() -> None:
-    with pytest.raises(QualityGateError, match="the lowest wer is 0.25"):
+    with pytest.raises(QualityGateError, match=r"the lowest wer is 0\.25"):
         choose([candidate(0.25), candidate(0.4)], parse_preference("wer<=0.2, fastest"))
 
 

@@ -78,10 +78,10 @@ def test_the_evaluation_must_be_of_this_model(tmp_path: Path, model: Path, good:
     registry = tmp_path / "registry"
     (tmp_path / "other").mkdir()
     other = speaking_model(tmp_path / "other", weights_seed=1)
-    with pytest.raises(DataError, match="judged 0 systems with the model .*evaluate it first"):
+    with pytest.raises(DataError, match=r"judged 0 systems with the model .*evaluate it first"):
         promote(other, "small", evaluation=good, registry=registry)
     twice = write_evaluation(tmp_path / "twice", {"a": model, "b": model, "c": other, "d": tmp_path / "gone"}, wrong=0)
-    with pytest.raises(DataError, match="judged 2 systems .*--system: a, b"):
+    with pytest.raises(DataError, match=r"judged 2 systems .*--system: a, b"):
         promote(model, "small", evaluation=twice, registry=registry)
     with pytest.raises(DataError, match="no system 'c'"):
         promote(model, "small", evaluation=twice, system="c", registry=registry)

@@ -44,7 +44,7 @@ def test_the_ledger_alone_says_what_is_left(tmp_path: Path) -> None:
     assert [t.parameters["student.student.num_heads"] for t in trials.values()] == [1, 2, 4, 8]
     assert (trials[2].outcome or outcome()).reason == "RuntimeError: the machine"
     ledger.end(0, outcome(0.9))
-    assert ledger.outcome(0) == outcome(), "the first record stands"
+    assert ledger.trial(0).outcome == outcome(), "the first record stands"
     assert Sweep(sweep(tmp_path, space=heads(1, 2, 4, 8), num_trials=4), QuietProgress()).num_left == 2
 
 
@@ -126,7 +126,13 @@ def test_a_trial_behind_its_peers_is_stopped_and_the_next_one_finds_room(tmp_pat
         trial=tree["trial"],
         # What is watched is the learning rate itself: the order of the trials is known beforehand.
         space={"student.training.optimizer.learning_rate": {"kind": "choice", "values": [2e-3, 3e-3, 1e-3]}},
-        early_stopping={"job": "student", "metric": "learning_rate", "first_rung": 10, "reduction": 2.0, "min_peers": 1},
+        early_stopping={
+            "job": "student",
+            "metric": "learning_rate",
+            "first_rung": 10,
+            "reduction": 2.0,
+            "min_peers": 1,
+        },
         max_concurrent=1,
     )
     summary = run_tune(config, QuietProgress())

@@ -49,7 +49,11 @@ def test_a_trial_is_the_jobs_with_its_settings_in_its_folders() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("student.student.num_layer", 2, r"student.student.num_layer: unknown key 'num_layer'; did you mean 'num_layer"),
+        (
+            "student.student.num_layer",
+            2,
+            r"student.student.num_layer: unknown key 'num_layer'; did you mean 'num_layer",
+        ),
         ("student.trainin.steps", 2, "student.trainin: unknown key 'trainin'; did you mean 'training'"),
         ("studnet.training.steps", 2, "did you mean 'student.training.steps'"),
         ("steps", 2, "'steps' does not start with a job of the trial"),
@@ -66,7 +70,7 @@ def test_a_key_or_value_that_no_trial_could_have_is_refused_at_once(key: str, va
 
 
 def test_both_ends_of_a_range_are_checked() -> None:
-    with pytest.raises(ConfigError, match="student.sampled_fraction: Input should be less than or equal to 1"):
+    with pytest.raises(ConfigError, match=r"student\.sampled_fraction: Input should be less than or equal to 1"):
         sweep(ROOT, space={"student.sampled_fraction": {"kind": "uniform", "low": 0.0, "high": 1.5}},
               search={"kind": "random"}, num_trials=2)  # fmt: skip
     with pytest.raises(ConfigError, match="must be less than high"):
@@ -74,7 +78,9 @@ def test_both_ends_of_a_range_are_checked() -> None:
 
 
 def test_values_that_only_do_not_go_together_are_left_to_the_trial() -> None:
-    config = sweep(ROOT, space={"student.sampled_fraction": choice(0.5)})  # without `synthetic`, which another axis sets
+    config = sweep(
+        ROOT, space={"student.sampled_fraction": choice(0.5)}
+    )  # without `synthetic`, which another axis sets
     with pytest.raises(ConfigError, match="need `synthetic`"):
         config.trial_jobs(0, {"student.sampled_fraction": 0.5})
 

@@ -27,7 +27,9 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"## Figures on {card['utterances']} utterances"
     yield ""
-    rows = [(OBJECTIVES[name].label, _figure(name, f["value"]), _span(f["ci95"])) for name, f in card["figures"].items()]
+    rows = [
+        (OBJECTIVES[name].label, _figure(name, f["value"]), _span(f["ci95"])) for name, f in card["figures"].items()
+    ]
     yield from _table(("figure", "value", "95 % interval"), rows)
     yield ""
     yield f"Scored by {_plain(', '.join(card['scorers']))}. Evaluation: `{card['evaluation']}`."
@@ -39,7 +41,7 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield "## Where it comes from"
         yield ""
-        yield f"Trial {card['sweep']['number']} of the sweep `{card['sweep']['path']}`, chosen by \"{card['sweep']['best']}\"."
+        yield f'Trial {card["sweep"]["number"]} of the sweep `{card["sweep"]["path"]}`, chosen by "{card["sweep"]["best"]}".'
         yield ""
         yield from _table(("setting", "value"), list(card["sweep"]["parameters"].items()))
     yield ""

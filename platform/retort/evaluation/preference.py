@@ -13,11 +13,15 @@ from typing import Any
 from retort.errors import ConfigError, QualityGateError
 from retort.evaluation.pareto import OBJECTIVES
 
-_CONSTRAINT = re.compile(r"(?P<name>\w+)\s*(?P<relation><=|>=|<|>)\s*(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[%kMG]?)")
+_CONSTRAINT = re.compile(
+    r"(?P<name>\w+)\s*(?P<relation><=|>=|<|>)\s*(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[%kMG]?)"
+)
 DEFAULT_GATE = "wer<=0.3, failure_rate<=0.2"
 """What a model must satisfy to be promoted where nobody says otherwise."""
 _UNITS = {"": 1.0, "%": 0.01, "k": 1e3, "M": 1e6, "G": 1e9}
-_SUPERLATIVES = {o.word: name for name, o in OBJECTIVES.items() if o.word} | {f"best {name}": name for name in OBJECTIVES}
+_SUPERLATIVES = {o.word: name for name, o in OBJECTIVES.items() if o.word} | {
+    f"best {name}": name for name in OBJECTIVES
+}
 
 
 @dataclass(frozen=True)

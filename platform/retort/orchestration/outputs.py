@@ -86,7 +86,9 @@ def finished_result(config: JobConfig) -> Artifact | None:
     if not is_committed(folder):
         return None
     artifact = read_artifact(folder)
-    changed = differing_keys(_completed(artifact.info.config, type(config)), config.model_dump(mode="json"), ignore=("output",))
+    changed = differing_keys(
+        _completed(artifact.info.config, type(config)), config.model_dump(mode="json"), ignore=("output",)
+    )
     if changed:
         raise ConfigError(
             f"{config.output} holds the result of another configuration; it differs in {'; '.join(changed[:3])}. "

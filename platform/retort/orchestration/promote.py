@@ -20,6 +20,7 @@ from retort.orchestration.tune import FRONT_FILE
 from retort.store.artifact import Artifact, code_version, read_artifact
 from retort.store.registry import Card, Registry
 
+
 @dataclass(frozen=True)
 class _Candidate:
     model: Path
@@ -64,7 +65,7 @@ def promote(
     elif found.info.kind == "model":
         candidate = _trained(source, found, best, gate, evaluation, system)
     else:
-        raise ConfigError(f"{source} holds a {found.info.kind}; promote a sweep or a model")
+        raise ConfigError(f"{source} holds a result of kind {found.info.kind}, promote a sweep or a model")
     checks = check_gate(parse_gate(candidate.gate), candidate.system)
     if not all(check.passed for check in checks):
         failed = "; ".join(str(check) for check in checks if not check.passed)
@@ -118,7 +119,9 @@ def _system(evaluation: Path, model: Path, name: str | None) -> Mapping[str, Any
     """
     names = [tree["name"] for tree in _systems_with(evaluation, model)]
     if name is not None and name not in names:
-        raise DataError(f"{evaluation} has no system {name!r} with the model {model}; it has {', '.join(names) or 'none'}")
+        raise DataError(
+            f"{evaluation} has no system {name!r} with the model {model}; it has {', '.join(names) or 'none'}"
+        )
     if len(names) != 1 and name is None:
         cure = "evaluate it first" if not names else f"choose one with --system: {', '.join(names)}"
         raise DataError(f"{evaluation} judged {len(names)} systems with the model {model}; {cure}")
@@ -140,9 +143,7 @@ def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _card(
-    name: str, candidate: _Candidate, model: Artifact, judged: Artifact, checks: list[str]
-) -> dict[str, Any]:
+def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, checks: list[str]) -> dict[str, Any]:
     loaded = load_model(model.path)
     lineage = loaded.lineage.model_dump(mode="json")
     figures = {

@@ -30,7 +30,16 @@ from retort.store.artifact import code_version, describe_artifact, write_artifac
 from retort.store.commit import write_bytes_atomic, write_json_atomic
 
 FRONT_FILE = "pareto.json"
-MAY_CHANGE = ("output", "before", "num_trials", "early_stopping", "max_concurrent", "max_failures", "gate", "objectives")
+MAY_CHANGE = (
+    "output",
+    "before",
+    "num_trials",
+    "early_stopping",
+    "max_concurrent",
+    "max_failures",
+    "gate",
+    "objectives",
+)
 """What may differ when a sweep goes on: none of it changes what a finished trial measured."""
 _TOGETHER = 8
 """Models that are timed in turns."""
@@ -136,7 +145,7 @@ class Sweep:
 
     def ended(self, number: int) -> None:
         """Take back a trial whose outcome is on record."""
-        outcome = self._ledger.outcome(number)
+        outcome = self._ledger.trial(number).outcome
         assert outcome is not None, f"trial {number} ended without an outcome"
         self._learn(number, outcome)
         num_left = sum(trial.outcome is None for trial in self._ledger.trials()) + self._num_new
@@ -159,7 +168,9 @@ class Sweep:
     def _learn(self, number: int, outcome: Outcome) -> None:
         figures = None if outcome.system is None else figures_of(outcome.system)
         values = None if figures is None else [figures[name] for name in self._config.objectives]
-        whole = None if values is None or any(value is None for value in values) else [v for v in values if v is not None]
+        whole = (
+            None if values is None or any(value is None for value in values) else [v for v in values if v is not None]
+        )
         self._searcher.learn(number, self._parameters[number], whole)
 
 
@@ -276,7 +287,9 @@ def _write(config: TuneConfig, output: Path, rows: list[dict[str, Any]], seconds
     whole = [(row, point) for row, point in placed if point is not None]
     if not whole:
         reasons = "; ".join(f"trial {row['number']}: {row['reason']}" for row in rows[:3])
-        raise QualityGateError(f"none of {len(rows)} trials finished ({reasons}); correct the file, choose a new output")
+        raise QualityGateError(
+            f"none of {len(rows)} trials finished ({reasons}); correct the file, choose a new output"
+        )
     for index in pareto_front([point for _, point in whole]):
         whole[index][0]["on_front"] = True
     front = [row["number"] for row in rows if row["on_front"]]

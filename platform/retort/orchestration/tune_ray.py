@@ -40,6 +40,7 @@ class _Numbers(Searcher):  # type: ignore[misc]
         self._desk = desk
 
     def suggest(self, trial_id: str) -> dict[str, int] | str:
+        del trial_id
         number = self._desk.next()
         return Searcher.FINISHED if number is None else {"number": number}
 
@@ -56,6 +57,7 @@ class _Stops(FIFOScheduler):  # type: ignore[misc]
         self._desk = desk
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        del tune_controller
         if "value" not in result:
             return str(TrialScheduler.CONTINUE)
         figures = {name: result[name] for name in ("step", "value", "size")}
@@ -67,10 +69,12 @@ class _Endings(tune.Callback):  # type: ignore[misc]
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_complete(self, trial: Any, **info: Any) -> None:
+        del info
         self._desk.ended(trial.config["number"])
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+    def on_trial_error(self, trial: Any, **info: Any) -> None:
+        del info
         self._desk.broke(trial.config["number"], error_of(trial.get_pickled_error()))
 
 

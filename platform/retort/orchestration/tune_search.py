@@ -97,9 +97,7 @@ class Proposed:
             not repeatable either.
     """
 
-    def __init__(
-        self, space: Mapping[str, Axis], objectives: Sequence[str], settings: OptunaSearch, seed: int
-    ) -> None:
+    def __init__(self, space: Mapping[str, Axis], objectives: Sequence[str], settings: OptunaSearch, seed: int) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -86,9 +86,9 @@ class Ledger:
         if not path.is_file():
             write_json_atomic(path, asdict(outcome))
 
-    def outcome(self, number: int) -> Outcome | None:
-        """How a trial ended, if it has."""
-        return self._read(self._config.folder_of(number)).outcome
+    def trial(self, number: int) -> Trial:
+        """One trial on record."""
+        return self._read(self._config.folder_of(number))
 
     def _read(self, folder: Path) -> Trial:
         outcome = folder / _OUTCOME
@@ -106,18 +106,19 @@ def run_trial(point: dict[str, Any], *, sweep: dict[str, Any], folder: str) -> N
     run the trial again, which then goes on from its last checkpoint.
 
     Args:
-        point: ``number`` and ``parameters`` of the trial.
+        point: ``number`` of the trial, whose parameters are on record.
         sweep: the tree of the sweep.
         folder: from which relative paths start.
     """
     from ray import tune
 
-    os.chdir(folder)
+    if Path(folder).is_dir():  # another machine of a cluster may lack it: there paths are absolute
+        os.chdir(folder)
     config = validate(sweep, TuneConfig, where="the sweep")
-    number, began = point["number"], time.monotonic()
+    number, ledger, began = point["number"], Ledger(config), time.monotonic()
     with _alone(config.folder_of(number)):
         try:
-            jobs = config.trial_jobs(number, point["parameters"])
+            jobs = config.trial_jobs(number, ledger.trial(number).parameters)
             for job in jobs:
                 for figures in _run(job, watched=_watched(config, job)):
                     tune.report({"number": number, **figures})
@@ -126,7 +127,7 @@ def run_trial(point: dict[str, Any], *, sweep: dict[str, Any], folder: str) -> N
             raise
         except RetortError as error:
             outcome = Outcome("failed", str(error), seconds=round(time.monotonic() - began, 1))
-        Ledger(config).end(number, outcome)
+        ledger.end(number, outcome)
     tune.report({"number": number, "state": outcome.state})
 
 
@@ -165,9 +166,7 @@ def _watched(config: TuneConfig, job: JobConfig) -> Callable[[], Iterator[dict[s
     return lambda: watched_figures(config, job.output)
 
 
-def _run(
-    job: JobConfig, *, watched: Callable[[], Iterator[dict[str, float]]] | None
-) -> Iterator[dict[str, float]]:
+def _run(job: JobConfig, *, watched: Callable[[], Iterator[dict[str, float]]] | None) -> Iterator[dict[str, float]]:
     """Run a job beside this thread, and yield what is watched of it as it comes."""
     from retort.orchestration.jobs import run_job
 
@@ -204,4 +203,3 @@ def _finished(config: TuneConfig, jobs: tuple[JobConfig, ...], seconds: float) -
     return Outcome(
         "finished", system={key: system[key] for key in sorted(kept)}, note=summary["note"], seconds=round(seconds, 1)
     )
-

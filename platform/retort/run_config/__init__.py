@@ -59,6 +59,7 @@ __all__ = [
     "WorkersConfig",
 ]
 
+
 class DemoConfig(Config):
     """A tour: jobs in order, each reading what the ones before wrote."""
 

@@ -1,10 +1,11 @@
 """The registry: promoted models by name and version. A version never changes, and an older one is never removed.
 
-``REGISTRY/NAME/VERSION/`` is a committed artifact, the model's files with its card. ``REGISTRY/NAME/current.json`` names
-the version in use and is replaced atomically, after the version is there.
+``REGISTRY/NAME/VERSION/`` is a committed artifact, the model's files with its card. ``REGISTRY/NAME/current.json``
+names the version in use and is replaced atomically, after the version is there.
 """
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from retort.store.lock import OutputLock
 
 CARD_FILE, CARD_TEXT_FILE = "card.json", "card.md"
 _POINTER = "current.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -92,19 +94,21 @@ class Registry:
             StorageError: another promotion is writing, or the folder cannot be written.
         """
         inputs = {**source.info.inputs, "promoted": source.fingerprint, "evaluation": evaluation}
-        next_version = max(self.versions(name), default=0) + 1
-        info = describe_artifact(
-            source.info.kind,
-            name,
-            str(next_version),
-            inputs=inputs,
-            config=source.info.config,
-            metrics=source.info.metrics,
-        )
+        if not _NAME.fullmatch(name):
+            raise DataError(f"{name!r} is no name for a model: names are letters, digits, '.', '_' and '-'")
         with OutputLock(self.folder / name):
-            version = next((v for v in self.versions(name) if self._inputs(name, v) == inputs), None)
+            there = self.versions(name)
+            version = next((v for v in there if self._inputs(name, v) == inputs), None)
             if version is None:
-                version = next_version
+                version = max(there, default=0) + 1
+                info = describe_artifact(
+                    source.info.kind,
+                    name,
+                    str(version),
+                    inputs=inputs,
+                    config=source.info.config,
+                    metrics=source.info.metrics,
+                )
                 write_artifact(self.folder / name / str(version), info, lambda folder: _fill(folder, source, card))
             self._use(name, version)
         return read_artifact(self.folder / name / str(version))
