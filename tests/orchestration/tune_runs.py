@@ -42,7 +42,7 @@ def sweep_tree(root: Path, **changes: Any) -> dict[str, Any]:
         "trial": [distill, evaluate],
         "space": {"student.student.num_heads": {"kind": "choice", "values": [1, 2]}},
         "search": {"kind": "grid"},
-        "gate": "wer<=9",
+        "gate": "parameters<=1e9",
     }
     return {**tree, **changes}
 

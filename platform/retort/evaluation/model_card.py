@@ -41,7 +41,8 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
         yield ""
         yield "## Where it comes from"
         yield ""
-        yield f'Trial {card["sweep"]["number"]} of the sweep `{card["sweep"]["path"]}`, chosen by "{card["sweep"]["best"]}".'
+        number, path, best = (card["sweep"][key] for key in ("number", "path", "best"))
+        yield f'Trial {number} of the sweep `{path}`, chosen by "{best}".'
         yield ""
         yield from _table(("setting", "value"), list(card["sweep"]["parameters"].items()))
     yield ""

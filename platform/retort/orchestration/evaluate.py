@@ -147,6 +147,8 @@ def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
         "num_cpus": config.pool.cpus_per_worker,
         "num_gpus": config.pool.gpus_per_worker,
         "runtime_env": {"env_vars": worker_environment(threads, use_gpu=config.pool.gpus_per_worker > 0)},
+        # Anywhere with room: inside a trial of a sweep the default would be the trial's own small placement group.
+        "scheduling_strategy": "DEFAULT",
         "max_restarts": 2,
         "max_task_retries": 2,
     }
@@ -350,7 +352,7 @@ def _note(config: EvaluateConfig) -> str | None:
     notes = []
     if config.split == "train":
         notes.append(
-            "The strings were seen in training: good for choosing between candidates that saw the same ones, for nothing else."
+            "The strings were seen in training: good for choosing between candidates that saw them, for nothing else."
         )
     if smoke:
         notes.append(

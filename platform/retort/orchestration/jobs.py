@@ -86,7 +86,7 @@ def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
 
 
 def plan_of(config: AnyConfig) -> str:
-    """What a dry run shows: the resolved configuration as YAML; of a tour, one line for each job; of a sweep, its axes."""
+    """What a dry run shows: the resolved configuration as YAML; of a tour a line for each job, of a sweep its axes."""
     if isinstance(config, DemoConfig):
         lines = [f"{config.output}: a tour of {len(config.jobs)} jobs"]
         return "\n".join(lines + [f"{number:2d} {_line(job)}" for number, job in enumerate(config.jobs, start=1)])

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retort.errors import ConfigError, DataError, QualityGateError
 from retort.data.tokens import TokenSet
+from retort.errors import ConfigError, DataError, QualityGateError
 from retort.evaluation.items import read_results
 from retort.evaluation.model_card import card_text
 from retort.evaluation.pareto import OBJECTIVES, figures_of

@@ -112,7 +112,9 @@ def train_rank(assignment: Assignment, ranks: Ranks) -> None:
     if found is not None:
         accumulation = accumulation_for(found, settings.accumulation, ranks.world_size)
         settings = settings.replace(accumulation=accumulation)
-    num_parameters = count_parameters(problem.objective.student)  # before ZeRO stage 3 empties them
+    student = problem.objective.student
+    assert isinstance(student, CodecLM)
+    num_parameters = count_parameters(student)  # before ZeRO stage 3 empties them
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
     )

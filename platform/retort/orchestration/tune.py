@@ -109,7 +109,9 @@ class Sweep:
         self._num_new = max(self._total - len(trials), 0)
         self._parameters = {trial.number: trial.parameters for trial in trials}
         settings = config.early_stopping
-        self._halving = settings and SuccessiveHalving(settings.first_rung, settings.reduction, settings.min_peers)
+        self._halving = (
+            None if settings is None else SuccessiveHalving(settings.first_rung, settings.reduction, settings.min_peers)
+        )
         for trial in trials:
             if trial.outcome is not None:
                 self._remember(trial.number, trial.outcome)

@@ -201,8 +201,9 @@ def _distribution(axis: Axis) -> Any:
 
 
 def _value(axis: Axis, drawn: Any) -> JsonValue:
-    return drawn if isinstance(axis, Uniform | LogUniform | Integers) else axis.values[drawn]
+    value: JsonValue = drawn if isinstance(axis, Uniform | LogUniform | Integers) else axis.values[drawn]
+    return value
 
 
 def _coded(axis: Axis, value: JsonValue) -> Any:
-    return value if isinstance(axis, Uniform | LogUniform | Integers) else list(axis.values).index(value)  # type: ignore[arg-type]
+    return value if isinstance(axis, Uniform | LogUniform | Integers) else list(axis.values).index(value)

@@ -221,12 +221,14 @@ def _faults_in(job: Any, items: Mapping[str, JsonValue]) -> Iterator[str]:
     keys = [tuple(inner.split(".")) for inner in items]
     for place, text in faults_of(tree, type(job)):
         parts = tuple(str(part) for part in place)
-        # A fault at the key or below it; or above it, at a place that only the key brought into being.
-        if any(parts[: len(key)] == key or (parts == key[: len(parts)] and not _exists(before, parts)) for key in keys):
+        # A fault at the key or below it; or above it, where only the key says that there is something below.
+        if any(
+            parts[: len(key)] == key or (parts == key[: len(parts)] and not _has_keys(before, parts)) for key in keys
+        ):
             yield text
 
 
-def _exists(tree: Any, parts: tuple[str, ...]) -> bool:
+def _has_keys(tree: Any, parts: tuple[str, ...]) -> bool:
     for part in parts:
         if isinstance(tree, list) and part.isdigit() and int(part) < len(tree):
             tree = tree[int(part)]
@@ -234,4 +236,4 @@ def _exists(tree: Any, parts: tuple[str, ...]) -> bool:
             tree = tree[part]
         else:
             return False
-    return True
+    return isinstance(tree, list | dict)
