@@ -151,7 +151,7 @@ def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, c
         for key, objective in OBJECTIVES.items()
     }
     rows = read_results(judged.path / "results.jsonl")
-    said = [tree for tree in _systems_with(judged.path, model.path)]
+    said = _systems_with(judged.path, model.path)
     spoken = next((t for t in said if t["name"] == candidate.system.get("name")), said[0] if said else {})
     return {
         "name": name,

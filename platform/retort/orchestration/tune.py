@@ -23,6 +23,7 @@ from retort.orchestration.evaluate import measure_speeds
 from retort.orchestration.halving import SuccessiveHalving
 from retort.orchestration.outputs import RUN_FILE, differing_keys, finished_result, job_output
 from retort.orchestration.progress import Progress
+from retort.orchestration.tune_ray import run_trials
 from retort.orchestration.tune_search import num_trials, searcher_of
 from retort.orchestration.tune_trial import Ledger, Outcome, Trial, watched_figures
 from retort.run_config import TuneConfig
@@ -187,9 +188,6 @@ def _said(outcome: Outcome) -> str:
 
 
 def _run_trials(config: TuneConfig, output: Path, progress: Progress) -> None:
-    # Imported inside the session, which sets what Ray Tune reads when it is imported.
-    from retort.orchestration.tune_ray import run_trials
-
     sweep = Sweep(config, progress)
     if not sweep.num_left:
         return

@@ -3,10 +3,6 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from ray import tune
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
-
 from retort.orchestration.failures import error_of
 from retort.orchestration.tune_trial import run_trial
 
@@ -34,48 +30,55 @@ class Desk(Protocol):
         ...
 
 
-class _Numbers(Searcher):  # type: ignore[misc]
-    def __init__(self, desk: Desk) -> None:
-        super().__init__()
-        self._desk = desk
+def _numbers(desk: Desk) -> Any:
+    """What hands out the trials."""
+    from ray.tune.search import Searcher
 
-    def suggest(self, trial_id: str) -> dict[str, int] | str:
-        del trial_id
-        number = self._desk.next()
-        return Searcher.FINISHED if number is None else {"number": number}
+    class Numbers(Searcher):  # type: ignore[misc]
+        def suggest(self, trial_id: str) -> dict[str, int] | str:
+            del trial_id
+            number = desk.next()
+            return str(Searcher.FINISHED) if number is None else {"number": number}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Told to the desk by :class:`_Endings`, which knows the trial's number."""
+        def on_trial_complete(self, trial_id: str, **ended: Any) -> None:
+            """Told to the desk by the callback, which knows the trial's number."""
 
-    def save(self, checkpoint_path: str) -> None:
-        Path(checkpoint_path).touch()
+        def save(self, checkpoint_path: str) -> None:
+            Path(checkpoint_path).touch()
 
-
-class _Stops(FIFOScheduler):  # type: ignore[misc]
-    def __init__(self, desk: Desk) -> None:
-        super().__init__()
-        self._desk = desk
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        del tune_controller
-        if "value" not in result:
-            return str(TrialScheduler.CONTINUE)
-        figures = {name: result[name] for name in ("step", "value", "size")}
-        goes_on = self._desk.goes_on(trial.config["number"], figures)
-        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+    return Numbers()
 
 
-class _Endings(tune.Callback):  # type: ignore[misc]
-    def __init__(self, desk: Desk) -> None:
-        self._desk = desk
+def _stops(desk: Desk) -> Any:
+    """What stops trials."""
+    from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
-    def on_trial_complete(self, trial: Any, **info: Any) -> None:
-        del info
-        self._desk.ended(trial.config["number"])
+    class Stops(FIFOScheduler):  # type: ignore[misc]
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            del tune_controller
+            if "value" not in result:
+                return str(TrialScheduler.CONTINUE)
+            figures = {name: result[name] for name in ("step", "value", "size")}
+            goes_on = desk.goes_on(trial.config["number"], figures)
+            return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
-    def on_trial_error(self, trial: Any, **info: Any) -> None:
-        del info
-        self._desk.broke(trial.config["number"], error_of(trial.get_pickled_error()))
+    return Stops()
+
+
+def _endings(desk: Desk) -> Any:
+    """What hears how trials end."""
+    from ray import tune
+
+    class Endings(tune.Callback):  # type: ignore[misc]
+        def on_trial_complete(self, trial: Any, **info: Any) -> None:
+            del info
+            desk.ended(trial.config["number"])
+
+        def on_trial_error(self, trial: Any, **info: Any) -> None:
+            del info
+            desk.broke(trial.config["number"], error_of(trial.get_pickled_error()))
+
+    return Endings()
 
 
 def run_trials(
@@ -91,12 +94,14 @@ def run_trials(
         max_failures: how often a trial whose process failed is started again.
         scratch: for Ray Tune's records.
     """
+    from ray import tune
+
     trainable = tune.with_parameters(run_trial, sweep=sweep, folder=str(Path.cwd()))
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": _DRIVER_CPUS}),
         tune_config=tune.TuneConfig(
-            search_alg=_Numbers(desk),
-            scheduler=_Stops(desk),
+            search_alg=_numbers(desk),
+            scheduler=_stops(desk),
             num_samples=num_trials,
             max_concurrent_trials=max_concurrent,
         ),
@@ -104,7 +109,7 @@ def run_trials(
             name="tune",
             storage_path=str(scratch),
             failure_config=tune.FailureConfig(max_failures=max_failures),
-            callbacks=[_Endings(desk)],
+            callbacks=[_endings(desk)],
             verbose=0,
         ),
     )

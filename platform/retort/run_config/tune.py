@@ -221,10 +221,9 @@ def _faults_in(job: Any, items: Mapping[str, JsonValue]) -> Iterator[str]:
     keys = [tuple(inner.split(".")) for inner in items]
     for place, text in faults_of(tree, type(job)):
         parts = tuple(str(part) for part in place)
-        # A fault at the key or below it; or above it, where only the key says that there is something below.
-        if any(
-            parts[: len(key)] == key or (parts == key[: len(parts)] and not _has_keys(before, parts)) for key in keys
-        ):
+        # Faults at a key or below it; and above it, where the file has nothing that could hold a key.
+        holds_keys = _has_keys(before, parts)
+        if any(parts[: len(key)] == key or (parts == key[: len(parts)] and not holds_keys) for key in keys):
             yield text
 
 
