@@ -138,5 +138,5 @@ def test_a_trial_behind_its_peers_is_stopped_and_the_next_one_finds_room(tmp_pat
     summary = run_tune(config, QuietProgress())
     front = json.loads((config.output / "pareto.json").read_text())
     assert [row["state"] for row in front["trials"]] == ["finished", "stopped", "finished"]
-    assert "learning_rate 0.003 at step" in front["trials"][1]["reason"]
+    assert "at step 10 was behind its peers" in front["trials"][1]["reason"]
     assert (summary["finished"], summary["stopped"]) == (2, 1)
