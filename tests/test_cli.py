@@ -20,7 +20,9 @@ COMMANDS = (
     "pretrain",
     "import",
     "generate",
+    "prune",
     "distill",
+    "tune",
     "evaluate",
     "report",
     "export",
@@ -28,6 +30,7 @@ COMMANDS = (
     "say",
     "doctor",
     "submit",
+    "promote",
 )
 
 
@@ -201,7 +204,7 @@ def test_json_output_stays_clean_when_a_library_prints(
     assert (code, out) == (0, "library banner\nsteps: 3\nloss: 0.1235\n")
 
 
-@pytest.mark.parametrize("script", COMMANDS[:7])
+@pytest.mark.parametrize("script", COMMANDS[:8])
 def test_entry_scripts_run_their_own_job(script: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / f"{script}.py"), "--help"],

@@ -23,6 +23,7 @@ ResumeOption = Annotated[
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file; see jobs/configs.")]
 
 _DEMO = Path("jobs/configs/demo.yaml")
+_REGISTRY = Path("runs/registry")
 _INTERRUPTED = 130
 _HELP = {
     "prepare": "Corpus → token set: read, check, encode; bad rows are set aside with a reason.",
@@ -31,6 +32,7 @@ _HELP = {
     "generate": "Teacher → synthetic data: guided top-k logits and sampled tokens, on Ray Data.",
     "prune": "Teacher → what each layer is worth, and a model without the least of them, on Ray Data.",
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
+    "tune": "Many trials with different settings → Pareto front of quality, speed and size, on Ray Tune.",
     "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
     "report": "Write the report of an evaluation again.",
     "export": "Imported model, or a student of one → checkpoint in Hugging Face layout.",
@@ -137,31 +139,53 @@ def say(
 
 
 @app.command()
+def promote(
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Output of a sweep, or of the job that trained.")],
+    name: Annotated[str, typer.Option("--as", metavar="NAME", help="Under which it is served.")],
+    best: Annotated[str | None, typer.Option(help="Which trial of a sweep: 'wer<=0.2, fastest'.")] = None,
+    gate: Annotated[
+        str | None, typer.Option(help="Such as 'wer<=0.3, failure_rate<=0.1'; left out: the sweep's.")
+    ] = None,
+    evaluation: Annotated[Path | None, typer.Option(help="The evaluation whose figures count.")] = None,
+    system: Annotated[str | None, typer.Option(help="Its name there, if the model stands under several.")] = None,
+    registry: Annotated[Path, typer.Option(help="Folder of the registry.")] = _REGISTRY,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a model through the quality gate into the registry, from where `retort serve` takes it."""
+    from retort.orchestration.promote import promote as run
+
+    with job_streams(as_json=as_json):
+        summary = run(source, name, best=best, gate=gate, evaluation=evaluation, system=system, registry=registry)
+    echo_summary(summary, as_json=as_json)
+
+
+@app.command()
 def serve(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="See serve/local.yaml; left out: the demo's students.")
+        Path | None,
+        typer.Argument(metavar="[CONFIG]", help="See serve/local.yaml; left out: what was promoted, or the demo."),
     ] = None,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
     """Serve models on this machine, as the OpenAI speech API and a page to try them, until interrupted."""
     from retort.config import load_config
-    from retort.serving.local import demo_config, serving, wait_for_the_end
+    from retort.serving.local import Follower, demo_config, registry_config, serving, wait_for_the_end
     from retort.serving.settings import ServeConfig
 
     if config is None and overrides:
         raise ConfigError("--set changes a file; name one: retort serve serve/local.yaml --set port=9000")
-    settings = (
-        demo_config(Path("runs/demo"))
-        if config is None
-        else load_config(config, ServeConfig, overrides=overrides or ())
-    )
+    promoted = registry_config(_REGISTRY) if config is None else None
+    if config is None:
+        settings = promoted or demo_config(Path("runs/demo"))
+    else:
+        settings = load_config(config, ServeConfig, overrides=overrides or ())
     if dry_run:
         echo_summary(settings.model_dump(mode="json"), as_json=True)
         return
     with serving(settings) as address:
         typer.echo(f"{', '.join(model.name for model in settings.models)} at {address} (stop with Ctrl-C)")
-        wait_for_the_end()
+        wait_for_the_end(None if promoted is None else Follower(_REGISTRY, promoted, typer.echo))
 
 
 @app.command()

@@ -119,38 +119,53 @@ def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str,
         path, sep, raw = override.partition("=")
         if not sep or not path:
             raise ConfigError(f"--set {override}: expected a.b=value")
-        node: Any = result
-        *parents, last = path.split(".")
-        for part in parents:
-            node = _child(node, part, override)
         try:
             value = yaml.load(raw, Loader=_StrictLoader)
         except ConfigError as error:
             raise ConfigError(f"--set {override}: {error}") from None
         except (yaml.YAMLError, ValueError):
             value = raw
-        if isinstance(node, list):
-            node[_index(node, last, override)] = value
-        elif isinstance(node, dict):
-            node[last] = value
-        else:
-            raise ConfigError(f"--set {override}: {'.'.join(parents)} is not a mapping")
+        put(result, path, value, said=f"--set {override}")
     return result  # type: ignore[no-any-return]
 
 
-def _child(node: Any, part: str, override: str) -> Any:
+def put(tree: dict[str, Any], path: str, value: Any, *, said: str) -> None:
+    """Set the value at the dotted ``path`` of a tree, in place; ``a.0.b`` indexes lists, missing mappings are made.
+
+    Args:
+        tree: what is changed.
+        path: where.
+        value: what to set.
+        said: what a person wrote, for the error.
+
+    Raises:
+        ConfigError: the path walks through something that is neither a mapping nor a list.
+    """
+    node: Any = tree
+    *parents, last = path.split(".")
+    for part in parents:
+        node = _child(node, part, said)
     if isinstance(node, list):
-        return node[_index(node, part, override)]
+        node[_index(node, last, said)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ConfigError(f"{said}: {'.'.join(parents)} is not a mapping")
+
+
+def _child(node: Any, part: str, said: str) -> Any:
+    if isinstance(node, list):
+        return node[_index(node, part, said)]
     if isinstance(node, dict):
         if not isinstance(node.get(part), dict | list):
             node[part] = {}
         return node[part]
-    raise ConfigError(f"--set {override}: {part!r} is not inside a mapping")
+    raise ConfigError(f"{said}: {part!r} is not inside a mapping")
 
 
-def _index(node: list[Any], part: str, override: str) -> int:
+def _index(node: list[Any], part: str, said: str) -> int:
     if not part.isdigit() or int(part) >= len(node):
-        raise ConfigError(f"--set {override}: {part!r} is not an index below {len(node)}")
+        raise ConfigError(f"{said}: {part!r} is not an index below {len(node)}")
     return int(part)
 
 
@@ -188,12 +203,26 @@ def load_config(path: Path, kind: type[T], *, overrides: Sequence[str] = ()) -> 
     return _validate(apply_overrides(tree, overrides), kind, where)
 
 
+def faults_of(tree: dict[str, Any], kind: type[T]) -> list[tuple[Place, str]]:
+    """What is wrong with a tree, in words and place by place; nothing if it is valid."""
+    adapter: TypeAdapter[T] = TypeAdapter(kind)
+    try:
+        adapter.validate_json(json.dumps(tree, default=str))
+    except ValidationError as error:
+        return _described(error, adapter)
+    return []
+
+
 def _validate(tree: dict[str, Any], kind: type[T], where: Callable[[Place], str]) -> T:
     adapter: TypeAdapter[T] = TypeAdapter(kind)
     try:
         # JSON mode is strict about scalars yet turns lists into tuples and strings into paths, as YAML needs.
         return adapter.validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        schema = Schema(adapter.json_schema())
-        faults = [describe(fault, schema) for fault in error.errors(include_url=False)]
+        faults = _described(error, adapter)
         raise ConfigError("\n".join(f"{where(place)}: {text}" for place, text in faults)) from None
+
+
+def _described(error: ValidationError, adapter: TypeAdapter[T]) -> list[tuple[Place, str]]:
+    schema = Schema(adapter.json_schema())
+    return [describe(fault, schema) for fault in error.errors(include_url=False)]

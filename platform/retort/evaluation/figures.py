@@ -46,12 +46,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the plane."""
+    """A place in the plane, drawn as a dot of ``radius`` in colour ``series``."""
 
     label: str
     x: float
     y: float
     series: int
+    radius: float = 6.0
 
 
 def data_uri(mime: str, content: bytes) -> str:
@@ -134,7 +135,9 @@ def trade_off_chart(points: Sequence[Point], *, title: str, x_label: str, y_labe
         x = _LEFT + point.x / x_marks[-1] * inner
         y = _height(point.y, y_marks[-1], top, height - bottom)
         anchor = "end" if x > _WIDTH * 0.6 else "start"
-        parts.append(f'<circle class="c{point.series % NUM_COLOURS} dot" cx="{x:.1f}" cy="{y:.1f}" r="6"/>')
+        parts.append(
+            f'<circle class="c{point.series % NUM_COLOURS} dot" cx="{x:.1f}" cy="{y:.1f}" r="{point.radius:g}"/>'
+        )
         # From the top down, each label at least a line below the one before, so that none cover each other.
         line = max(y + 4, line + 15)
         parts.append(_text(x + (-10 if anchor == "end" else 10), line, point.label, anchor=anchor, css="row"))

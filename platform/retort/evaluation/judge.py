@@ -58,7 +58,11 @@ class TestStrings:
 
     def __init__(self, folder: Path, *, split: str, count: int) -> None:
         tokens = TokenSet.open(folder)
+        self._train = tokens.split("train")
+        self.voices = pick_voices(self._train)
         rows: list[TokenRow] = list(tokens.split(split))
+        if split == "train":  # a voice's prompt is never the row itself
+            rows = [row for row in rows if not torch.equal(row.codes_KT, self.voices[row.speaker])]
         if len(rows) < count:
             raise DataError(
                 f"{folder} has {len(rows)} {split} rows, num_strings asks for {count}; lower it or add rows"
@@ -68,8 +72,6 @@ class TestStrings:
         self.folder, self.description = folder, tokens.description
         self.rows = {row.id: row for row in sorted(rows[:count], key=lambda row: row.id)}
         self._others = rows
-        self._train = tokens.split("train")
-        self.voices = pick_voices(self._train)
         self.embeddings = _mean_embeddings(self._train)
 
     @property

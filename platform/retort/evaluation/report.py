@@ -67,12 +67,21 @@ def write_report(
         DataError: the summary holds no systems.
         MissingRequirementError: ``jinja2`` is not installed.
     """
+    if not summary.get("systems"):
+        raise DataError("the summary holds no systems; there is nothing to report")
+    return write_page(folder, "report.html.j2", title, _view(summary, items, samples))
+
+
+def write_page(folder: Path, template: str, title: str, view: Mapping[str, Any]) -> Path:
+    """Render a template of this package to ``report.html`` in ``folder``, whole or not at all; returns its path.
+
+    Raises:
+        MissingRequirementError: ``jinja2`` is not installed.
+    """
     try:
         import jinja2
     except ImportError as error:
         raise MissingRequirementError("jinja2 is not installed; pip install 'jinja2>=3.1'") from error
-    if not summary.get("systems"):
-        raise DataError("the summary holds no systems; there is nothing to report")
     here = importlib.resources.files("retort.evaluation")
     style = here.joinpath("report.css").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -85,8 +94,9 @@ def write_report(
         "short": _short,
         "chance": _chance,
     }
-    template = environment.from_string(here.joinpath("report.html.j2").read_text(encoding="utf-8"))
-    page = template.render(title=title, style=style, style_hash=_style_hash(style), **_view(summary, items, samples))
+    page = environment.from_string(here.joinpath(template).read_text(encoding="utf-8")).render(
+        title=title, style=style, style_hash=_style_hash(style), **view
+    )
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
     partial = folder / "report.html.partial"

@@ -17,6 +17,9 @@ _DRIVER_ENVIRONMENT = {
     # Ours to say: a CPU worker on a machine with a GPU must not take it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Ctrl-C ends a sweep like every other job, and Ray Tune writes no logs of its own.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 _SPARE_CPUS = 2
 """Logical CPUs beyond the cores: a resumed Ray Data job needs one more than it had, and controllers need room."""

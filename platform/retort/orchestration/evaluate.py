@@ -78,6 +78,15 @@ def _resolved(config: EvaluateConfig) -> EvaluateConfig:
     return absolute_paths(config).replace(data=str(result_of(config.data)), systems=tree)
 
 
+def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
+    """Speed of every model of an evaluation, in turns, in one process: the figures of its summary, by name."""
+    assert config.speed is not None
+    resolved = _resolved(config)
+    with ray_session():
+        speeds: dict[str, list[Speed]] = _on_one_actor(resolved, "speed", config.speed.threads)
+    return {name: _speed_figures(speed) for name, speed in speeds.items()}
+
+
 def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progress: Progress) -> list[ItemResult]:
     """Judge all pieces that no earlier run has judged, and read them all."""
     import ray
@@ -111,6 +120,8 @@ def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
         "num_cpus": config.pool.cpus_per_worker,
         "num_gpus": config.pool.gpus_per_worker,
         "runtime_env": {"env_vars": worker_environment(threads, use_gpu=config.pool.gpus_per_worker > 0)},
+        # Anywhere with room: inside a trial of a sweep the default would be the trial's own small placement group.
+        "scheduling_strategy": "DEFAULT",
         "max_restarts": 2,
         "max_task_retries": 2,
     }
@@ -240,16 +251,20 @@ def _with_speed(
     if info.name in confidence:
         changes.update(entropy=confidence[info.name].entropy, top1_probability=confidence[info.name].top1)
     if info.name in speeds:
-        first, last = speeds[info.name][0], speeds[info.name][-1]
-        changes.update(
-            tokens_per_second=last.tokens_per_second,
-            rtf=last.rtf,
-            nfe=last.nfe,
-            tokens_per_second_batch1=first.tokens_per_second,
-            rtf_batch1=first.rtf,
-            first_audio_ms=first.first_frame_ms,
-        )
+        changes.update(_speed_figures(speeds[info.name]))
     return dataclasses.replace(info, **changes)
+
+
+def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
+    first, last = speeds[0], speeds[-1]
+    return {
+        "tokens_per_second": last.tokens_per_second,
+        "rtf": last.rtf,
+        "nfe": last.nfe,
+        "tokens_per_second_batch1": first.tokens_per_second,
+        "rtf_batch1": first.rtf,
+        "first_audio_ms": first.first_frame_ms,
+    }
 
 
 def _write(

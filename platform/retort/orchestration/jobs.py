@@ -10,6 +10,7 @@ import yaml
 from retort.config import load_config
 from retort.errors import ConfigError
 from retort.orchestration.progress import Progress
+from retort.orchestration.tune_search import num_trials
 from retort.run_config import (
     DemoConfig,
     DistillConfig,
@@ -23,6 +24,7 @@ from retort.run_config import (
     PrunedTeacher,
     ReportConfig,
     RunConfig,
+    TuneConfig,
 )
 
 AnyConfig = (
@@ -32,6 +34,7 @@ AnyConfig = (
     | GenerateConfig
     | PruneConfig
     | DistillConfig
+    | TuneConfig
     | EvaluateConfig
     | ReportConfig
     | ExportConfig
@@ -60,6 +63,7 @@ _RUNNERS: dict[type[AnyConfig], str] = {
     GenerateConfig: "generate.run_generate",
     PruneConfig: "prune.run_prune",
     DistillConfig: "train.run_distill",
+    TuneConfig: "tune.run_tune",
     EvaluateConfig: "evaluate.run_evaluate",
     ReportConfig: "evaluate.run_report",
     ExportConfig: "outside.run_export",
@@ -76,10 +80,15 @@ def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
 
 
 def plan_of(config: AnyConfig) -> str:
-    """What a dry run shows: the resolved configuration as YAML; of a tour, one line for each job."""
+    """What a dry run shows: the resolved configuration as YAML; of a tour a line for each job, of a sweep its axes."""
     if isinstance(config, DemoConfig):
         lines = [f"{config.output}: a tour of {len(config.jobs)} jobs"]
         return "\n".join(lines + [f"{number:2d} {_line(job)}" for number, job in enumerate(config.jobs, start=1)])
+    if isinstance(config, TuneConfig):
+        names = ", ".join(job.job for job in config.trial)
+        lines = [f"{config.output}: {num_trials(config)} trials of {names}, by {config.search.kind} search"]
+        lines += [f" {name}: {axis.model_dump_json()}" for name, axis in config.space.items()]
+        return "\n".join(lines + [f" before them: {_line(job)}" for job in config.before])
     tree = config.model_dump(mode="json")
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False).rstrip("\n")
 

@@ -11,11 +11,12 @@ from typing import Any, Protocol, TypeVar
 
 import yaml
 
-from retort.config import Config
+from retort.config import Config, validate
 from retort.errors import ConfigError, DataError
 from retort.store.artifact import ARTIFACT_FILE, Artifact, read_artifact
 from retort.store.commit import is_committed, write_bytes_atomic
 from retort.store.lock import OutputLock
+from retort.store.registry import read_pointer
 
 C = TypeVar("C", bound=Config)
 
@@ -39,12 +40,15 @@ class JobConfig(Protocol):
 
 
 def result_of(path: Path) -> Path:
-    """The committed artifact that ``path`` stands for: a job's output folder, or the artifact's own folder.
+    """The committed artifact that ``path`` stands for.
+
+    A job's output folder, the artifact's own folder, or a name's folder in a registry: the version in use.
 
     Raises:
         DataError: there is none; the message says what is there and the cure.
     """
-    for folder in (path / RESULT, path):
+    current = read_pointer(path)
+    for folder in (path / RESULT, path, *([] if current is None else [current.path])):
         if is_committed(folder) and (folder / ARTIFACT_FILE).is_file():
             return folder.resolve()
     if not path.exists():
@@ -82,13 +86,23 @@ def finished_result(config: JobConfig) -> Artifact | None:
     if not is_committed(folder):
         return None
     artifact = read_artifact(folder)
-    changed = differing_keys(artifact.info.config, config.model_dump(mode="json"), ignore=("output",))
+    changed = differing_keys(
+        _completed(artifact.info.config, type(config)), config.model_dump(mode="json"), ignore=("output",)
+    )
     if changed:
         raise ConfigError(
             f"{config.output} holds the result of another configuration; it differs in {'; '.join(changed[:3])}. "
             "Choose another output, or delete that folder"
         )
     return artifact
+
+
+def _completed(tree: Mapping[str, Any], kind: type[JobConfig]) -> Mapping[str, Any]:
+    """A recorded configuration with the defaults of keys that were added since."""
+    try:
+        return validate(dict(tree), kind, where="the record").model_dump(mode="json")
+    except ConfigError:
+        return tree
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> list[str]:

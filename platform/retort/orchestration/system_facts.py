@@ -62,6 +62,10 @@ def _training_tokens(folder: Path, lineage: Lineage) -> int | None:
 def note_of(config: EvaluateConfig, items: Sequence[ItemResult]) -> str | None:
     """What must be said beside the figures: weak judges, and judges that already chose the layers."""
     notes = []
+    if config.split == "train":
+        notes.append(
+            "The strings were seen in training: good for choosing between candidates that saw them, for nothing else."
+        )
     if config.recogniser.kind == "pocketsphinx" or getattr(config.speaker_encoder, "kind", "") == "resemblyzer":
         notes.append(
             "Mini-scale, smoke tier: small models, scored by the embedded recogniser and speaker encoder; "

@@ -105,7 +105,7 @@ def _fit(assignment: Assignment, output: Path) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        resources = {"CPU": workers.cpus_per_worker, **({"GPU": 1.0} if workers.use_gpu else {})}
+        resources = {"CPU": workers.cpus_per_worker, **({"GPU": workers.gpus_per_worker} if workers.use_gpu else {})}
         environment = worker_environment(workers.threads_per_worker, use_gpu=workers.use_gpu)
         trainer = TorchTrainer(
             train_worker,

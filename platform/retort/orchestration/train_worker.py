@@ -114,11 +114,14 @@ def train_rank(assignment: Assignment, ranks: Ranks) -> None:
     if found is not None:
         accumulation = accumulation_for(found, settings.accumulation, ranks.world_size)
         settings = settings.replace(accumulation=accumulation)
+    student = problem.objective.student
+    assert isinstance(student, CodecLM)
+    num_parameters = count_parameters(student)  # before ZeRO stage 3 empties them
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
     )
     _seed(training.seed, ranks.rank)
-    loop = TrainingLoop(config, problem, optimizer, checkpoints, ranks)
+    loop = TrainingLoop(config, problem, optimizer, checkpoints, ranks, num_parameters)
     _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
     if found is not None:
         checkpoints.restore(found, optimizer, loop.generators)
@@ -137,7 +140,9 @@ class TrainingLoop:
         optimizer: DeepSpeedOptimizer,
         checkpoints: TrainingCheckpoints,
         ranks: Ranks,
+        num_parameters: int,
     ) -> None:
+        self._num_parameters = num_parameters
         self._training, self._output = config.training, config.output
         self._problem, self._optimizer, self._checkpoints, self._ranks = problem, optimizer, checkpoints, ranks
         generator = getattr(problem.teacher, "generator", None)
@@ -198,6 +203,7 @@ class TrainingLoop:
         self._last = {
             "step": step,
             **means,
+            "parameters": self._num_parameters,
             "learning_rate": self._optimizer.learning_rate,
             "steps_per_s": (step - since_step) / (self._since[1] - since_time),
         }

@@ -13,6 +13,7 @@ from pydantic import Field
 from retort.config import Config
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
+from retort.run_config.job import JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
 from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SavedText, SplitConfig
@@ -29,6 +30,7 @@ from retort.run_config.training import (
     StudentSize,
     TrainingConfig,
 )
+from retort.run_config.tune import TuneConfig
 
 __all__ = [
     "AudioConfig",
@@ -65,20 +67,8 @@ __all__ = [
     "TemplateConfig",
     "TextSource",
     "TrainingConfig",
+    "TuneConfig",
     "WorkersConfig",
-]
-
-JobConfig = Annotated[
-    PrepareConfig
-    | PretrainConfig
-    | ImportConfig
-    | GenerateConfig
-    | PruneConfig
-    | DistillConfig
-    | EvaluateConfig
-    | ReportConfig
-    | ExportConfig,
-    Field(discriminator="job"),
 ]
 
 
@@ -98,6 +88,7 @@ RunConfig = Annotated[
     | GenerateConfig
     | PruneConfig
     | DistillConfig
+    | TuneConfig
     | EvaluateConfig
     | ReportConfig
     | ExportConfig

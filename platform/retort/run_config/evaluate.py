@@ -49,7 +49,8 @@ class EvaluateConfig(Config):
     job: Literal["evaluate"] = "evaluate"
     output: Path
     data: Path
-    split: Literal["test", "validation"] = "test"
+    split: Literal["test", "validation", "train"] = "test"
+    """``train`` is for choosing between candidates where no validation rows are held out; the summary says so."""
     num_strings: int = Field(default=300, ge=1)
     systems: tuple[SystemConfig, ...] = Field(min_length=1)
     comparisons: tuple[tuple[str, str], ...] = ()

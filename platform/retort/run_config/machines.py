@@ -1,8 +1,8 @@
 """What jobs run on: pools of actors, and training workers."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retort.config import Config
 
@@ -22,6 +22,8 @@ class WorkersConfig(Config):
 
     num_workers: int = Field(default=1, ge=1)
     use_gpu: bool = False
+    gpus_per_worker: float = Field(default=1.0, gt=0)
+    """Where ``use_gpu`` is set; a fraction lets several small runs share one GPU, and needs num_workers: 1."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     threads_per_worker: int = Field(default=1, ge=1)
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -29,3 +31,9 @@ class WorkersConfig(Config):
     """``auto`` is bf16 where the processor multiplies it natively, else fp32; the choice is logged."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of the worker group before the job gives up."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.gpus_per_worker < 1 and self.num_workers > 1:
+            raise ValueError("workers of one run cannot share a GPU: gpus_per_worker below 1 needs num_workers: 1")
+        return self

@@ -4,20 +4,24 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from retort.config import validate
 from retort.errors import DataError, MissingRequirementError
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outputs import absolute_paths
 from retort.serving.settings import ServeConfig, ServedModel
+from retort.store.registry import Registry
 
 _APP = "retort"
 _DEMO_MODELS = ("student_small", "student_medium", "student_large")
 _DEMO_CHARACTERS = 32
 """The demo's corpus is strings of at most five digits."""
 _FRONT_END_CPUS = 1.0
+_LOOK_S = 5.0
+"""Between looks into the registry."""
 
 
 def demo_config(runs: Path) -> ServeConfig:
@@ -31,6 +35,55 @@ def demo_config(runs: Path) -> ServeConfig:
         raise DataError(f"{runs} holds no students; run `make demo` first, or name a file: retort serve CONFIG")
     models = tuple(ServedModel(name=name, path=runs / name, part_characters=_DEMO_CHARACTERS) for name in found)
     return ServeConfig(models=models, default_model=found[-1])
+
+
+def registry_config(folder: Path) -> ServeConfig | None:
+    """The versions in use of a registry, the one that was promoted last as the default; None if it holds none.
+
+    Each is served as it was judged: its guidance, its sampler, and parts no longer than what it learnt.
+    """
+    registry = Registry(folder)
+    found = [registry.current(name) for name in registry.names()]
+    if not found:
+        return None
+    models = []
+    for current in found:
+        card = registry.card(current.name)
+        tree = {key: value for key, value in card["serving"].items() if value is not None}
+        models.append({"name": current.name, "path": str(current.path), **tree})
+    newest = max(found, key=lambda current: current.promoted_at)
+    return validate({"models": models, "default_model": newest.name}, ServeConfig, where=str(folder))
+
+
+class Follower:
+    """Puts newly promoted versions of the served names into service; call it now and then.
+
+    A name that is new in the registry is served after the next start: this one has no processors set aside for it.
+
+    Args:
+        folder: of the registry.
+        config: what is served now.
+        log: is told of what changes.
+    """
+
+    def __init__(self, folder: Path, config: ServeConfig, log: Callable[[str], None]) -> None:
+        self._folder, self._served, self._log = folder, config, log
+
+    def __call__(self) -> None:
+        """Look, and deploy what changed; a version that does not start leaves the old one in service."""
+        newest = registry_config(self._folder)
+        known = {model.name: model for model in newest.models} if newest is not None else {}
+        models = tuple(known.get(model.name, model) for model in self._served.models)
+        if models == self._served.models:
+            return
+        changed = [model for model in models if model not in self._served.models]
+        self._served = self._served.replace(models=models)
+        try:
+            deploy(self._served)
+        except MissingRequirementError as error:
+            self._log(str(error))
+        else:
+            self._log("now serving " + ", ".join(f"{model.name}@{model.path.name}" for model in changed))
 
 
 @contextmanager
@@ -89,9 +142,11 @@ def deploy(config: ServeConfig) -> None:
         raise MissingRequirementError(f"the application does not start: {reason}") from error
 
 
-def wait_for_the_end() -> None:
-    """Sleep until SIGINT or SIGTERM."""
+def wait_for_the_end(meanwhile: Callable[[], None] | None = None) -> None:
+    """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds."""
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
-    over.wait()
+    while not over.wait(None if meanwhile is None else _LOOK_S):
+        if meanwhile is not None:
+            meanwhile()

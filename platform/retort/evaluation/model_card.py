@@ -1,0 +1,71 @@
+"""A model card in words: what the model is, how it was judged, and what it must not be compared with."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from retort.evaluation.pareto import OBJECTIVES
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+    """Markdown of a card.
+
+    Args:
+        card: the tree of ``card.json``; see :func:`retort.orchestration.promote.promote`.
+    """
+    return "\n".join(_lines(card)) + "\n"
+
+
+def _lines(card: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# {_plain(card['name'])}"
+    yield ""
+    if card["note"]:
+        yield f"> {_plain(card['note'])}"
+        yield ""
+    yield "## Model"
+    yield ""
+    yield from _table(("", ""), [(name, value) for name, value in card["model"].items() if value not in (None, [], ())])
+    yield ""
+    yield f"## Figures on {card['utterances']} utterances"
+    yield ""
+    rows = [
+        (OBJECTIVES[name].label, _figure(name, f["value"]), _span(f["ci95"])) for name, f in card["figures"].items()
+    ]
+    yield from _table(("figure", "value", "95 % interval"), rows)
+    yield ""
+    yield f"Scored by {_plain(', '.join(card['scorers']))}. Evaluation: `{card['evaluation']}`."
+    yield ""
+    yield "## Gate"
+    yield ""
+    yield from (f"- {_plain(line)}" for line in card["gate"])
+    if card["sweep"] is not None:
+        yield ""
+        yield "## Where it comes from"
+        yield ""
+        number, path, best = (card["sweep"][key] for key in ("number", "path", "best"))
+        yield f'Trial {number} of the sweep `{path}`, chosen by "{best}".'
+        yield ""
+        yield from _table(("setting", "value"), list(card["sweep"]["parameters"].items()))
+    yield ""
+    yield f"Made with retort {card['retort']}."
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Iterator[str]:
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield "| " + " | ".join(_plain(cell) for cell in row) + " |"
+
+
+def _figure(name: str, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return f"{100 * value:.1f}" if OBJECTIVES[name].label.endswith("%") else f"{value:,.6g}"
+
+
+def _span(interval: list[float] | None) -> str:
+    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _plain(value: Any) -> str:
+    """One line of text that cannot end a table's cell."""
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,180 @@
+"""Promotion: a model that passes the gate becomes the next version of a name in the registry, with its card."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from retort.data.tokens import TokenSet
+from retort.errors import ConfigError, DataError, QualityGateError
+from retort.evaluation.items import read_results
+from retort.evaluation.model_card import card_text
+from retort.evaluation.pareto import OBJECTIVES, figures_of
+from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
+from retort.evaluation.results import read_summary
+from retort.models.codec_lm import count_parameters
+from retort.models.weights import load_model
+from retort.orchestration.outputs import result_of
+from retort.orchestration.tune import FRONT_FILE
+from retort.store.artifact import Artifact, code_version, read_artifact
+from retort.store.registry import Card, Registry
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    model: Path
+    evaluation: Path
+    system: Mapping[str, Any]
+    """Its figures, as a system of ``summary.json``."""
+    gate: str
+    sweep: Mapping[str, Any] | None = None
+
+
+def promote(
+    source: Path,
+    name: str,
+    *,
+    best: str | None = None,
+    gate: str | None = None,
+    evaluation: Path | None = None,
+    system: str | None = None,
+    registry: Path = Path("runs/registry"),
+) -> dict[str, Any]:
+    """Take a sweep's winner, or a trained model, through the gate into the registry.
+
+    Args:
+        source: output of a sweep, or of a training job.
+        name: under which it is served.
+        best: which trial of a sweep, such as ``wer<=0.2, fastest``.
+        gate: constraints at the worse end of the 95 % intervals; None takes the sweep's, or the default.
+        evaluation: the evaluation whose figures count; a sweep's trials have their own.
+        system: its name there, where one model stands under several.
+        registry: folder of the registry.
+
+    Returns the summary: name, version, where it is, and the gate's checks.
+
+    Raises:
+        ConfigError: the options do not fit the source.
+        DataError: the source, or the evaluation, is missing or does not belong to it.
+        QualityGateError: the gate is not passed, or no trial satisfies ``best``; the registry stays as it was.
+    """
+    found = read_artifact(result_of(source))
+    if found.info.kind == "sweep":
+        candidate = _winner(source, found, best, gate, evaluation, system)
+    elif found.info.kind == "model":
+        candidate = _trained(source, found, best, gate, evaluation, system)
+    else:
+        raise ConfigError(f"{source} holds a result of kind {found.info.kind}, promote a sweep or a model")
+    checks = check_gate(parse_gate(candidate.gate), candidate.system)
+    if not all(check.passed for check in checks):
+        failed = "; ".join(str(check) for check in checks if not check.passed)
+        raise QualityGateError(f"{candidate.model} is not promoted: {failed}")
+    model, judged = read_artifact(result_of(candidate.model)), read_artifact(result_of(candidate.evaluation))
+    tree = _card(name, candidate, model, judged, [str(check) for check in checks])
+    added = Registry(registry).add(name, model, Card(tree, card_text(tree)), evaluation=judged.fingerprint)
+    return {
+        "name": name,
+        "version": int(added.info.version),
+        "path": str(added.path),
+        "model": str(candidate.model),
+        **({"trial": candidate.sweep["number"]} if candidate.sweep else {}),
+        "gate": "; ".join(str(check) for check in checks),
+        "figures": figures_of(candidate.system),
+    }
+
+
+def _winner(
+    source: Path, sweep: Artifact, best: str | None, gate: str | None, evaluation: Path | None, system: str | None
+) -> _Candidate:
+    if best is None:
+        raise ConfigError(f"{source} is a sweep; say which trial, such as --best 'wer<=0.2, fastest'")
+    tree = json.loads((sweep.path / FRONT_FILE).read_bytes())
+    rows = [row for row in tree["trials"] if row["system"] is not None]
+    row = rows[choose([figures_of(row["system"]) for row in rows], parse_preference(best))]
+    folder = sweep.path.parent
+    model = folder / row["model"]
+    chosen = {"path": str(source), "number": row["number"], "parameters": row["parameters"], "best": best}
+    if evaluation is None:
+        return _Candidate(model, folder / row["evaluation"], row["system"], gate or tree["gate"], chosen)
+    figures = _system(evaluation, model, system)
+    return _Candidate(model, evaluation, figures, gate or tree["gate"], chosen)
+
+
+def _trained(
+    source: Path, model: Artifact, best: str | None, gate: str | None, evaluation: Path | None, system: str | None
+) -> _Candidate:
+    if best is not None:
+        raise ConfigError(f"{source} is one model; --best chooses among the trials of a sweep")
+    if evaluation is None:
+        raise ConfigError(f"{source} is one model; name what judged it: --evaluation runs/demo/evaluation")
+    return _Candidate(source, evaluation, _system(evaluation, model.path, system), gate or DEFAULT_GATE)
+
+
+def _system(evaluation: Path, model: Path, name: str | None) -> Mapping[str, Any]:
+    """The figures that an evaluation has of a model.
+
+    Raises:
+        DataError: it judged none, or several systems with it and ``name`` is none of them.
+    """
+    names = [tree["name"] for tree in _systems_with(evaluation, model)]
+    if name is not None and name not in names:
+        raise DataError(
+            f"{evaluation} has no system {name!r} with the model {model}; it has {', '.join(names) or 'none'}"
+        )
+    if len(names) != 1 and name is None:
+        cure = "evaluate it first" if not names else f"choose one with --system: {', '.join(names)}"
+        raise DataError(f"{evaluation} judged {len(names)} systems with the model {model}; {cure}")
+    summary = read_summary(result_of(evaluation) / "summary.json")
+    figures: Mapping[str, Any] = next(s for s in summary["systems"] if s["name"] == (name or names[0]))
+    return figures
+
+
+def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
+    """Configurations of an evaluation's systems that speak with ``model``."""
+    config: Any = read_artifact(result_of(evaluation), verify=False).info.config
+    found = []
+    for tree in config["systems"]:
+        try:
+            if tree["model"] is not None and result_of(Path(tree["model"])).samefile(result_of(model)):
+                found.append(tree)
+        except DataError:
+            continue  # another system's model is gone
+    return found
+
+
+def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, checks: list[str]) -> dict[str, Any]:
+    loaded = load_model(model.path)
+    lineage = loaded.lineage.model_dump(mode="json")
+    figures = {
+        key: {"value": candidate.system.get(objective.field), "ci95": candidate.system.get(objective.interval or "")}
+        for key, objective in OBJECTIVES.items()
+    }
+    rows = read_results(judged.path / "results.jsonl")
+    said = _systems_with(judged.path, model.path)
+    spoken = next((t for t in said if t["name"] == candidate.system.get("name")), said[0] if said else {})
+    return {
+        "name": name,
+        "model": {"fingerprint": loaded.fingerprint, "parameters": count_parameters(loaded.model), **lineage},
+        "figures": figures,
+        "utterances": candidate.system.get("utterances"),
+        "note": read_summary(judged.path / "summary.json").get("note"),
+        "scorers": sorted({s for r in rows for s in (r.recogniser, r.speaker_encoder, r.normaliser) if s is not None}),
+        "gate": checks,
+        "sweep": candidate.sweep,
+        "evaluation": str(candidate.evaluation),
+        "serving": {
+            **{key: spoken[key] for key in ("guidance", "sampler", "scale_input") if key in spoken},
+            "part_characters": _longest_text(model.info.config.get("data")),
+        },
+        "retort": code_version(),
+    }
+
+
+def _longest_text(data: Any) -> int | None:
+    """Characters of the longest training text: what is said in one go when it is served. None if the data are gone."""
+    try:
+        texts = TokenSet.open(result_of(Path(str(data)))).split("train").column("text")
+    except DataError:
+        return None
+    return max(map(len, texts), default=None)

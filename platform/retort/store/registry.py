@@ -1,0 +1,154 @@
+"""The registry: promoted models by name and version. A version never changes, and an older one is never removed.
+
+``REGISTRY/NAME/VERSION/`` is a committed artifact, the model's files with its card. ``REGISTRY/NAME/current.json``
+names the version in use and is replaced atomically, after the version is there.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from retort.errors import DataError, StorageError
+from retort.store.artifact import ARTIFACT_FILE, Artifact, describe_artifact, read_artifact, write_artifact
+from retort.store.commit import is_committed, read_manifest, write_json_atomic
+from retort.store.lock import OutputLock
+
+CARD_FILE, CARD_TEXT_FILE = "card.json", "card.md"
+_POINTER = "current.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model card: the tree of ``card.json``, and the same for people to read."""
+
+    tree: Mapping[str, Any]
+    text: str
+
+
+@dataclass(frozen=True)
+class Current:
+    """The version of a name that is in use."""
+
+    name: str
+    version: int
+    path: Path
+    promoted_at: str
+    """UTC, ISO 8601."""
+
+
+class Registry:
+    """Promoted models in a folder.
+
+    Args:
+        folder: it need not exist yet.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """Names with a version in use, sorted."""
+        return sorted(path.parent.name for path in self.folder.glob(f"*/{_POINTER}"))
+
+    def versions(self, name: str) -> list[int]:
+        """Versions of a name, the oldest first."""
+        found = (self.folder / name).iterdir() if (self.folder / name).is_dir() else ()
+        return sorted(int(path.name) for path in found if path.name.isdigit() and is_committed(path))
+
+    def current(self, name: str) -> Current:
+        """The version in use.
+
+        Raises:
+            DataError: there is no such name, or its pointer is damaged; what there is, is named.
+        """
+        found = read_pointer(self.folder / name)
+        if found is None:
+            there = ", ".join(self.names()) or "nothing"
+            raise DataError(f"{self.folder} has no model {name!r}; it has {there}")
+        return found
+
+    def card(self, name: str) -> dict[str, Any]:
+        """``card.json`` of the version in use."""
+        tree: dict[str, Any] = json.loads((self.current(name).path / CARD_FILE).read_bytes())
+        return tree
+
+    def add(self, name: str, source: Artifact, card: Card, *, evaluation: str) -> Artifact:
+        """Add a model as the next version of a name and put it into use.
+
+        The same model on the same evaluation is not added twice: its version is put into use.
+
+        Args:
+            name: under which it is served.
+            source: the model.
+            card: what is known of it.
+            evaluation: fingerprint of the evaluation that its card quotes.
+
+        Raises:
+            DataError: the name does not fit for a folder.
+            StorageError: another promotion is writing, or the folder cannot be written.
+        """
+        inputs = {**source.info.inputs, "promoted": source.fingerprint, "evaluation": evaluation}
+        if not _NAME.fullmatch(name):
+            raise DataError(f"{name!r} is no name for a model: names are letters, digits, '.', '_' and '-'")
+        with OutputLock(self.folder / name):
+            there = self.versions(name)
+            version = next((v for v in there if self._inputs(name, v) == inputs), None)
+            if version is None:
+                version = max(there, default=0) + 1
+                info = describe_artifact(
+                    source.info.kind,
+                    name,
+                    str(version),
+                    inputs=inputs,
+                    config=source.info.config,
+                    metrics=source.info.metrics,
+                )
+                write_artifact(self.folder / name / str(version), info, lambda folder: _fill(folder, source, card))
+            self._use(name, version)
+        return read_artifact(self.folder / name / str(version))
+
+    def _inputs(self, name: str, version: int) -> Mapping[str, str]:
+        return read_artifact(self.folder / name / str(version), verify=False).info.inputs
+
+    def _use(self, name: str, version: int) -> None:
+        now = datetime.now(UTC).isoformat("T", "microseconds")
+        write_json_atomic(self.folder / name / _POINTER, {"version": version, "promoted_at": now})
+
+
+def read_pointer(folder: Path) -> Current | None:
+    """The version in use of a name's folder; None for a folder that is no name's.
+
+    Raises:
+        DataError: the pointer is damaged, or names a version that is not there.
+    """
+    path = folder / _POINTER
+    if not path.is_file():
+        return None
+    try:
+        tree = json.loads(path.read_bytes())
+        found = Current(folder.name, int(tree["version"]), folder / str(int(tree["version"])), str(tree["promoted_at"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({error}); promote the model again") from error
+    if not is_committed(found.path):
+        raise DataError(f"{path} names version {found.version}, which is not there; promote the model again")
+    return found
+
+
+def _fill(folder: Path, source: Artifact, card: Card) -> None:
+    for entry in read_manifest(source.path).entries:
+        if entry.path in (ARTIFACT_FILE, CARD_FILE, CARD_TEXT_FILE):
+            continue
+        target = folder / entry.path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(source.path / entry.path, target)
+        except OSError as error:
+            raise StorageError(f"{source.path / entry.path}: cannot be copied: {error.strerror}") from error
+    write_json_atomic(folder / CARD_FILE, dict(card.tree))
+    (folder / CARD_TEXT_FILE).write_text(card.text, encoding="utf-8")

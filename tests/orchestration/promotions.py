@@ -1,0 +1,42 @@
+"""Judged models for the tests of promotion."""
+
+import dataclasses
+from pathlib import Path
+
+from retort.evaluation.items import Expected, ItemResult, failed_item, write_results
+from retort.evaluation.results import SystemInfo, summarise, write_summary
+from retort.store.artifact import describe_artifact, write_artifact
+
+NUM_UTTERANCES = 60
+
+
+def _row(system: str, number: int, *, is_wrong: bool) -> ItemResult:
+    return dataclasses.replace(
+        failed_item(system, Expected(f"u{number:02d}", "one", "s")),
+        hypothesis="two" if is_wrong else "one",
+        substitutions=int(is_wrong),
+        deletions=0,
+        wer=float(is_wrong),
+        failure=is_wrong,
+        failure_reasons=("wer",) if is_wrong else (),
+        recogniser="asr",
+        error=None,
+    )
+
+
+def write_evaluation(folder: Path, models: dict[str, Path], *, wrong: int) -> Path:
+    """An evaluation in which each system says ``wrong`` of the utterances wrongly; returns its output folder."""
+    rows = [_row(name, n, is_wrong=n < wrong) for name in models for n in range(NUM_UTTERANCES)]
+    summary = summarise(rows, [SystemInfo(name, parameters=1000) for name in models], note="mini-scale")
+    systems = [
+        {"name": name, "model": str(path), "guidance": {"kind": "none"}, "sampler": {"temperature": 0.7}}
+        for name, path in models.items()
+    ]
+
+    def fill(target: Path) -> None:
+        write_results(target / "results.jsonl", summary.items)
+        write_summary(target / "summary.json", summary)
+
+    info = describe_artifact("evaluation", "e", "1", inputs={}, config={"systems": systems})
+    write_artifact(folder / "result", info, fill)
+    return folder

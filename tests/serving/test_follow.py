@@ -1,0 +1,41 @@
+"""What is promoted is served, also while the server runs."""
+
+from pathlib import Path
+
+import httpx
+import pytest
+
+from retort.inference.synthesizer import Synthesizer
+from retort.orchestration.promote import promote
+from retort.serving.local import Follower, registry_config, serving
+from tests.inference.speaking import speaking_model
+from tests.orchestration.promotions import write_evaluation
+from tests.serving.running import paused
+
+
+def promote_new(root: Path, name: str, seed: int, registry: Path) -> str:
+    """Promote a model with random weights; returns its fingerprint."""
+    root.mkdir()
+    model = speaking_model(root, weights_seed=seed)
+    promote(model, name, evaluation=write_evaluation(root / "judged", {"m": model}, wrong=0), registry=registry)
+    return Synthesizer.open(model).loaded.fingerprint
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_registry_is_served_and_a_promotion_replaces_the_version_in_service(tmp_path: Path) -> None:
+    registry, lines = tmp_path / "registry", list[str]()
+    first = promote_new(tmp_path / "a", "small", 0, registry)
+    config = registry_config(registry)
+    assert config is not None
+    config = config.replace(port=8714, drain_s=5.0)
+    follower = Follower(registry, config, lines.append)
+    with serving(config) as address:
+        assert httpx.get(f"{address}/v1/models/small", timeout=30).json()["fingerprint"] == first
+        follower()
+        assert lines == [], "nothing has changed"
+        second = promote_new(tmp_path / "b", "small", 1, registry)
+        promote_new(tmp_path / "c", "unknown", 2, registry)
+        follower()
+        assert paused(30, lambda: httpx.get(f"{address}/v1/models/small").json()["fingerprint"] == second)
+        assert lines == ["now serving small@2"]
