@@ -188,7 +188,7 @@ def test_a_teacher_of_another_codec_is_refused(made: Path, tmp_path: Path) -> No
 
 @pytest.mark.ray
 def test_killed_driver_and_killed_actor_change_nothing_and_the_pruned_model_speaks(made: Path, tmp_path: Path) -> None:
-    changes = {"batch_size": 1, "method": {"criterion": "kl", "removal": "greedy"}}
+    changes = {"batch_size": 1, "num_strings": 4, "method": {"criterion": "kl", "removal": "greedy"}}
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(tree_of(made, tmp_path / "driver", **changes)))
     done = run_and_kill_the_driver("prune", file, tmp_path / "driver" / "work", records=3)
