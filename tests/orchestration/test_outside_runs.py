@@ -43,7 +43,7 @@ def distill(root: Path, teacher: Path, data: Path) -> Path:
             "kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2, "ffn_dim": 48,
             "qkv_bias": True,
         },
-        "method": {"guidance": {"kind": "none"}},
+        "method": {"kind": "cfg_distill", "guidance": {"kind": "none"}},
         "training": training_tree(steps=2, checkpoint_every=2),
     }  # fmt: skip
     run_distill(validate(tree, DistillConfig, where="test"), Lines())

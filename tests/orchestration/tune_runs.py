@@ -19,7 +19,7 @@ def sweep_tree(root: Path, **changes: Any) -> dict[str, Any]:
         "data": str(root / "data"),
         "student": {"kind": "shape", "dim": 16, "num_layers": 1, "num_heads": 1, "ffn_dim": 16},
         "init": "random",
-        "method": {"guidance": {"kind": "two_term", "scale": 1.5}},
+        "method": {"kind": "cfg_distill", "guidance": {"kind": "two_term", "scale": 1.5}},
         "training": training_tree(steps=20, checkpoint_every=5),
     }
     evaluate = {
