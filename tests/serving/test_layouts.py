@@ -14,15 +14,8 @@ from retort.config import validate
 from retort.errors import ConfigError
 from retort.serving.settings import ServeConfig
 from tests.inference.speaking import speaking_model
-from tests.serving.running import api_of, backends, paused, running, settings
+from tests.serving.running import api_of, backends, running, settings
 from tests.serving.test_api import body, good_seed, speak
-
-
-def is_ready(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health/ready", timeout=5).status_code == 200
-    except httpx.HTTPError:
-        return False
 
 
 @pytest.mark.ray
@@ -38,10 +31,13 @@ def test_everything_in_one_process_behind_haproxy_says_the_same(tmp_path: Path) 
         expected = speak(plain, body(seed, response_format="pcm")).content
     file = tmp_path / "serve.yaml"
     file.write_text(json.dumps(config.model_dump(mode="json")))
-    server = subprocess.Popen([sys.executable, "-m", "retort.cli", "serve", str(file)])
+    command = [sys.executable, "-m", "retort.cli", "serve", str(file)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
+        assert server.stdout is not None
+        assert "stop with Ctrl-C" in server.stdout.readline(), "said once every model is ready"
         address = f"http://127.0.0.1:{port}"
-        assert paused(120, lambda: is_ready(address))
+        assert httpx.get(f"{address}/health/ready", timeout=30).status_code == 200
         answers = [speak(address, body(seed, model=name, response_format="pcm")) for name in ("tiny", "other")]
         assert [answer.status_code for answer in answers] == [200, 200]
         assert {answer.content for answer in answers} == {expected}
