@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from retort.config import Config, load_config, load_tree, validate
-from retort.orchestration.jobs import JOBS, AnyConfig, load_job, plan_of
-from retort.run_config import DemoConfig, RunConfig
+from retort.orchestration.jobs import JOBS, load_job, plan_of
+from retort.run_config import AnyConfig, DemoConfig, RunConfig
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))

@@ -12,6 +12,7 @@ from retort.errors import ConfigError
 from retort.orchestration.progress import Progress
 from retort.orchestration.tune_search import num_trials
 from retort.run_config import (
+    AnyConfig,
     DemoConfig,
     DistillConfig,
     EvaluateConfig,
@@ -27,19 +28,6 @@ from retort.run_config import (
     TuneConfig,
 )
 
-AnyConfig = (
-    PrepareConfig
-    | PretrainConfig
-    | ImportConfig
-    | GenerateConfig
-    | PruneConfig
-    | DistillConfig
-    | TuneConfig
-    | EvaluateConfig
-    | ReportConfig
-    | ExportConfig
-    | DemoConfig
-)
 JOBS: tuple[str, ...] = tuple(kind.model_fields["job"].default for kind in get_args(AnyConfig))
 """The values of ``job``, in the order in which a person uses them."""
 

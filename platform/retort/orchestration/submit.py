@@ -24,8 +24,8 @@ import yaml
 import retort
 from retort.config import validate
 from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
-from retort.orchestration.jobs import AnyConfig, load_job
-from retort.run_config import RunConfig
+from retort.orchestration.jobs import load_job
+from retort.run_config import AnyConfig, RunConfig
 
 MAX_PACK_BYTES = 50 * 2**20
 """Ray keeps a packed working directory in the head's memory; data belong on storage, not in the pack."""

@@ -33,6 +33,7 @@ from retort.run_config.training import (
 from retort.run_config.tune import TuneConfig
 
 __all__ = [
+    "AnyConfig",
     "AudioConfig",
     "CorpusTexts",
     "DemoConfig",
@@ -81,7 +82,7 @@ class DemoConfig(Config):
     jobs: tuple[JobConfig, ...] = Field(min_length=1)
 
 
-RunConfig = Annotated[
+AnyConfig = (
     PrepareConfig
     | PretrainConfig
     | ImportConfig
@@ -92,6 +93,8 @@ RunConfig = Annotated[
     | EvaluateConfig
     | ReportConfig
     | ExportConfig
-    | DemoConfig,
-    Field(discriminator="job"),
-]
+    | DemoConfig
+)
+"""Any job, in the order in which a person uses them."""
+
+RunConfig = Annotated[AnyConfig, Field(discriminator="job")]
