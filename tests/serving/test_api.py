@@ -274,6 +274,16 @@ def test_guessing_keys_is_slowed_down_and_a_right_key_still_opens(
         assert client.get("/v1/models", headers={"Authorization": f"Bearer {KEY}"}).status_code == 200
 
 
+def test_a_request_that_gets_no_sound_in_time_is_given_up(
+    config: ServeConfig, made: dict[str, LocalBackend], seed: int
+) -> None:
+    api = api_of(config.replace(limits=config.limits.replace(deadline_s=1e-4)), made)
+    with running(api) as url:
+        late = speak(url, body(seed))
+    assert (late.status_code, late.json()["error"]["code"], late.headers["retry-after"]) == (503, "deadline", "1")
+    assert paused(20, lambda: not made["tiny"].speaking.admission.in_flight_s), "and nothing is computed for it"
+
+
 def test_no_address_in_a_request_is_ever_opened(address: str, seed: int) -> None:
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.settimeout(0.5)

@@ -155,7 +155,7 @@ def test_a_new_version_takes_over_without_a_failed_request(
     old = speak(address, body(seed, response_format="pcm")).content
     new_model = speaking_model(tmp_path, weights_seed=1)
     models = (config.models[0].replace(path=new_model), config.models[1])
-    with load(address, seed, clients=2) as answers:
+    with load(address, seed, clients=6) as answers:
         time.sleep(0.5)
         deploy(config.replace(models=models))
         assert paused(30, lambda: httpx.get(f"{address}/v1/models/tiny").json()["fingerprint"] != before)

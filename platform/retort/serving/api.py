@@ -246,6 +246,7 @@ async def _unless_left(request: Request, work: Any) -> Any:
     finally:
         for pending in (task, gone):
             pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)  # what was being computed has let go
 
 
 def _model(description: Description) -> dict[str, Any]:
