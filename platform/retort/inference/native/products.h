@@ -19,12 +19,12 @@ typedef struct {
 } Product;
 
 TILE finish(const Product *job, const int columns, const int panels, int32_t column, int32_t panel,
-            lanes sums[columns][panels]) {
+            lanes sums[MAX_TILE][MAX_TILE]) {
     const Matrix *m = job->matrix;
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++) {
         float scale = job->precision == INT8 ? job->scales[column + c] : 1.0f;
-        lanes out[panels];
+        lanes out[MAX_TILE];
 #pragma GCC unroll 8
         for (int p = 0; p < panels; p++) {
             out[p] = sums[c][p];
@@ -53,7 +53,7 @@ typedef void Kernel(const Product *job, int32_t column, int32_t panel);
 #define KERNEL(COLUMNS, PANELS)                                                                                       \
     static __attribute__((noinline)) void product_##COLUMNS##x##PANELS(const Product *job, int32_t column,            \
                                                                        int32_t panel) {                               \
-        lanes sums[COLUMNS][PANELS];                                                                                  \
+        lanes sums[MAX_TILE][MAX_TILE];                                                                               \
         size_t at = (size_t)panel * job->matrix->inputs * LANES, row = (size_t)column * job->x_stride;                \
         if (job->precision == FP32)                                                                                   \
             tile_fp32(COLUMNS, PANELS, job->x + row, job->x_stride, (const float *)job->matrix->panels + at,          \
@@ -86,13 +86,16 @@ static Kernel *const KERNELS[9][9] = {
  * columns, pass each weight once; of more columns, a block of panels stays in cache while they pass. */
 static void multiply(const Product *job, int32_t begin, int32_t end) {
     const int32_t batch = job->batch;
-    const int32_t widest = batch <= 3 ? 8 : batch < 8 ? 4 : 2;
+    /* int8 keeps two sums an output: more than one column of eight panels would not fit into registers. */
+    const int32_t few = job->precision == INT8 && batch > 1 ? 4 : 8;
+    const int32_t widest = batch <= 3 ? few : 4;
     for (int32_t panel = begin, width; panel < end; panel += width) {
         for (width = widest; width > end - panel;) width /= 2;
         for (int32_t column = 0, rows; column < batch; column += rows) {
             const int32_t left = batch - column;
             rows = left >= 8 ? 8 : left >= 4 ? 4 : left;
-            KERNELS[rows][width](job, column, panel);
+            const int32_t panels = rows == 8 ? 2 : width;
+            for (int32_t at = panel; at < panel + width; at += panels) KERNELS[rows][panels](job, column, at);
         }
     }
 }
@@ -116,11 +119,16 @@ static void narrow(int32_t precision, const float *x, int32_t stride, int32_t ba
             for (int32_t k = 0; k < stride; k++) to[k] = to_bf16(from[k]);
         } else {
             int16_t *to = (int16_t *)scratch->narrow + (size_t)c * stride;
-            float largest = 0.0f;
-            for (int32_t k = 0; k < stride; k++) {
-                float size = from[k] < 0 ? -from[k] : from[k];
-                largest = size > largest ? size : largest;
+            /* Strides are whole vectors, and a maximum of bit patterns is one of sizes. */
+            integers sizes = {0};
+            for (int32_t k = 0; k < stride; k += LANES) {
+                const integers size = *(const integers *)(from + k) & 0x7fffffff, above = size > sizes;
+                sizes = (above & size) | (~above & sizes);
             }
+            int32_t bits = 0;
+            for (int l = 0; l < LANES; l++) bits = sizes[l] > bits ? sizes[l] : bits;
+            float largest;
+            memcpy(&largest, &bits, 4);
             float inverse = largest > 0 ? QUANTISED_MAX / largest : 0.0f;
             scratch->scales[c] = largest / QUANTISED_MAX;
             for (int32_t k = 0; k < stride; k++) {

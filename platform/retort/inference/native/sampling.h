@@ -59,6 +59,23 @@ static void cut(const Slot *slot, float *logits, int32_t size, float *sorted) {
         if (logits[v] < least) logits[v] = NEVER;
 }
 
+/* The index of the largest number, the first one of equals. */
+static int32_t largest_of(const float *numbers, int32_t size) {
+    lanes tops = spread(-INFINITY);
+    int32_t v = 0;
+    for (; v + LANES <= size; v += LANES) {
+        const lanes here = *(const lanes *)(numbers + v);
+        const integers above = here > tops;
+        tops = (lanes)((above & (integers)here) | (~above & (integers)tops));
+    }
+    float top = -INFINITY;
+    for (int l = 0; l < LANES; l++) top = tops[l] > top ? tops[l] : top;
+    for (; v < size; v++) top = numbers[v] > top ? numbers[v] : top;
+    for (v = 0; v < size; v++)
+        if (numbers[v] == top) return v;
+    return 0; /* of numbers that are none */
+}
+
 /* Guide, cut and draw one slot's tokens; apply the delays and the end of speech; move on. */
 static void draw(Engine *e, const Step *step, int32_t index, int32_t first_output, Scratch *scratch) {
     const Model *m = &e->model;
@@ -88,10 +105,7 @@ static void draw(Engine *e, const Step *step, int32_t index, int32_t first_outpu
             cut(slot, guided, size, scratch->sorted);
             add_gumbel(guided, size, row, (uint64_t)k * size);
         }
-        int32_t best = 0;
-        for (int32_t v = 1; v < size; v++)
-            if (guided[v] > guided[best]) best = v;
-        drawn[k] = best;
+        drawn[k] = largest_of(guided, size);
     }
     /* At the limit itself the end of speech still counts: the utterance has exactly that many frames. */
     const int ends = drawn[0] == eos && !slot->has_ended && slot->step <= slot->end;

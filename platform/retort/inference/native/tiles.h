@@ -3,17 +3,21 @@
 
 #include "engine.h"
 
+/* Fixed sizes of what is kept for a tile: of arrays whose size is a variable, even one that is known when the tile is
+ * inlined, GCC makes memory, and every sum would be loaded and stored for each product. */
+#define MAX_TILE 8
+
 /* What a product of `columns` rows and `panels` panels leaves in `sums`; the order of each sum is that of its inputs. */
 #define TILE static inline __attribute__((always_inline)) void
 
 TILE tile_fp32(const int columns, const int panels, const float *x, int32_t x_stride, const float *w, int32_t inputs,
-               lanes sums[columns][panels]) {
+               lanes sums[MAX_TILE][MAX_TILE]) {
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
 #pragma GCC unroll 8
         for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
     for (int32_t k = 0; k < inputs; k++) {
-        lanes spread_x[columns];
+        lanes spread_x[MAX_TILE];
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++) spread_x[c] = spread(x[(size_t)c * x_stride + k]);
 #pragma GCC unroll 8
@@ -32,14 +36,14 @@ TILE tile_fp32(const int columns, const int panels, const float *x, int32_t x_st
 }
 
 TILE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x_stride, const uint16_t *w,
-               int32_t inputs, lanes sums[columns][panels]) {
+               int32_t inputs, lanes sums[MAX_TILE][MAX_TILE]) {
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
 #pragma GCC unroll 8
         for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
     for (int32_t k = 0; k < inputs; k += 2) {
 #if defined(__AVX512BF16__)
-        __m512bh spread_two[columns];
+        __m512bh spread_two[MAX_TILE];
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++) {
             int32_t two;
@@ -66,21 +70,21 @@ TILE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x
 }
 
 TILE tile_int8(const int columns, const int panels, const int16_t *x, int32_t x_stride, const int8_t *w,
-               const float *scales, int32_t inputs, lanes sums[columns][panels]) {
+               const float *scales, int32_t inputs, lanes sums[MAX_TILE][MAX_TILE]) {
     const int32_t groups = inputs / GROUP;
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
 #pragma GCC unroll 8
         for (int p = 0; p < panels; p++) sums[c][p] = spread(0.0f);
     for (int32_t g = 0; g < groups; g++) {
-        integers totals[columns][panels];
+        integers totals[MAX_TILE][MAX_TILE];
 #pragma GCC unroll 8
         for (int c = 0; c < columns; c++)
 #pragma GCC unroll 8
             for (int p = 0; p < panels; p++) totals[c][p] = (integers){0};
         for (int32_t k = g * GROUP; k < (g + 1) * GROUP; k += 2) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-            __m512i spread_two[columns];
+            __m512i spread_two[MAX_TILE];
 #pragma GCC unroll 8
             for (int c = 0; c < columns; c++) {
                 int32_t two;
