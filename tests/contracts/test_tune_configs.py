@@ -12,7 +12,7 @@ from retort.run_config import DemoConfig, TuneConfig
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tune_configs").rglob("*.y*ml"))
-NUM_FILES = 1
+NUM_FILES = 2
 
 
 def test_no_file_is_forgotten() -> None:
@@ -37,3 +37,10 @@ def test_the_demo_s_sweep_starts_from_the_demo_s_own_first_jobs() -> None:
     assert sweep.before == tour.jobs[: len(sweep.before)]
     assert [job.job for job in sweep.before] == ["prepare", "pretrain", "generate"]
     assert num_trials(sweep) >= 12
+
+
+def test_the_sweep_of_pruned_students_starts_from_the_tour_of_pruning() -> None:
+    sweep = load_config(ROOT / "tune_configs" / "prune.yaml", TuneConfig)
+    tour = load_config(ROOT / "jobs" / "configs" / "demo_prune.yaml", DemoConfig)
+    assert sweep.before == tour.jobs[: len(sweep.before)]
+    assert [job.job for job in sweep.before] == ["prepare", "pretrain", "prune"]
