@@ -46,7 +46,14 @@ class _Utterance:
     plan: Plan
     step: int = 0
     end: int | None = None
+    is_done: bool = False
+    is_broken: bool = False
     history: list[list[int]] = field(default_factory=list)
+
+    def advance(self, frames_KT: Tensor, top_k: TopK | None) -> Advance:
+        """What its last step did."""
+        has_eos = self.end is not None and not self.is_broken
+        return Advance(self.ticket, frames_KT, self.is_done, has_eos, top_k, self.is_broken)
 
 
 class Engine:
@@ -63,6 +70,8 @@ class Engine:
         self._active: dict[int, _Utterance] = {}
         self._next_ticket = 0
         self._delays = runner.config.codebook_delays
+        self._longest_delay = max(self._delays)
+        self._no_frames_KT = torch.empty(len(self._delays), 0, dtype=torch.int64)
 
     @property
     def num_active(self) -> int:
@@ -127,10 +136,17 @@ class Engine:
             return []
         tokens_NK, guided = self.runner.step([u.slot for u in utterances], keep_guided=bool(self.keep_top_k))
         top = top_k_of(guided[:, None], self.keep_top_k) if guided is not None else None
+        codes = [self._record(u, tokens_K) for u, tokens_K in zip(utterances, tokens_NK.tolist(), strict=True)]
+        complete = [codes_K for codes_K in codes if codes_K]
+        # One tensor for all and a view for each: at a large batch, making tensors would take a tenth of the step.
+        frames = iter(torch.tensor(complete, dtype=torch.int64)[:, :, None].unbind() if complete else ())
         advances = []
-        for index, (utterance, tokens_K) in enumerate(zip(utterances, tokens_NK.tolist(), strict=True)):
+        for index, (utterance, codes_K) in enumerate(zip(utterances, codes, strict=True)):
             kept = None if top is None else TopK(top.ids[index], top.log_probs[index], top.log_tail[index])
-            advances.append(self._record(utterance, tokens_K, kept))
+            frames_KT = next(frames) if codes_K else self._no_frames_KT
+            advances.append(utterance.advance(frames_KT, kept))
+            if utterance.is_done:
+                self.cancel(utterance.ticket)
         return advances
 
     def run(self, plans: Iterable[Plan]) -> Iterator[tuple[int, Advance]]:
@@ -146,23 +162,20 @@ class Engine:
                 if advance.is_done:
                     del indices[advance.ticket]
 
-    def _record(self, utterance: _Utterance, tokens_K: list[int], top_k: TopK | None) -> Advance:
+    def _record(self, utterance: _Utterance, tokens_K: list[int]) -> list[int] | None:
+        """Note one step of an utterance; the codes of the frame that it completed, if any."""
         if tokens_K[0] == BROKEN:
-            self.cancel(utterance.ticket)
-            nothing_KT = torch.empty(len(self._delays), 0, dtype=torch.int64)
-            return Advance(utterance.ticket, nothing_KT, is_done=True, has_eos=False, top_k=top_k, is_broken=True)
-        longest, step = max(self._delays), utterance.step
+            utterance.is_done = utterance.is_broken = True
+            return None
+        step, longest = utterance.step, self._longest_delay
         utterance.history.append(tokens_K)
         utterance.step += 1
         if tokens_K[0] == self.runner.config.eos:
             utterance.end = step
+        has_eos = utterance.end is not None
         end = utterance.plan.max_frames if utterance.end is None else utterance.end
+        utterance.is_done = utterance.step >= (end + longest if has_eos else num_steps(end, self._delays))
         frame = step - longest
-        frames_KT = torch.empty(len(self._delays), 0, dtype=torch.int64)
-        if 0 <= frame < end:
-            codes_K = [utterance.history[frame + delay][k] for k, delay in enumerate(self._delays)]
-            frames_KT = torch.tensor(codes_K, dtype=torch.int64)[:, None]
-        is_done = utterance.step >= (num_steps(end, self._delays) if utterance.end is None else end + longest)
-        if is_done:
-            self.cancel(utterance.ticket)
-        return Advance(utterance.ticket, frames_KT, is_done, utterance.end is not None, top_k)
+        if not 0 <= frame < end:
+            return None
+        return [utterance.history[frame + delay][k] for k, delay in enumerate(self._delays)]

@@ -78,6 +78,10 @@ class NativeRunner:
             threads=threads,
         )
         self._slots = (_Slot * max_slots)()
+        at = _Slot.tokens.offset // 4
+        self._tokens_SK = torch.frombuffer(self._slots, dtype=torch.int32).view(max_slots, -1)[
+            :, at : at + MAX_CODEBOOKS
+        ]
         delays = model.config.codebook_delays
         self._delays = (ctypes.c_int32 * len(delays))(*delays)
         self._fill = (ctypes.c_int32 * MAX_CODEBOOKS)(*([model.config.fill] * MAX_CODEBOOKS))
@@ -131,7 +135,7 @@ class NativeRunner:
         for begin in range(0, len(slots), at_once):
             chosen = slots[begin : begin + at_once]
             self._step(chosen, None if guided is None else guided[begin : begin + at_once])
-        return torch.tensor([self._slots[slot].tokens[:K] for slot in slots], dtype=torch.int64), guided
+        return self._tokens_SK[list(slots), :K].long(), guided
 
     def _step(self, slots: Sequence[int], guided: Tensor | None) -> None:
         chosen = (ctypes.c_int32 * len(slots))(*slots)
