@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ NUM_COLOURS = 8
 _WIDTH, _LEFT, _RIGHT = 480, 48, 20
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _FLOOR_DB = -80.0
+_LETTER, _LINE, _LINES = 6.2, 8.0, 12  # about how wide a letter of a label is; how far and how often it is moved
 # Anchors of a perceptually even ramp from near black over blue-green to pale yellow, in steps of a quarter.
 _RAMP = ((13, 8, 35), (60, 40, 120), (33, 120, 140), (95, 190, 110), (250, 240, 170))
 
@@ -126,22 +128,60 @@ def trade_off_chart(points: Sequence[Point], *, title: str, x_label: str, y_labe
     parts = _y_axis(y_marks, top, height - bottom, percent=True)
     inner = _WIDTH - _LEFT - _RIGHT
     for tick in x_marks:
-        x = _LEFT + tick / x_marks[-1] * inner
-        parts.append(_text(x, height - bottom + 16, f"{tick:g}", anchor="middle"))
+        anchor = "end" if tick == x_marks[-1] else "middle"
+        parts.append(_text(_LEFT + tick / x_marks[-1] * inner, height - bottom + 16, f"{tick:g}", anchor=anchor))
     parts.append(_text(_WIDTH / 2, height - 6, x_label, anchor="middle", css="axis"))
     parts.append(_text(8, 14, y_label, css="axis"))
-    line = top - 15.0
-    for point in sorted(points, key=lambda p: -p.y):
-        x = _LEFT + point.x / x_marks[-1] * inner
-        y = _height(point.y, y_marks[-1], top, height - bottom)
-        anchor = "end" if x > _WIDTH * 0.6 else "start"
-        parts.append(
-            f'<circle class="c{point.series % NUM_COLOURS} dot" cx="{x:.1f}" cy="{y:.1f}" r="{point.radius:g}"/>'
-        )
-        # From the top down, each label at least a line below the one before, so that none cover each other.
-        line = max(y + 4, line + 15)
-        parts.append(_text(x + (-10 if anchor == "end" else 10), line, point.label, anchor=anchor, css="row"))
+    spots = [
+        (_LEFT + p.x / x_marks[-1] * inner, _height(p.y, y_marks[-1], top, height - bottom), p.radius) for p in points
+    ]
+    taken = [_Box(x - r, y - r, x + r, y + r) for x, y, r in spots]
+    room = _Box(_LEFT, top, _WIDTH, height - bottom)
+    for point, (x, y, radius) in sorted(zip(points, spots, strict=True), key=lambda pair: pair[1][1]):
+        box, anchor = _free_spot(point.label, x, y, radius, taken, room)
+        taken.append(box)
+        edge = box.left if anchor == "start" else box.right
+        middle = (box.top + box.bottom) / 2
+        if abs(middle - y) > _LINE:  # too far to tell whose it is
+            parts.append(f'<line class="grid" x1="{x:.1f}" x2="{edge:.1f}" y1="{y:.1f}" y2="{middle:.1f}"/>')
+        parts.append(f'<circle class="c{point.series % NUM_COLOURS} dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>')
+        parts.append(_text(edge, middle + 4, point.label, anchor=anchor, css="row"))
     return _svg(height, title, parts)
+
+
+class _Box(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def meets(self, other: "_Box") -> bool:
+        return (
+            self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        )
+
+    def holds(self, other: "_Box") -> bool:
+        return (
+            self.left <= other.left
+            and other.right <= self.right
+            and self.top <= other.top
+            and other.bottom <= self.bottom
+        )
+
+
+def _free_spot(
+    label: str, x: float, y: float, radius: float, taken: Sequence[_Box], room: _Box
+) -> tuple[_Box, Literal["start", "end"]]:
+    """Where a dot's label covers nothing: beside it, or else the nearest line above or below; and its anchor."""
+    wide = _LETTER * len(label)
+    tries: list[tuple[_Box, Literal["start", "end"]]] = []
+    for step in range(2 * _LINES):
+        middle = y + _LINE * ((step + 1) // 2) * (1 if step % 2 else -1)
+        right, left = x + radius + 4, x - radius - 4
+        tries.append((_Box(right, middle - 8, right + wide, middle + 8), "start"))
+        tries.append((_Box(left - wide, middle - 8, left, middle + 8), "end"))
+    free = (found for found in tries if room.holds(found[0]) and not any(found[0].meets(other) for other in taken))
+    return next(free, tries[0])
 
 
 def spectrogram_png(samples_N: Tensor, sample_rate: int, *, width: int = 320, height: int = 96) -> bytes:
