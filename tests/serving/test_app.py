@@ -28,8 +28,9 @@ ROOT = Path(__file__).parents[2]
 def config(tmp_path_factory: pytest.TempPathFactory) -> ServeConfig:
     base = settings(speaking_model(tmp_path_factory.mktemp("app")))
     tiny = base.models[0].replace(cpus=0.5, min_replicas=1, max_replicas=2, target_audio_seconds=2.0)
-    tiny = tiny.replace(upscale_delay_s=0.5, downscale_delay_s=2.0)
-    return base.replace(models=(tiny, base.models[1].replace(cpus=0.5)), port=8713, drain_s=20.0)
+    tiny = tiny.replace(upscale_delay_s=0.5, downscale_delay_s=2.0, load_window_s=3.0)
+    patient = base.limits.replace(max_waiting_seconds=60.0)
+    return base.replace(models=(tiny, base.models[1].replace(cpus=0.5)), port=8713, drain_s=20.0, limits=patient)
 
 
 @pytest.fixture(scope="module")

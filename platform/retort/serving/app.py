@@ -97,6 +97,8 @@ def _options(config: ServeConfig, models: Sequence[ServedModel]) -> dict[str, An
         "max_replicas": model.max_replicas,
         "upscale_delay_s": model.upscale_delay_s,
         "downscale_delay_s": model.downscale_delay_s,
+        "look_back_period_s": model.load_window_s,
+        "metrics_interval_s": model.load_window_s / 3,
         "policy": {
             "policy_function": f"{AudioSecondsPolicy.__module__}:{AudioSecondsPolicy.__name__}",
             "policy_kwargs": {"target_audio_seconds": model.target_audio_seconds},

@@ -41,11 +41,13 @@ class ServedModel(Config):
     """How long more must be needed before a replica is added."""
     downscale_delay_s: float = Field(default=60.0, ge=0)
     """How long fewer must be enough before one is drained."""
+    load_window_s: float = Field(default=10.0, gt=0)
+    """Over how long the load is averaged for both; replicas report it three times in that while."""
 
     @property
     def scaling(self) -> tuple[float, ...]:
         """What decides how many replicas there are."""
-        delays = self.upscale_delay_s, self.downscale_delay_s
+        delays = self.upscale_delay_s, self.downscale_delay_s, self.load_window_s
         return self.min_replicas, self.max_replicas, self.target_audio_seconds, *delays
 
     @model_validator(mode="after")
