@@ -19,7 +19,7 @@ export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install demo demo-prune demo-tune doctor check lint quick test all-tests format clean
+.PHONY: help install demo demo-prune demo-tune doctor check lint quick test checks-and-tours most-tests format clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -58,11 +58,16 @@ quick: .venv/.stamp
 
 check: lint quick ## Format, lint, types, import layers, quick tests
 
-test: .venv/.stamp ## Everything: the checks, and every test beside them
-	@$(MAKE) --no-print-directory --jobs=2 lint all-tests
+test: .venv/.stamp ## Everything: the checks, and every test, in two lanes
+	@$(MAKE) --no-print-directory --jobs=2 checks-and-tours most-tests
 
-all-tests: .venv/.stamp
-	$(BIN)/pytest -q --durations=15 $(PYTEST_ARGUMENTS)
+# The longest tests wait for Ray most of the time, so others run beside them.
+LONGEST := tests/e2e tests/orchestration/test_tune.py
+checks-and-tours: lint
+	$(BIN)/pytest -q $(PYTEST_ARGUMENTS) $(LONGEST)
+
+most-tests: .venv/.stamp
+	$(BIN)/pytest -q --durations=15 $(PYTEST_ARGUMENTS) $(addprefix --ignore=,$(LONGEST))
 
 format: .venv/.stamp ## Format, and mend what ruff can
 	$(BIN)/ruff format .
