@@ -78,10 +78,8 @@ class NativeRunner:
             threads=threads,
         )
         self._slots = (_Slot * max_slots)()
-        at = _Slot.tokens.offset // 4
-        self._tokens_SK = torch.frombuffer(self._slots, dtype=torch.int32).view(max_slots, -1)[
-            :, at : at + MAX_CODEBOOKS
-        ]
+        words_SW = torch.frombuffer(self._slots, dtype=torch.int32).view(max_slots, -1)
+        self._tokens_SK = words_SW.narrow(1, _Slot.tokens.offset // 4, MAX_CODEBOOKS)  # what C writes, without copying
         delays = model.config.codebook_delays
         self._delays = (ctypes.c_int32 * len(delays))(*delays)
         self._fill = (ctypes.c_int32 * MAX_CODEBOOKS)(*([model.config.fill] * MAX_CODEBOOKS))
