@@ -149,26 +149,78 @@ def test_the_folder_of_the_fixture_is_a_models(tmp_path: Path) -> None:
     assert {"config.json", "codec", "text"} <= {entry.name for entry in speaking_model(tmp_path).iterdir()}
 
 
-def test_whoever_waits_for_first_sounds_goes_before_those_who_hear_something(synthesizer: Synthesizer) -> None:
-    patient, rate = GuardConfig(extra_seconds=3.0), synthesizer.codec.sample_rate
-    alone = engine(synthesizer, patient)
-    spoken = (seed for seed in range(500) if samples(finish_one(alone, wish(seed=seed))).numel() > 1.5 * rate)
-    first, second = next(spoken), next(spoken)
-    speech = engine(synthesizer, patient, slots=2)
-    early = speech.add(wish(seed=first))
-    heard, turns = {early: 0.0}, {early: 0}
+class Clock:
+    """Moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def timed_engine(synthesizer: Synthesizer, clock: Clock, *, slots: int) -> SpeechEngine:
+    patient = GuardConfig(extra_seconds=3.0, max_repeat_seconds=9.0, retries=0)
+    return SpeechEngine(synthesizer, max_slots=slots, max_conditions=2, max_seconds=4.0, guard=patient, clock=clock)
+
+
+def long_ones(synthesizer: Synthesizer, number: int) -> list[int]:
+    """Seeds of utterances of more than 1.2 s."""
+    alone = timed_engine(synthesizer, Clock(), slots=1)
+    rate = synthesizer.codec.sample_rate
+    spoken = (seed for seed in range(500) if samples(finish_one(alone, wish(seed=seed))).numel() > 1.2 * rate)
+    return [next(spoken) for _ in range(number)]
+
+
+def test_whoever_has_nothing_to_hear_goes_before_those_who_hear_something(synthesizer: Synthesizer) -> None:
+    first, second, third = long_ones(synthesizer, 3)
+    clock = Clock()
+    speech = timed_engine(synthesizer, clock, slots=3)
+    early, silent = speech.add(wish(seed=first)), speech.add(wish(seed=third, streamed=False))
+    heard_until, turns = {early: 0.0}, {early: 0, silent: 0}
 
     def advance(ticket: int) -> None:
         turns.update(dict.fromkeys(turns, 0))
-        while heard[ticket] < 0.3:
+        while heard_until[ticket] < clock.now + 0.3:
             for sound in speech.step():
                 turns[sound.ticket] += 1
-                heard[sound.ticket] += sound.samples_N.numel() / rate
+                heard_until[sound.ticket] = sound.heard_until
 
     advance(early)
     late = speech.add(wish(seed=second))
-    heard[late] = turns[late] = 0
+    heard_until[late] = turns[late] = 0
     advance(late)
     assert turns[late] > 3
-    assert 0 < turns[early] <= turns[late] / 3, "every fourth step is for all"
-    assert {sound.ticket for sound in speech.step()} == {early, late}
+    assert turns[early] == 0, "its listener has something to hear"
+    assert turns[late] // 4 <= turns[silent] <= turns[late] // 4 + 1, "nobody listens to it, but it goes on"
+    assert {sound.ticket for sound in speech.step()} == {early, late, silent}, "nobody is in a hurry"
+    clock.now = heard_until[early] - 0.1
+    while {sound.ticket for sound in speech.step()} >= {early, late, silent}:
+        pass
+    assert early in {sound.ticket for sound in speech.step()}, "now its listener has little left"
+
+
+def test_a_part_that_follows_another_is_in_no_hurry(synthesizer: Synthesizer) -> None:
+    first, second = long_ones(synthesizer, 2)
+    clock = Clock()
+    speech = timed_engine(synthesizer, clock, slots=2)
+    sequel, new = speech.add(wish(seed=first), heard_until=clock.now + 5.0), speech.add(wish(seed=second))
+    assert {sound.ticket for sound in speech.step()} == {new}
+    sounds = [sound for sound in finish(speech)[sequel] if sound.samples_N.numel()]
+    rate = synthesizer.codec.sample_rate
+    assert sounds[0].heard_until == pytest.approx(105.0 + sounds[0].samples_N.numel() / rate)
+
+
+def test_while_somebody_waits_for_the_step_to_end_comfortable_streams_get_no_sound(synthesizer: Synthesizer) -> None:
+    (seed,) = long_ones(synthesizer, 1)
+    expected = samples(finish_one(timed_engine(synthesizer, Clock(), slots=1), wish(seed=seed)))
+    speech = timed_engine(synthesizer, Clock(), slots=1)
+    ticket = speech.add(wish(seed=seed))
+    sounds = []
+    while not sounds or sounds[-1].heard_until < 100.4:
+        sounds += speech.step(is_awaited=lambda: True)
+    assert sum(sound.samples_N.numel() for sound in sounds), "who has nothing to hear is not kept waiting"
+    busy = [sound for _ in range(9) for sound in speech.step(is_awaited=lambda: True)]
+    assert [sound.ticket for sound in busy] == [ticket] * 9
+    assert not samples(busy).numel()
+    assert torch.equal(samples([*sounds, *busy, *finish(speech)[ticket]]), expected)

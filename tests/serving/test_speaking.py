@@ -1,6 +1,7 @@
 """The speaking thread: many requests from an event loop, admission, cancelling, and failures that reach everybody."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 import torch
@@ -95,6 +96,43 @@ def test_a_long_text_is_said_part_after_part(synthesizer: Synthesizer) -> None:
         speaking.stop()
 
 
+def test_a_part_that_cannot_be_said_is_refused_before_any_sound(synthesizer: Synthesizer) -> None:
+    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=2.0)
+    wrong = [wish(0), wish(1), Wish(Request("three", "eve", 2), NoGuidance().build())]
+
+    async def say() -> list[Piece]:
+        return [piece async for piece in speaking.speak(*wrong)]
+
+    try:
+        with pytest.raises(ConfigError, match="no voice 'eve'"):
+            asyncio.run(say())
+        assert asyncio.run(collect(speaking, wish(3)))[-1].outcome is not None, "its slot is free again"
+        assert speaking.admission.in_flight_s == 0
+    finally:
+        speaking.stop()
+
+
+def test_whoever_has_much_to_hear_gets_larger_pieces(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a clock that stands still, all sound lies ahead."""
+    guard = GUARD.replace(max_repeat_seconds=9.0)
+    slow = SpeechEngine(
+        synthesizer, max_slots=1, max_conditions=1, max_seconds=8.0, guard=guard, clock=lambda: 100.0
+    )  # fmt: skip
+    endless = lambda wanted, plan=slow.plan: replace(plan(wanted), may_end=False)  # noqa: E731
+    monkeypatch.setattr(slow, "plan", endless)
+    speaking = Speaking(slow, max_waiting_s=100.0)
+    try:
+        pieces = asyncio.run(collect(speaking, wish(0, "a very long text " * 4)))
+    finally:
+        speaking.stop()
+    seconds = [piece.samples_N.numel() / synthesizer.codec.sample_rate for piece in pieces]
+    assert sum(seconds) == pytest.approx(8.0)
+    assert seconds[0] < 0.2, "the first one goes at once"
+    for index, length in enumerate(seconds[1:-1], 1):
+        assert length > min(1.0, 0.25 * sum(seconds[:index]))
+    assert max(seconds[:-1]) < 1.3
+
+
 def test_leaving_stops_the_request_within_a_frame(synthesizer: Synthesizer) -> None:
     speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
 
@@ -142,7 +180,7 @@ def test_a_request_that_is_wrong_is_refused_and_takes_no_room(synthesizer: Synth
 def test_a_dead_engine_tells_everybody(synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch) -> None:
     speaking = Speaking(engine(synthesizer), max_waiting_s=100.0)
 
-    def fail() -> None:
+    def fail(**_: object) -> None:
         raise FloatingPointError("the logits are not numbers")
 
     monkeypatch.setattr(speaking.engine, "step", fail)

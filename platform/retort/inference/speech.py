@@ -1,5 +1,7 @@
 """Requests in, sound out, many at once: an engine, a codec stream for each utterance, and a guard against runaways."""
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -24,6 +26,8 @@ repeated itself, it ended before its first frame, or its logits were not numbers
 
 _WARM_UP_FRAMES = 24
 _TURNS_OF_ALL, _HEAD_START_S = 4, 0.3
+NEVER_HEARD = 0.0
+"""In :attr:`Sound.heard_until`: its listener waits for the first sound."""
 _RETRY_STRIDE, _PART_STRIDE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D
 """Between the seeds of a request's attempts, and of the parts of a long text."""
 
@@ -56,7 +60,6 @@ class Wish:
         scale_input: for students that take the guidance scale as an input.
         max_seconds: a limit below that of the guard, or None.
         is_streamed: give samples as soon as they are final; such a request cannot be tried again.
-        is_sequel: its listener is still hearing the part before it.
     """
 
     request: Request
@@ -65,7 +68,6 @@ class Wish:
     scale_input: float | None = None
     max_seconds: float | None = None
     is_streamed: bool = True
-    is_sequel: bool = False
 
 
 def in_parts(wish: Wish, max_characters: int) -> list[Wish]:
@@ -78,11 +80,7 @@ def in_parts(wish: Wish, max_characters: int) -> list[Wish]:
         return [wish]
     texts = [text for text in split_text(request.text, max_characters) if any(map(str.isalnum, text))]
     return [
-        replace(
-            wish,
-            request=replace(request, text=text, seed=(request.seed + index * _PART_STRIDE) % 2**63),
-            is_sequel=index > 0,
-        )
+        replace(wish, request=replace(request, text=text, seed=(request.seed + index * _PART_STRIDE) % 2**63))
         for index, text in enumerate(texts)
     ] or [wish]
 
@@ -96,12 +94,15 @@ class Sound:
         samples_N: new samples, maybe none; for requests that are not streamed all of them, at the end.
         outcome: None while it goes on.
         attempt: 0, or how many seeds were given up.
+        heard_until: until when, by the engine's clock, a listener who heard each sound as soon as it was there has
+            something to hear.
     """
 
     ticket: int
     samples_N: Tensor
     outcome: Outcome | None
     attempt: int
+    heard_until: float = NEVER_HEARD
 
 
 @dataclass
@@ -112,13 +113,22 @@ class _Job:
     stream: CodecStream
     attempt: int = 0
     frames: list[Tensor] = field(default_factory=list)
+    undecoded: list[Tensor] = field(default_factory=list)
     samples: list[Tensor] = field(default_factory=list)
-    heard_s: float = 0.0
+    heard_until: float = NEVER_HEARD
 
-    @property
-    def is_urgent(self) -> bool:
-        """Whether somebody waits for its first sounds."""
-        return self.wish.is_streamed and not self.wish.is_sequel and self.heard_s < _HEAD_START_S
+    def is_urgent(self, now: float) -> bool:
+        """Whether its listener has little or nothing to hear."""
+        return self.wish.is_streamed and self.heard_until < now + _HEAD_START_S
+
+    def decode(self) -> None:
+        """Sound of the frames that have none yet."""
+        self.samples += [self.stream.push(frames_KT) for frames_KT in self.undecoded]
+        self.undecoded.clear()
+
+    def sound(self, samples_N: Tensor, outcome: Outcome | None) -> Sound:
+        """What a step added."""
+        return Sound(self.ticket, samples_N, outcome, self.attempt, self.heard_until)
 
 
 class SpeechEngine:
@@ -131,6 +141,7 @@ class SpeechEngine:
         max_seconds: longest speech, whatever the text.
         max_text_tokens: longest text.
         guard: against runaways.
+        clock: seconds; says how much each listener still has to hear.
     """
 
     def __init__(
@@ -142,7 +153,9 @@ class SpeechEngine:
         max_seconds: float = 30.0,
         max_text_tokens: int = 512,
         guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.clock = clock
         self.synthesizer, self.guard, self.max_seconds = synthesizer, guard, max_seconds
         self._frame_rate = synthesizer.codec.frame_rate
         audio = num_steps(self._frames(max_seconds), synthesizer.loaded.model.config.codebook_delays)
@@ -188,15 +201,20 @@ class SpeechEngine:
         self._engine.check(plan)
         return plan
 
-    def add(self, wish: Wish, plan: Plan | None = None) -> int:
+    def add(self, wish: Wish, plan: Plan | None = None, *, heard_until: float = NEVER_HEARD) -> int:
         """Let a request join; returns its ticket.
+
+        Args:
+            wish: the request.
+            plan: what :meth:`plan` made of it.
+            heard_until: of the part before it, whose listener is still hearing that one.
 
         Raises:
             ConfigError: see :meth:`plan`.
             RuntimeError: no slot is free.
         """
         made = self.plan(wish) if plan is None else plan
-        job = _Job(self._next_ticket, wish, made, self.synthesizer.codec.stream())
+        job = _Job(self._next_ticket, wish, made, self.synthesizer.codec.stream(), heard_until=heard_until)
         self._tickets[self._engine.add(made)] = job.ticket
         self._jobs[job.ticket] = job
         self._next_ticket += 1
@@ -229,25 +247,40 @@ class SpeechEngine:
             self._engine.cancel(inner)
             del self._tickets[inner]
 
-    def step(self) -> list[Sound]:
+    def step(self, *, is_awaited: Callable[[], bool] = lambda: False) -> list[Sound]:
         """Advance the utterances by one step.
 
-        Where each one makes a step longer, those that little has been heard of yet go first, and the others, whose
-        listeners have something to hear, only take part in every fourth step meanwhile.
+        Where each one makes a step longer, those go first whose listeners have little or nothing to hear. Meanwhile the
+        other streams wait, until their listeners have little to hear, too; what nobody listens to yet takes part in
+        every fourth step.
+
+        Args:
+            is_awaited: whether a new request waits for the end of this step; then those who can wait get the sound of
+                their frames with a later one.
         """
         self._turn += 1
-        urgent = {inner for inner, outer in self._tickets.items() if self._jobs[outer].is_urgent}
-        waits = urgent and not self._engine.runner.is_static and self._turn % _TURNS_OF_ALL
-        return [self._after(advance) for advance in self._engine.step(urgent if waits else None)]
+        return [self._after(advance, is_awaited) for advance in self._engine.step(self._first_in_turn())]
 
-    def _after(self, advance: Advance) -> Sound:
+    def _first_in_turn(self) -> set[int] | None:
+        """Engine tickets that take the next step; None for all of them."""
+        if self._engine.runner.is_static:
+            return None
+        now, jobs = self.clock(), {inner: self._jobs[outer] for inner, outer in self._tickets.items()}
+        urgent = {inner for inner, job in jobs.items() if job.is_urgent(now)}
+        if urgent and self._turn % _TURNS_OF_ALL == 0:
+            return urgent | {inner for inner, job in jobs.items() if not job.wish.is_streamed}
+        return urgent or None
+
+    def _after(self, advance: Advance, is_awaited: Callable[[], bool]) -> Sound:
         job = self._jobs[self._tickets[advance.ticket]]
         if advance.frames_KT.shape[1]:
             job.frames.append(advance.frames_KT)
-            job.samples.append(job.stream.push(advance.frames_KT))
+            job.undecoded.append(advance.frames_KT)
         outcome = self._outcome(job, advance)
+        if outcome is not None or job.is_urgent(self.clock()) or not is_awaited():
+            job.decode()
         if outcome is None:
-            return Sound(job.ticket, self._take(job) if job.wish.is_streamed else torch.zeros(0), None, job.attempt)
+            return job.sound(self._take(job) if job.wish.is_streamed else torch.zeros(0), None)
         del self._tickets[advance.ticket]
         if not advance.is_done:
             self._engine.cancel(advance.ticket)
@@ -255,7 +288,7 @@ class SpeechEngine:
             return self._try_again(job)
         del self._jobs[job.ticket]
         job.samples.append(job.stream.finish())
-        return Sound(job.ticket, self._take(job), outcome, job.attempt)
+        return job.sound(self._take(job), outcome)
 
     def _outcome(self, job: _Job, advance: Advance) -> Outcome | None:
         if advance.is_broken:
@@ -279,7 +312,9 @@ class SpeechEngine:
     def _take(self, job: _Job) -> Tensor:
         samples_N = torch.cat(job.samples) if job.samples else torch.zeros(0)
         job.samples.clear()
-        job.heard_s += samples_N.numel() / self.synthesizer.codec.sample_rate
+        if samples_N.numel():
+            seconds = samples_N.numel() / self.synthesizer.codec.sample_rate
+            job.heard_until = max(job.heard_until, self.clock()) + seconds
         return samples_N
 
     def _frames(self, seconds: float) -> int:

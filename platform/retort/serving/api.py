@@ -27,7 +27,7 @@ from retort.serving.speaking import OverloadedError, Piece
 from retort.serving.uploads import REQUEST_BODY, STATUSES, Uploads
 
 OPENAI_NAMES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
-_SHED_S = 0.02
+_SHED_S = 0.05
 """How long a replica's refusal stands for the requests that follow: in a flood, asking costs more than answering."""
 _SIZED = ("wav", "flac")
 """Formats whose header holds a length: they are sent whole unless a stream is asked for."""

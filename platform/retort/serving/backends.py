@@ -112,9 +112,9 @@ class LocalBackend:
 
     def __init__(self, model: ServedModel, config: ServeConfig) -> None:
         torch.set_num_threads(model.threads)
-        # The thread that speaks and the one that talks to clients share the interpreter; by default, either may keep it
-        # for 5 ms, and a request passes it several times.
-        sys.setswitchinterval(0.0005)
+        # The thread that speaks and those that talk to clients share the interpreter; by default, each may keep it for
+        # 5 ms. A request passes it several times, and a piece of sound a hundred times: once an operation of the codec.
+        sys.setswitchinterval(0.00005)
         folder = result_of(model.path)
         synthesizer = Synthesizer.open(folder, precision=model.precision, device="cuda" if model.gpus else "cpu")
         self.model, self.guidance = model, model.guidance.build()

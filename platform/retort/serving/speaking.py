@@ -7,14 +7,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from retort.inference.runner import Plan
-from retort.inference.speech import Outcome, SpeechEngine, Wish
+from retort.inference.speech import NEVER_HEARD, Outcome, Sound, SpeechEngine, Wish
 from retort.serving.admission import Admission
+
+_SHARE_HELD, _MOST_HELD_S = 0.25, 1.0
+"""Of what a listener still has to hear, how much may be held back to be sent as one piece: each piece has its price."""
 
 
 class OverloadedError(Exception):
@@ -43,19 +46,35 @@ class Piece:
 
 @dataclass
 class _Conversation:
+    """A request: its parts are planned one after the other, while those before them are spoken.
+
+    Attributes:
+        number: its own.
+        text: of all parts.
+        num_left: parts that have not begun.
+        loop: of its listener.
+        max_samples: after these no part begins.
+        planned: parts that may begin.
+        is_idle: it neither speaks nor waits for a slot, since its next part is not planned yet.
+        ticket: of the engine, while it speaks.
+        held: samples that have not been sent yet.
+        heard_until: see :class:`Sound`.
+    """
+
     number: int
-    parts: deque[tuple[Wish, Plan]]
+    text: str
+    num_left: int
     loop: asyncio.AbstractEventLoop
-    pieces: asyncio.Queue[Piece | Exception]
+    max_samples: float
+    pieces: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
+    planned: deque[tuple[Wish, Plan]] = field(default_factory=deque)
+    is_idle: bool = True
     is_cancelled: bool = False
     ticket: int | None = None
     begun: float = field(default_factory=time.monotonic)
     samples: int = 0
-    max_samples: float = math.inf
-    text: str = ""
-
-    def __post_init__(self) -> None:
-        self.text = " ".join(wish.request.text for wish, _ in self.parts)
+    held: list[Tensor] = field(default_factory=list)
+    heard_until: float = NEVER_HEARD
 
     def send(self, piece: Piece | Exception) -> None:
         """From the engine's thread."""
@@ -107,18 +126,18 @@ class Speaking:
             DataError: the same.
             OverloadedError: too much speech waits.
         """
-        plans = await asyncio.to_thread(lambda: [(part, self.engine.plan(part)) for part in parts])
-        talk = _Conversation(next(self._numbers), deque(plans), asyncio.get_running_loop(), asyncio.Queue())
-        talk.max_samples = max_seconds * self.engine.synthesizer.codec.sample_rate
+        text = " ".join(part.request.text for part in parts)
+        max_samples = max_seconds * self.engine.synthesizer.codec.sample_rate
+        talk = _Conversation(next(self._numbers), text, len(parts), asyncio.get_running_loop(), max_samples)
         with self._wake:
             if self._failure is not None:
                 raise self._failure
             retry_after_s = self.admission.enter(talk.number, talk.text)
             if retry_after_s is not None:
                 raise OverloadedError(retry_after_s)
-            self._waiting.append(talk)
-            self._wake.notify()
         try:
+            for part in parts:
+                self._may_begin(talk, part, await asyncio.to_thread(self.engine.plan, part))
             while True:
                 piece = await talk.pieces.get()
                 if isinstance(piece, Exception):
@@ -129,14 +148,34 @@ class Speaking:
         finally:
             with self._wake:
                 talk.is_cancelled = True
+                if talk.is_idle:
+                    self.admission.leave(talk.number, talk.text)
                 self._wake.notify()
+
+    def _may_begin(self, talk: _Conversation, part: Wish, plan: Plan) -> None:
+        """A part is planned: let it wait for a slot, unless parts before it are still being spoken."""
+        with self._wake:
+            if self._failure is not None:
+                raise self._failure
+            talk.planned.append((part, plan))
+            if talk.is_idle:
+                self._wait_for_a_slot(talk)
+                self._wake.notify()
+
+    def _wait_for_a_slot(self, talk: _Conversation) -> None:
+        """With a first part behind everybody who waits, with a later one before them."""
+        talk.is_idle = False
+        if talk.ticket is None:
+            self._waiting.append(talk)
+        else:
+            self._waiting.appendleft(talk)
 
     def _run(self) -> None:
         torch.set_num_threads(1)
         try:
             while self._take_turns():
-                for sound in self.engine.step():
-                    self._hand_over(self._speaking[sound.ticket], Piece(sound.samples_N, sound.outcome, sound.attempt))
+                for sound in self.engine.step(is_awaited=self._is_awaited):
+                    self._hand_over(self._speaking[sound.ticket], sound)
             failure: Exception = RuntimeError("the replica is stopping")
         except Exception as error:  # noqa: BLE001 - the thread must not die in silence
             failure = error
@@ -144,6 +183,9 @@ class Speaking:
             self._failure = failure
             for talk in [*self._waiting, *self._speaking.values()]:
                 talk.send(failure)
+
+    def _is_awaited(self) -> bool:
+        return bool(self._waiting) and self.engine.num_free > 0
 
     def _take_turns(self) -> bool:
         """Let cancelled requests go and waiting ones in; sleeps while there is nothing to say. False at the end."""
@@ -160,32 +202,46 @@ class Speaking:
                 if talk.is_cancelled:
                     self.admission.leave(talk.number, talk.text)
                     continue
-                talk.ticket = self.engine.add(*talk.parts.popleft())
+                talk.ticket = self.engine.add(*talk.planned.popleft(), heard_until=talk.heard_until)
+                talk.num_left -= 1
                 self._speaking[talk.ticket] = talk
                 self.admission.start(talk.number)
             return not self._stopping
 
-    def _hand_over(self, talk: _Conversation, piece: Piece) -> None:
-        talk.samples += piece.samples_N.numel()
+    def _hand_over(self, talk: _Conversation, sound: Sound) -> None:
+        talk.samples += sound.samples_N.numel()
+        talk.heard_until = sound.heard_until
+        if sound.samples_N.numel():
+            talk.held.append(sound.samples_N)
         if talk.is_cancelled:
             self.frames_after_cancel += 1
-        if piece.outcome == "said" and talk.parts:
-            piece = self._go_on(talk, piece)
-        if piece.outcome is not None:
+        outcome = sound.outcome
+        if outcome == "said" and talk.num_left:
+            outcome = self._go_on(talk)
+        if outcome is not None:
             with self._wake:
-                self._leave(talk, is_whole=piece.outcome == "said")
-        if piece.outcome is not None or piece.samples_N.numel():
-            talk.send(piece)
+                self._leave(talk, is_whole=outcome == "said")
+        if outcome is not None or self._is_worth_sending(talk):
+            talk.send(Piece(torch.cat([*talk.held, torch.zeros(0)]), outcome, sound.attempt))
+            talk.held.clear()
 
-    def _go_on(self, talk: _Conversation, piece: Piece) -> Piece:
-        """Put the next part before everybody who waits, unless the whole is too long already."""
+    def _is_worth_sending(self, talk: _Conversation) -> bool:
+        held_s = sum(samples_N.numel() for samples_N in talk.held) / self.engine.synthesizer.codec.sample_rate
+        ahead_s = talk.heard_until - self.engine.clock() - held_s
+        return held_s > min(_MOST_HELD_S, _SHARE_HELD * max(0.0, ahead_s))
+
+    def _go_on(self, talk: _Conversation) -> Outcome | None:
+        """A part has been said: let the next one wait for a slot, unless the whole is too long already."""
         if talk.samples >= talk.max_samples:
-            return replace(piece, outcome="too_long")
+            return "too_long"
         with self._wake:
             assert talk.ticket is not None
             del self._speaking[talk.ticket]
-            self._waiting.appendleft(talk)
-        return replace(piece, outcome=None)
+            if talk.planned or talk.is_cancelled:
+                self._wait_for_a_slot(talk)
+            else:
+                talk.is_idle = True
+        return None
 
     def _leave(self, talk: _Conversation, *, is_whole: bool = False) -> None:
         assert talk.ticket is not None
