@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import psutil
 import pytest
 import soundfile
 from fastapi.routing import APIRoute
@@ -174,6 +175,23 @@ def test_bodies_are_counted_while_they_arrive(address: str) -> None:
     assert httpx.post(url, content=b"{}", headers={"Content-Type": "text/plain"}).status_code == 415
     gzip = {**headers, "Content-Encoding": "gzip"}
     assert httpx.post(url, content=b"{}", headers=gzip).status_code == 415
+
+
+def test_a_gigabyte_is_cut_off_and_takes_no_memory(address: str) -> None:
+    """The client and the server are in this process: neither may keep what was sent."""
+    host, port = address.removeprefix("http://").split(":")
+    head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+    part, process, sent = b"10000\r\n" + b"x" * 65_536 + b"\r\n", psutil.Process(), 0
+    before = largest = process.memory_info().rss
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
+        with contextlib.suppress(ConnectionError):
+            while sent < 2**30:
+                connection.sendall(part)
+                sent += len(part)
+                largest = max(largest, process.memory_info().rss)
+    assert sent < 2**26, "what the sockets hold, and no more"
+    assert largest - before < 2**26
 
 
 def test_a_body_that_does_not_come_is_given_up(config: ServeConfig, made: dict[str, LocalBackend]) -> None:

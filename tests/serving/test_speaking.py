@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from retort.errors import ConfigError
+from retort.errors import ConfigError, DataError
 from retort.inference.speech import GuardConfig, SpeechEngine, Wish, in_parts
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance
@@ -96,16 +96,26 @@ def test_a_long_text_is_said_part_after_part(synthesizer: Synthesizer) -> None:
         speaking.stop()
 
 
-def test_a_part_that_cannot_be_said_is_refused_before_any_sound(synthesizer: Synthesizer) -> None:
-    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=2.0)
-    wrong = [wish(0), wish(1), Wish(Request("three", "eve", 2), NoGuidance().build())]
+@pytest.mark.parametrize(
+    ("text", "voice", "error"),
+    [("...", "s0", DataError), ("three " * 300, "s0", ConfigError), ("three", "eve", ConfigError)],
+)
+def test_a_later_part_that_cannot_be_said_ends_the_request_and_nothing_else(
+    synthesizer: Synthesizer, text: str, voice: str, error: type[Exception]
+) -> None:
+    """What a text can do wrong is told before any sound; a voice is the same in all parts, or else it is told late."""
+    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
+    parts = [wish(0), Wish(Request(text, voice, 2), NoGuidance().build())]
+    heard = []
 
-    async def say() -> list[Piece]:
-        return [piece async for piece in speaking.speak(*wrong)]
+    async def say() -> None:
+        async for piece in speaking.speak(*parts):
+            heard.append(piece)  # noqa: PERF401 - what came before the error counts
 
     try:
-        with pytest.raises(ConfigError, match="no voice 'eve'"):
+        with pytest.raises(error):
             asyncio.run(say())
+        assert bool(heard) == (voice != "s0")
         assert asyncio.run(collect(speaking, wish(3)))[-1].outcome is not None, "its slot is free again"
         assert speaking.admission.in_flight_s == 0
     finally:

@@ -89,18 +89,26 @@ class Engine:
         Raises:
             ConfigError: the condition and audio together are too long, or the guidance has too many conditions.
         """
-        columns = plan.num_columns + num_steps(plan.max_frames, self._delays)
-        if columns > self.runner.max_columns:
-            raise ConfigError(
-                f"text and speech would take {columns} columns, this engine holds {self.runner.max_columns}; "
-                "shorten the text or lower the limit of seconds"
-            )
+        self.check_length(plan.num_columns, plan.max_frames)
         if len(plan.prefixes) > self.runner.max_conditions:
             raise ConfigError(
                 f"the guidance has {len(plan.prefixes)} conditions, this engine holds {self.runner.max_conditions}"
             )
         if plan.max_frames < 1:
             raise ConfigError(f"max_frames must be at least 1, got {plan.max_frames}")
+
+    def check_length(self, num_columns: int, max_frames: int) -> None:
+        """Refuse a condition of so many columns with so many frames of audio.
+
+        Raises:
+            ConfigError: together they are too long.
+        """
+        columns = num_columns + num_steps(max_frames, self._delays)
+        if columns > self.runner.max_columns:
+            raise ConfigError(
+                f"text and speech would take {columns} columns, this engine holds {self.runner.max_columns}; "
+                "shorten the text or lower the limit of seconds"
+            )
 
     def add(self, plan: Plan) -> int:
         """Let an utterance join; returns its ticket.

@@ -174,6 +174,12 @@ class SpeechEngine:
         return len(self._jobs)
 
     @property
+    def is_urgent(self) -> bool:
+        """Whether somebody listens who has little or nothing to hear."""
+        now = self.clock()
+        return any(job.is_urgent(now) for job in self._jobs.values())
+
+    @property
     def weight_format(self) -> str:
         """Number format of the steps."""
         return str(getattr(self._engine.runner, "weight_format", "torch"))
@@ -190,16 +196,24 @@ class SpeechEngine:
             ConfigError: the voice, the guidance or the length is not one of this engine.
             DataError: the text has nothing to say.
         """
-        limits = [self.guard.max_seconds(wish.request.text), self.max_seconds, wish.max_seconds or self.max_seconds]
         plan = self.synthesizer.plan(
             wish.request,
             guidance=wish.guidance,
             sampler=wish.sampler,
             scale_input=wish.scale_input,
-            max_frames=self._frames(min(limits)),
+            max_frames=self._max_frames(wish),
         )
         self._engine.check(plan)
         return plan
+
+    def check(self, wish: Wish) -> None:
+        """Refuse what :meth:`plan` would refuse of another text in the same voice, in a tenth of the time.
+
+        Raises:
+            ConfigError: it is too long.
+            DataError: it has nothing to say.
+        """
+        self._engine.check_length(self.synthesizer.num_columns(wish.request), self._max_frames(wish))
 
     def add(self, wish: Wish, plan: Plan | None = None, *, heard_until: float = NEVER_HEARD) -> int:
         """Let a request join; returns its ticket.
@@ -316,6 +330,10 @@ class SpeechEngine:
             seconds = samples_N.numel() / self.synthesizer.codec.sample_rate
             job.heard_until = max(job.heard_until, self.clock()) + seconds
         return samples_N
+
+    def _max_frames(self, wish: Wish) -> int:
+        limits = (self.guard.max_seconds(wish.request.text), self.max_seconds, wish.max_seconds or self.max_seconds)
+        return self._frames(min(limits))
 
     def _frames(self, seconds: float) -> int:
         return max(1, round(seconds * self._frame_rate))

@@ -129,6 +129,15 @@ class Synthesizer:
         index_B = torch.full((len(requests),), scales.index(scale_input))
         return Conditions(given.text_BL, given.prompt_BKP, given.prompt_mask_BP, index_B).to(self.device)
 
+    def num_columns(self, request: Request) -> int:
+        """Columns of the condition of a request.
+
+        Raises:
+            DataError: the text has nothing to say.
+        """
+        has_prompt = self.loaded.model.config.speaker_prompt == "pooled"
+        return len(self.front_end.encode(request.text)) + has_prompt
+
     def _voice(self, speaker: str) -> Tensor:
         if speaker not in self.voices:
             raise ConfigError(f"no voice {speaker!r}; this model has {', '.join(sorted(self.voices))}")

@@ -98,6 +98,8 @@ def serving(config: ServeConfig) -> Iterator[str]:
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     # How long a front end lingers for load balancers elsewhere, of which there are none here; it is half a minute else.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
+    # Ray lets its workers give way to everything else on the machine; who serves must not wait behind that.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if config.proxy == "haproxy":
         os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
         # Its own pages: at their usual ports, a second server on this machine could not start.

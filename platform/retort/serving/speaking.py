@@ -6,18 +6,21 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from retort.errors import ConfigError, DataError
 from retort.inference.runner import Plan
 from retort.inference.speech import NEVER_HEARD, Outcome, Sound, SpeechEngine, Wish
 from retort.serving.admission import Admission
 
 _SHARE_HELD, _MOST_HELD_S = 0.25, 1.0
 """Of what a listener still has to hear, how much may be held back to be sent as one piece: each piece has its price."""
+_PAUSE_S = 0.01
+"""Longest pause of those who speak while a new request is planned."""
 
 
 class OverloadedError(Exception):
@@ -46,35 +49,33 @@ class Piece:
 
 @dataclass
 class _Conversation:
-    """A request: its parts are planned one after the other, while those before them are spoken.
+    """A request.
 
     Attributes:
         number: its own.
-        text: of all parts.
-        num_left: parts that have not begun.
+        parts: those that have not begun, with their plans where they are made already.
         loop: of its listener.
         max_samples: after these no part begins.
-        planned: parts that may begin.
-        is_idle: it neither speaks nor waits for a slot, since its next part is not planned yet.
         ticket: of the engine, while it speaks.
         held: samples that have not been sent yet.
         heard_until: see :class:`Sound`.
     """
 
     number: int
-    text: str
-    num_left: int
+    parts: deque[tuple[Wish, Plan | None]]
     loop: asyncio.AbstractEventLoop
     max_samples: float
     pieces: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
-    planned: deque[tuple[Wish, Plan]] = field(default_factory=deque)
-    is_idle: bool = True
     is_cancelled: bool = False
     ticket: int | None = None
     begun: float = field(default_factory=time.monotonic)
     samples: int = 0
     held: list[Tensor] = field(default_factory=list)
     heard_until: float = NEVER_HEARD
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        self.text = " ".join(wish.request.text for wish, _ in self.parts)
 
     def send(self, piece: Piece | Exception) -> None:
         """From the engine's thread."""
@@ -97,6 +98,8 @@ class Speaking:
         self.frames_after_cancel = self.num_cancelled = 0
         self._waiting: deque[_Conversation] = deque()
         self._speaking: dict[int, _Conversation] = {}
+        self._arriving: set[int] = set()
+        """Numbers of admitted requests whose first part is being planned."""
         self._numbers = itertools.count()
         self._wake, self._stopping = threading.Condition(), False
         self._failure: Exception | None = None
@@ -126,18 +129,25 @@ class Speaking:
             DataError: the same.
             OverloadedError: too much speech waits.
         """
-        text = " ".join(part.request.text for part in parts)
+        unplanned: deque[tuple[Wish, Plan | None]] = deque((part, None) for part in parts)
         max_samples = max_seconds * self.engine.synthesizer.codec.sample_rate
-        talk = _Conversation(next(self._numbers), text, len(parts), asyncio.get_running_loop(), max_samples)
+        talk = _Conversation(next(self._numbers), unplanned, asyncio.get_running_loop(), max_samples)
         with self._wake:
             if self._failure is not None:
                 raise self._failure
             retry_after_s = self.admission.enter(talk.number, talk.text)
             if retry_after_s is not None:
                 raise OverloadedError(retry_after_s)
+            self._arriving.add(talk.number)
         try:
-            for part in parts:
-                self._may_begin(talk, part, await asyncio.to_thread(self.engine.plan, part))
+            plan = await asyncio.to_thread(self._prepare, parts)
+            with self._wake:
+                if self._failure is not None:
+                    raise self._failure
+                talk.parts[0] = (parts[0], plan)
+                self._arriving.discard(talk.number)
+                self._waiting.append(talk)
+                self._wake.notify()
             while True:
                 piece = await talk.pieces.get()
                 if isinstance(piece, Exception):
@@ -148,27 +158,16 @@ class Speaking:
         finally:
             with self._wake:
                 talk.is_cancelled = True
-                if talk.is_idle:
+                if talk.number in self._arriving:
+                    self._arriving.discard(talk.number)
                     self.admission.leave(talk.number, talk.text)
                 self._wake.notify()
 
-    def _may_begin(self, talk: _Conversation, part: Wish, plan: Plan) -> None:
-        """A part is planned: let it wait for a slot, unless parts before it are still being spoken."""
-        with self._wake:
-            if self._failure is not None:
-                raise self._failure
-            talk.planned.append((part, plan))
-            if talk.is_idle:
-                self._wait_for_a_slot(talk)
-                self._wake.notify()
-
-    def _wait_for_a_slot(self, talk: _Conversation) -> None:
-        """With a first part behind everybody who waits, with a later one before them."""
-        talk.is_idle = False
-        if talk.ticket is None:
-            self._waiting.append(talk)
-        else:
-            self._waiting.appendleft(talk)
+    def _prepare(self, parts: Sequence[Wish]) -> Plan:
+        """The plan of the first part; the others, which can wait for theirs, are only checked."""
+        for part in parts[1:]:
+            self.engine.check(part)
+        return self.engine.plan(parts[0])
 
     def _run(self) -> None:
         torch.set_num_threads(1)
@@ -185,7 +184,7 @@ class Speaking:
                 talk.send(failure)
 
     def _is_awaited(self) -> bool:
-        return bool(self._waiting) and self.engine.num_free > 0
+        return bool(self._arriving) or (bool(self._waiting) and self.engine.num_free > 0)
 
     def _take_turns(self) -> bool:
         """Let cancelled requests go and waiting ones in; sleeps while there is nothing to say. False at the end."""
@@ -197,16 +196,29 @@ class Speaking:
                     self.num_cancelled += 1
                     self._leave(talk)
                     self.engine.cancel(ticket)
-            while self._waiting and self.engine.num_free and not self._stopping:
-                talk = self._waiting.popleft()
-                if talk.is_cancelled:
-                    self.admission.leave(talk.number, talk.text)
-                    continue
-                talk.ticket = self.engine.add(*talk.planned.popleft(), heard_until=talk.heard_until)
-                talk.num_left -= 1
-                self._speaking[talk.ticket] = talk
-                self.admission.start(talk.number)
+            self._let_in()
+            if self._arriving and not self.engine.is_urgent:
+                # Planning is quick where nothing else computes, and whoever speaks now is not missed for so long.
+                self._wake.wait(_PAUSE_S)
+                self._let_in()
             return not self._stopping
+
+    def _let_in(self) -> None:
+        while self._waiting and self.engine.num_free and not self._stopping:
+            talk = self._waiting.popleft()
+            if talk.is_cancelled:
+                self.admission.leave(talk.number, talk.text)
+                continue
+            try:
+                talk.ticket = self.engine.add(*talk.parts.popleft(), heard_until=talk.heard_until)
+            except Exception as error:
+                self.admission.leave(talk.number, talk.text)
+                talk.send(error)
+                if isinstance(error, ConfigError | DataError):
+                    continue
+                raise
+            self._speaking[talk.ticket] = talk
+            self.admission.start(talk.number)
 
     def _hand_over(self, talk: _Conversation, sound: Sound) -> None:
         talk.samples += sound.samples_N.numel()
@@ -216,7 +228,7 @@ class Speaking:
         if talk.is_cancelled:
             self.frames_after_cancel += 1
         outcome = sound.outcome
-        if outcome == "said" and talk.num_left:
+        if outcome == "said" and talk.parts:
             outcome = self._go_on(talk)
         if outcome is not None:
             with self._wake:
@@ -231,16 +243,13 @@ class Speaking:
         return held_s > min(_MOST_HELD_S, _SHARE_HELD * max(0.0, ahead_s))
 
     def _go_on(self, talk: _Conversation) -> Outcome | None:
-        """A part has been said: let the next one wait for a slot, unless the whole is too long already."""
+        """Put the next part before everybody who waits, unless the whole is too long already."""
         if talk.samples >= talk.max_samples:
             return "too_long"
         with self._wake:
             assert talk.ticket is not None
             del self._speaking[talk.ticket]
-            if talk.planned or talk.is_cancelled:
-                self._wait_for_a_slot(talk)
-            else:
-                talk.is_idle = True
+            self._waiting.appendleft(talk)
         return None
 
     def _leave(self, talk: _Conversation, *, is_whole: bool = False) -> None:
