@@ -17,7 +17,7 @@ from retort.inference.runner import Plan
 from retort.inference.sampling import SamplerConfig
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.delays import num_steps
-from retort.nn.guidance import Guidance
+from retort.nn.guidance import Guidance, NoGuidance
 from retort.text.sentences import split_text
 
 Outcome = Literal["said", "too_long", "loop", "no_sound", "not_a_number"]
@@ -237,9 +237,16 @@ class SpeechEngine:
     def warm_up(self) -> None:
         """Speak with every slot taken, so that the first request finds memory, kernels and tables in place.
 
-        It speaks no text of anybody's: the conditions are zeros.
+        It speaks no text of anybody's: the conditions are zeros. Planning is tried with a letter in the first voice.
         """
         config = self.synthesizer.loaded.model.config
+        self.synthesizer.plan(
+            Request("a", min(self.synthesizer.voices), seed=0),
+            guidance=NoGuidance().build(),
+            sampler=SamplerConfig(),
+            max_frames=1,
+            scale_input=next(iter(config.guidance_scales), None),
+        )
         embedded_CD = torch.zeros(8, config.dim)
         conditions = self._engine.runner.max_conditions
         frames = min(_WARM_UP_FRAMES, self._frames(self.max_seconds))
