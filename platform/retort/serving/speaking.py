@@ -195,16 +195,15 @@ class Speaking:
         with self._wake:
             while not (self._stopping or self._waiting or self._speaking):
                 self._wake.wait()
+            if self._arriving and not self._waiting and not self.engine.is_urgent:
+                # Planning is quick where nothing else computes, and whoever speaks now is not missed for so long.
+                self._wake.wait(_PAUSE_S)
             for ticket, talk in list(self._speaking.items()):
                 if talk.is_cancelled:
                     self.num_cancelled += 1
                     self._leave(talk)
                     self.engine.cancel(ticket)
             self._let_in()
-            if self._arriving and not self.engine.is_urgent:
-                # Planning is quick where nothing else computes, and whoever speaks now is not missed for so long.
-                self._wake.wait(_PAUSE_S)
-                self._let_in()
             return not self._stopping
 
     def _let_in(self) -> None:
