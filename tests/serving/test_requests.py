@@ -97,6 +97,18 @@ def test_text_that_cannot_be_spoken_is_refused(text: str, message: str) -> None:
     assert message in error.message
 
 
+@pytest.mark.parametrize(
+    "document",
+    ["<speak>" + "<p>" * 64 + "one" + "</p>" * 64 + "</speak>", ' <?xml version="1.0"?>\n<SPEAK version="1">a'],
+)
+def test_ssml_is_refused_rather_than_read_aloud(document: str) -> None:
+    error = fault({**GOOD, "input": document}, limit=1000)
+    assert (error.status, error.param) == (400, "input")
+    assert "SSML" in error.message
+    for plain in ("a <speak> b", "<speaker> one", "one [pause:999999s] two"):
+        assert parse({**GOOD, "input": plain}).input == plain
+
+
 def test_composed_and_decomposed_text_are_the_same_request() -> None:
     assert parse({**GOOD, "input": "cafe\u0301"}).input == parse({**GOOD, "input": "caf\u00e9"}).input
     assert parse({**GOOD, "input": "one\u200b two"}).input == "one two"

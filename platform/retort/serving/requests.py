@@ -5,6 +5,7 @@ opened as a file or a URL.
 """
 
 import json
+import re
 import unicodedata
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -15,6 +16,7 @@ from retort.serving.errors import ApiError
 
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
+_SSML = re.compile(r"\s*(<\?xml[^>]*>\s*)?<speak[\s>]", re.IGNORECASE)
 _BIDI = {"RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI", "PDI"}
 
 
@@ -99,7 +101,7 @@ def clean_text(text: str, *, max_characters: int) -> str:
     """Text in NFC, without what has no place in speech.
 
     Raises:
-        ApiError: 400 for text that is empty, too long, or holds control or direction characters.
+        ApiError: 400 for text that is empty, too long, SSML, or holds control or direction characters.
     """
     if len(text) > max_characters:
         raise ApiError(400, f"input has {len(text)} characters, at most {max_characters} are allowed", param="input")
@@ -112,6 +114,8 @@ def clean_text(text: str, *, max_characters: int) -> str:
         if (category == "Cc" and character not in "\t\r\n") or unicodedata.bidirectional(character) in _BIDI:
             raise ApiError(400, f"input holds the control character U+{ord(character):04X}", param="input")
     cleaned = "".join(c for c in unicodedata.normalize("NFC", text) if unicodedata.category(c) != "Cf")
+    if _SSML.match(cleaned):
+        raise ApiError(400, "input is SSML, whose tags would be read aloud; send plain text", param="input")
     if not any(unicodedata.category(c)[0] in "LN" for c in cleaned):
         raise ApiError(
             400, f"input has nothing to say: it needs a letter or a digit (limit {max_characters})", param="input"
