@@ -130,8 +130,8 @@ def test_whoever_has_much_to_hear_gets_larger_pieces(synthesizer: Synthesizer, m
     slow = SpeechEngine(
         synthesizer, max_slots=1, max_conditions=1, max_seconds=8.0, guard=guard, clock=lambda: 100.0
     )  # fmt: skip
-    endless = lambda wanted, plan=slow.plan: replace(plan(wanted), may_end=False)  # noqa: E731
-    monkeypatch.setattr(slow, "plan", endless)
+    plan = slow.plan
+    monkeypatch.setattr(slow, "plan", lambda wanted: replace(plan(wanted), may_end=False))
     speaking = Speaking(slow, max_waiting_s=100.0)
     try:
         pieces = asyncio.run(collect(speaking, wish(0, "a very long text " * 4)))
