@@ -44,21 +44,7 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     speech = Speech(config, backends)
     api.add_middleware(Gate, keys=None if config.api_keys is None else ApiKeys(config.api_keys))
     api.add_exception_handler(ApiError, _answer_error)
-    api.add_api_route("/health/live", _live, methods=["GET"], summary="The process answers.")
-    api.add_api_route("/health/ready", speech.ready, methods=["GET"], summary="Every model has passed its warm-up.")
-    api.add_api_route("/metrics", speech.metrics_page, methods=["GET"], summary="Prometheus metrics.")
-    api.add_api_route("/v1/models", speech.models, methods=["GET"], summary="Models that are served.")
-    api.add_api_route("/v1/models/{name:path}", speech.model, methods=["GET"], summary="One model.")
-    api.add_api_route("/v1/audio/voices", speech.voices, methods=["GET"], summary="Voices of each model.")
-    api.add_api_route(
-        "/v1/audio/voices", speech.uploads.create, methods=["POST"], summary="Add a voice.",
-        responses={status: {"description": text} for status, text in STATUSES.items()},
-        openapi_extra={"requestBody": REQUEST_BODY},
-    )  # fmt: skip
-    api.add_api_route(
-        "/v1/audio/voices/{voice_id}", speech.uploads.delete, methods=["DELETE"], summary="Remove an added voice.",
-        responses={404: {"description": "No such voice was added."}},
-    )  # fmt: skip
+    # First, because routes are tried in order, twice under Ray Serve.
     api.add_api_route(
         "/v1/audio/speech",
         speech.create,
@@ -76,6 +62,21 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
             }
         },
     )
+    api.add_api_route("/health/live", _live, methods=["GET"], summary="The process answers.")
+    api.add_api_route("/health/ready", speech.ready, methods=["GET"], summary="Every model has passed its warm-up.")
+    api.add_api_route("/metrics", speech.metrics_page, methods=["GET"], summary="Prometheus metrics.")
+    api.add_api_route("/v1/models", speech.models, methods=["GET"], summary="Models that are served.")
+    api.add_api_route("/v1/models/{name:path}", speech.model, methods=["GET"], summary="One model.")
+    api.add_api_route("/v1/audio/voices", speech.voices, methods=["GET"], summary="Voices of each model.")
+    api.add_api_route(
+        "/v1/audio/voices", speech.uploads.create, methods=["POST"], summary="Add a voice.",
+        responses={status: {"description": text} for status, text in STATUSES.items()},
+        openapi_extra={"requestBody": REQUEST_BODY},
+    )  # fmt: skip
+    api.add_api_route(
+        "/v1/audio/voices/{voice_id}", speech.uploads.delete, methods=["DELETE"], summary="Remove an added voice.",
+        responses={404: {"description": "No such voice was added."}},
+    )  # fmt: skip
     api.add_api_route("/", _page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
     return api
 
