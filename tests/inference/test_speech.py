@@ -217,10 +217,23 @@ def test_while_somebody_waits_for_the_step_to_end_comfortable_streams_get_no_sou
     speech = timed_engine(synthesizer, Clock(), slots=1)
     ticket = speech.add(wish(seed=seed))
     sounds = []
-    while not sounds or sounds[-1].heard_until < 100.4:
+    while not sounds or sounds[-1].heard_until < 100.1:
         sounds += speech.step(is_awaited=lambda: True)
     assert sum(sound.samples_N.numel() for sound in sounds), "who has nothing to hear is not kept waiting"
     busy = [sound for _ in range(9) for sound in speech.step(is_awaited=lambda: True)]
     assert [sound.ticket for sound in busy] == [ticket] * 9
     assert not samples(busy).numel()
     assert torch.equal(samples([*sounds, *busy, *finish(speech)[ticket]]), expected)
+
+
+def test_the_next_part_of_a_comfortable_listener_waits_for_a_first_sound(synthesizer: Synthesizer) -> None:
+    (seed,) = long_ones(synthesizer, 1)
+    clock = Clock()
+    speech = timed_engine(synthesizer, clock, slots=2)
+    assert not speech.can_wait(clock.now + 5.0), "nobody waits for a first sound"
+    speech.add(wish(seed=seed))
+    assert speech.can_wait(clock.now + 5.0)
+    assert not speech.can_wait(clock.now + 0.05), "its own listener has too little to hear"
+    while not any(sound.samples_N.numel() for sound in speech.step()):
+        pass
+    assert not speech.can_wait(clock.now + 5.0)

@@ -1,14 +1,12 @@
 """The speaking thread: many requests from an event loop, admission, cancelling, and failures that reach everybody."""
 
 import asyncio
-import threading
 from dataclasses import replace
 
 import pytest
 import torch
 
 from retort.errors import ConfigError, DataError
-from retort.inference.runner import Plan
 from retort.inference.speech import GuardConfig, SpeechEngine, Wish, in_parts
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance
@@ -143,34 +141,6 @@ def test_whoever_has_much_to_hear_gets_larger_pieces(synthesizer: Synthesizer, m
     for index, length in enumerate(seconds[1:-1], 1):
         assert length > min(1.0, 0.25 * sum(seconds[:index]))
     assert max(seconds[:-1]) < 1.3
-
-
-def test_a_request_whose_planning_takes_long_keeps_nobody_else(
-    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    speaking, may_go_on = Speaking(engine(synthesizer), max_waiting_s=100.0), threading.Event()
-    plan = speaking.engine.plan
-
-    def slow(wanted: Wish) -> Plan:
-        if wanted.request.seed == 1:
-            assert may_go_on.wait(60)
-        return plan(wanted)
-
-    monkeypatch.setattr(speaking.engine, "plan", slow)
-
-    async def both() -> list[list[Piece]]:
-        late = asyncio.create_task(collect(speaking, wish(1)))
-        early = await collect(speaking, wish(0))
-        assert not late.done()
-        may_go_on.set()
-        return [early, await late]
-
-    try:
-        assert all(pieces[-1].outcome is not None for pieces in asyncio.run(both()))
-        assert speaking.admission.in_flight_s == 0
-    finally:
-        may_go_on.set()
-        speaking.stop()
 
 
 def test_leaving_stops_the_request_within_a_frame(synthesizer: Synthesizer) -> None:

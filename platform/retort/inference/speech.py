@@ -25,7 +25,9 @@ Outcome = Literal["said", "too_long", "loop", "no_sound", "not_a_number"]
 repeated itself, it ended before its first frame, or its logits were not numbers."""
 
 _WARM_UP_FRAMES = 24
-_TURNS_OF_ALL, _HEAD_START_S = 4, 0.3
+_TURNS_OF_ALL = 4
+_HEAD_START_S, _LEAST_AHEAD_S = 0.3, 0.1
+"""What a listener should have to hear; and while somebody else has heard nothing yet."""
 NEVER_HEARD = 0.0
 """In :attr:`Sound.heard_until`: its listener waits for the first sound."""
 _RETRY_STRIDE, _PART_STRIDE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D
@@ -117,9 +119,14 @@ class _Job:
     samples: list[Tensor] = field(default_factory=list)
     heard_until: float = NEVER_HEARD
 
-    def is_urgent(self, now: float) -> bool:
-        """Whether its listener has little or nothing to hear."""
-        return self.wish.is_streamed and self.heard_until < now + _HEAD_START_S
+    @property
+    def is_silent(self) -> bool:
+        """Whether its listener waits for the first sound."""
+        return self.wish.is_streamed and self.heard_until == NEVER_HEARD
+
+    def is_urgent(self, until: float) -> bool:
+        """Whether its listener has nothing to hear until then."""
+        return self.wish.is_streamed and self.heard_until < until
 
     def decode(self) -> None:
         """Sound of the frames that have none yet."""
@@ -174,12 +181,6 @@ class SpeechEngine:
         return len(self._jobs)
 
     @property
-    def is_urgent(self) -> bool:
-        """Whether somebody listens who has little or nothing to hear."""
-        now = self.clock()
-        return any(job.is_urgent(now) for job in self._jobs.values())
-
-    @property
     def weight_format(self) -> str:
         """Number format of the steps."""
         return str(getattr(self._engine.runner, "weight_format", "torch"))
@@ -215,21 +216,20 @@ class SpeechEngine:
         """
         self._engine.check_length(self.synthesizer.num_columns(wish.request), self._max_frames(wish))
 
-    def add(self, wish: Wish, plan: Plan | None = None, *, heard_until: float = NEVER_HEARD) -> int:
+    def add(self, wish: Wish, *, heard_until: float = NEVER_HEARD) -> int:
         """Let a request join; returns its ticket.
 
         Args:
             wish: the request.
-            plan: what :meth:`plan` made of it.
             heard_until: of the part before it, whose listener is still hearing that one.
 
         Raises:
             ConfigError: see :meth:`plan`.
             RuntimeError: no slot is free.
         """
-        made = self.plan(wish) if plan is None else plan
-        job = _Job(self._next_ticket, wish, made, self.synthesizer.codec.stream(), heard_until=heard_until)
-        self._tickets[self._engine.add(made)] = job.ticket
+        plan = self.plan(wish)
+        job = _Job(self._next_ticket, wish, plan, self.synthesizer.codec.stream(), heard_until=heard_until)
+        self._tickets[self._engine.add(plan)] = job.ticket
         self._jobs[job.ticket] = job
         self._next_ticket += 1
         return job.ticket
@@ -271,9 +271,9 @@ class SpeechEngine:
     def step(self, *, is_awaited: Callable[[], bool] = lambda: False) -> list[Sound]:
         """Advance the utterances by one step.
 
-        Where each one makes a step longer, those go first whose listeners have little or nothing to hear. Meanwhile the
-        other streams wait, until their listeners have little to hear, too; what nobody listens to yet takes part in
-        every fourth step.
+        Where each one makes a step longer, those go first whose listeners have little or nothing to hear: less than
+        0.3 s, or 0.1 s while somebody waits for a first sound. Meanwhile the other streams wait, until their listeners
+        have little to hear, too; what nobody listens to yet takes part in every fourth step.
 
         Args:
             is_awaited: whether a new request waits for the end of this step; then those who can wait get the sound of
@@ -282,12 +282,23 @@ class SpeechEngine:
         self._turn += 1
         return [self._after(advance, is_awaited) for advance in self._engine.step(self._first_in_turn())]
 
+    def can_wait(self, heard_until: float) -> bool:
+        """Whether somebody waits for a first sound, and a listener with something to hear until then can wait, too."""
+        return self._is_silent() and heard_until >= self._until()
+
+    def _is_silent(self) -> bool:
+        return any(job.is_silent for job in self._jobs.values())
+
+    def _until(self, *, is_awaited: bool = False) -> float:
+        """Who has something to hear until then can wait."""
+        return self.clock() + (_LEAST_AHEAD_S if is_awaited or self._is_silent() else _HEAD_START_S)
+
     def _first_in_turn(self) -> set[int] | None:
         """Engine tickets that take the next step; None for all of them."""
         if self._engine.runner.is_static:
             return None
-        now, jobs = self.clock(), {inner: self._jobs[outer] for inner, outer in self._tickets.items()}
-        urgent = {inner for inner, job in jobs.items() if job.is_urgent(now)}
+        until, jobs = self._until(), {inner: self._jobs[outer] for inner, outer in self._tickets.items()}
+        urgent = {inner for inner, job in jobs.items() if job.is_urgent(until)}
         if urgent and self._turn % _TURNS_OF_ALL == 0:
             return urgent | {inner for inner, job in jobs.items() if not job.wish.is_streamed}
         return urgent or None
@@ -298,7 +309,7 @@ class SpeechEngine:
             job.frames.append(advance.frames_KT)
             job.undecoded.append(advance.frames_KT)
         outcome = self._outcome(job, advance)
-        if outcome is not None or job.is_urgent(self.clock()) or not is_awaited():
+        if outcome is not None or job.is_urgent(self._until(is_awaited=is_awaited())) or not is_awaited():
             job.decode()
         if outcome is None:
             return job.sound(self._take(job) if job.wish.is_streamed else torch.zeros(0), None)

@@ -27,8 +27,9 @@ from retort.serving.speaking import OverloadedError, Piece
 from retort.serving.uploads import REQUEST_BODY, STATUSES, Uploads
 
 OPENAI_NAMES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
-_SHED_S = 0.05
-"""How long a replica's refusal stands for the requests that follow: in a flood, asking costs more than answering."""
+_SHED_S = 0.25
+"""How long a replica's refusal stands for the requests that follow, if no stream of this front end ends before: in a
+flood, asking costs more than answering."""
 _SIZED = ("wav", "flac")
 """Formats whose header holds a length: they are sent whole unless a stream is asked for."""
 
@@ -199,6 +200,7 @@ class Speech:
                 async for piece in pieces:
                     yield piece
             finally:
+                self._refused.pop(name, None)
                 await pieces.aclose()  # type: ignore[attr-defined]
 
         return all_of_them()

@@ -12,6 +12,7 @@ from retort.audio.files import Audio
 from retort.config import validate
 from retort.serving.api import build_api
 from retort.serving.backends import Ask, Backend, Description, Numbers
+from retort.serving.memory import keep_everything
 from retort.serving.replica import AudioSecondsPolicy, EngineReplica, WholeReplica
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Piece
@@ -33,9 +34,11 @@ class RayBackend:
 
     async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
         """See :class:`Backend`."""
-        pieces = self._handle.options(stream=True).speak.remote(ask)
+        pieces = self._handle.options(stream=True).answer.remote(ask)
         try:
             async for piece in pieces:
+                if isinstance(piece, Exception):
+                    raise piece
                 yield piece
         finally:
             pieces.cancel()
@@ -66,7 +69,9 @@ class Ingress:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray Serve calls this in the replica."""
-        return build_api(self._config, self._backends)
+        api = build_api(self._config, self._backends)
+        keep_everything()
+        return api
 
 
 def build(args: ServeConfig) -> "Application":

@@ -1,13 +1,16 @@
 """What runs in a process of Ray Serve, a model or all with their API, and how many of them there are."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from retort.config import validate
+from retort.errors import ConfigError, DataError
 from retort.serving.api import build_api
-from retort.serving.backends import LocalBackend
+from retort.serving.backends import Ask, LocalBackend
+from retort.serving.memory import keep_everything
 from retort.serving.settings import ServeConfig, ServedModel
+from retort.serving.speaking import OverloadedError, Piece
 
 IN_FLIGHT = "audio_seconds_in_flight"
 """What replicas report to the autoscaler."""
@@ -21,6 +24,18 @@ class EngineReplica(LocalBackend):
             validate(dict(model), ServedModel, where="the model"),
             validate(dict(config), ServeConfig, where="the application"),
         )
+        keep_everything()
+
+    async def answer(self, ask: Ask) -> AsyncIterator[Piece | Exception]:
+        """:meth:`speak` for a handle: a request that is refused gets the error as its only answer.
+
+        Ray Serve would log what is raised with its traceback: here, in the engine's process, in the middle of a flood.
+        """
+        try:
+            async for piece in self.speak(ask):
+                yield piece
+        except (OverloadedError, ConfigError, DataError) as error:
+            yield error
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Ray Serve calls this, and gives it to :class:`AudioSecondsPolicy`."""
@@ -47,7 +62,9 @@ class WholeReplica:
 
     def __serve_build_asgi_app__(self) -> Any:
         """Ray Serve calls this in the replica."""
-        return build_api(self._config, self._models)
+        api = build_api(self._config, self._models)
+        keep_everything()
+        return api
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """See :class:`EngineReplica`."""

@@ -8,22 +8,19 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from retort.errors import ConfigError, DataError
-from retort.inference.runner import Plan
 from retort.inference.speech import NEVER_HEARD, Outcome, Sound, SpeechEngine, Wish
 from retort.serving.admission import Admission
 
 _SHARE_HELD, _MOST_HELD_S = 0.25, 1.0
 """Of what a listener still has to hear, how much may be held back to be sent as one piece: each piece has its price."""
 _NICENESS = 10
-_PAUSE_S = 0.01
-"""Longest pause of those who speak while a new request is planned."""
 _LET_OUT_S = 0.001
 """Pause after a first sound that nobody else waits behind: with the machine to itself, it is out sooner."""
 
@@ -58,7 +55,7 @@ class _Conversation:
 
     Attributes:
         number: its own.
-        parts: those that have not begun, with their plans where they are made already.
+        parts: those that have not begun.
         loop: of its listener.
         max_samples: after these no part begins.
         ticket: of the engine, while it speaks.
@@ -67,7 +64,7 @@ class _Conversation:
     """
 
     number: int
-    parts: deque[tuple[Wish, Plan | None]]
+    parts: deque[Wish]
     loop: asyncio.AbstractEventLoop
     max_samples: float
     pieces: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
@@ -80,7 +77,7 @@ class _Conversation:
     text: str = ""
 
     def __post_init__(self) -> None:
-        self.text = " ".join(wish.request.text for wish, _ in self.parts)
+        self.text = " ".join(wish.request.text for wish in self.parts)
 
     def send(self, piece: Piece | Exception) -> None:
         """From the engine's thread."""
@@ -103,8 +100,6 @@ class Speaking:
         self.frames_after_cancel = self.num_cancelled = 0
         self._waiting: deque[_Conversation] = deque()
         self._speaking: dict[int, _Conversation] = {}
-        self._arriving: set[int] = set()
-        """Numbers of admitted requests whose first part is being planned."""
         self._numbers = itertools.count()
         self._wake, self._stopping = threading.Condition(), False
         self._has_begun = False
@@ -136,25 +131,17 @@ class Speaking:
             DataError: the same.
             OverloadedError: too much speech waits.
         """
-        unplanned: deque[tuple[Wish, Plan | None]] = deque((part, None) for part in parts)
         max_samples = max_seconds * self.engine.synthesizer.codec.sample_rate
-        talk = _Conversation(next(self._numbers), unplanned, asyncio.get_running_loop(), max_samples)
+        talk = _Conversation(next(self._numbers), deque(parts), asyncio.get_running_loop(), max_samples)
         with self._wake:
             if self._failure is not None:
                 raise self._failure
             retry_after_s = self.admission.enter(talk.number, talk.text)
             if retry_after_s is not None:
                 raise OverloadedError(retry_after_s)
-            self._arriving.add(talk.number)
+            self._waiting.append(talk)
+            self._wake.notify()
         try:
-            plan = await asyncio.to_thread(self._prepare, parts)
-            with self._wake:
-                if self._failure is not None:
-                    raise self._failure
-                talk.parts[0] = (parts[0], plan)
-                self._arriving.discard(talk.number)
-                self._waiting.append(talk)
-                self._wake.notify()
             while True:
                 piece = await talk.pieces.get()
                 if isinstance(piece, Exception):
@@ -165,16 +152,7 @@ class Speaking:
         finally:
             with self._wake:
                 talk.is_cancelled = True
-                if talk.number in self._arriving:
-                    self._arriving.discard(talk.number)
-                    self.admission.leave(talk.number, talk.text)
                 self._wake.notify()
-
-    def _prepare(self, parts: Sequence[Wish]) -> Plan:
-        """The plan of the first part; the others, which can wait for theirs, are only checked."""
-        for part in parts[1:]:
-            self.engine.check(part)
-        return self.engine.plan(parts[0])
 
     def _run(self) -> None:
         torch.set_num_threads(1)
@@ -194,7 +172,7 @@ class Speaking:
                 talk.send(failure)
 
     def _is_awaited(self) -> bool:
-        return bool(self._arriving) or (bool(self._waiting) and self.engine.num_free > 0)
+        return bool(self._waiting) and self.engine.num_free > 0
 
     def _let_out(self) -> None:
         self._has_begun = False
@@ -207,9 +185,6 @@ class Speaking:
         with self._wake:
             while not (self._stopping or self._waiting or self._speaking):
                 self._wake.wait()
-            if self._arriving and not self._waiting and not self.engine.is_urgent:
-                # Planning is quick where nothing else computes, and whoever speaks now is not missed for so long.
-                self._wake.wait(_PAUSE_S)
             for ticket, talk in list(self._speaking.items()):
                 if talk.is_cancelled:
                     self.num_cancelled += 1
@@ -219,13 +194,13 @@ class Speaking:
             return not self._stopping
 
     def _let_in(self) -> None:
-        while self._waiting and self.engine.num_free and not self._stopping:
-            talk = self._waiting.popleft()
+        while not self._stopping and (talk := self._next_in_line()) is not None:
+            self._waiting.remove(talk)
             if talk.is_cancelled:
                 self.admission.leave(talk.number, talk.text)
                 continue
             try:
-                talk.ticket = self.engine.add(*talk.parts.popleft(), heard_until=talk.heard_until)
+                talk.ticket = self._begin_part(talk)
             except Exception as error:
                 self.admission.leave(talk.number, talk.text)
                 talk.send(error)
@@ -234,6 +209,24 @@ class Speaking:
                 raise
             self._speaking[talk.ticket] = talk
             self.admission.start(talk.number)
+
+    def _next_in_line(self) -> _Conversation | None:
+        """Who begins a part now: somebody new before those who go on, whose slots are kept for them meanwhile."""
+        free = self.engine.num_free
+        going_on = [talk for talk in self._waiting if talk.ticket is not None]
+        if free > len(going_on) and len(self._waiting) > len(going_on):
+            return next(talk for talk in self._waiting if talk.ticket is None)
+        if not free or not going_on:
+            return None
+        first = min(going_on, key=lambda talk: talk.heard_until)
+        return None if self.engine.can_wait(first.heard_until) and not first.is_cancelled else first
+
+    def _begin_part(self, talk: _Conversation) -> int:
+        """The ticket of its next part. Before the first one, all are checked: nothing is said of a text in vain."""
+        if talk.ticket is None:
+            for part in talk.parts:
+                self.engine.check(part)
+        return self.engine.add(talk.parts.popleft(), heard_until=talk.heard_until)
 
     def _hand_over(self, talk: _Conversation, sound: Sound) -> None:
         talk.samples += sound.samples_N.numel()
@@ -259,13 +252,13 @@ class Speaking:
         return held_s > min(_MOST_HELD_S, _SHARE_HELD * max(0.0, ahead_s))
 
     def _go_on(self, talk: _Conversation) -> Outcome | None:
-        """Put the next part before everybody who waits, unless the whole is too long already."""
+        """Let it wait for its next part, unless the whole is too long already."""
         if talk.samples >= talk.max_samples:
             return "too_long"
         with self._wake:
             assert talk.ticket is not None
             del self._speaking[talk.ticket]
-            self._waiting.appendleft(talk)
+            self._waiting.append(talk)
         return None
 
     def _leave(self, talk: _Conversation, *, is_whole: bool = False) -> None:
