@@ -309,7 +309,7 @@ class SpeechEngine:
             job.frames.append(advance.frames_KT)
             job.undecoded.append(advance.frames_KT)
         outcome = self._outcome(job, advance)
-        if outcome is not None or job.is_urgent(self._until(is_awaited=is_awaited())) or not is_awaited():
+        if outcome is not None or not is_awaited() or job.is_urgent(self._until(is_awaited=True)):
             job.decode()
         if outcome is None:
             return job.sound(self._take(job) if job.wish.is_streamed else torch.zeros(0), None)

@@ -49,7 +49,7 @@ class Piece:
     attempt: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class _Conversation:
     """A request.
 
@@ -190,36 +190,45 @@ class Speaking:
                     self.num_cancelled += 1
                     self._leave(talk)
                     self.engine.cancel(ticket)
-            self._let_in()
-            return not self._stopping
-
-    def _let_in(self) -> None:
-        while not self._stopping and (talk := self._next_in_line()) is not None:
-            self._waiting.remove(talk)
-            if talk.is_cancelled:
-                self.admission.leave(talk.number, talk.text)
-                continue
-            try:
-                talk.ticket = self._begin_part(talk)
-            except Exception as error:
-                self.admission.leave(talk.number, talk.text)
-                talk.send(error)
-                if isinstance(error, ConfigError | DataError):
-                    continue
-                raise
-            self._speaking[talk.ticket] = talk
-            self.admission.start(talk.number)
+        while (entering := self._next_in_line()) is not None:
+            self._let_in(entering)
+        return not self._stopping
 
     def _next_in_line(self) -> _Conversation | None:
         """Who begins a part now: somebody new before those who go on, whose slots are kept for them meanwhile."""
-        free = self.engine.num_free
-        going_on = [talk for talk in self._waiting if talk.ticket is not None]
-        if free > len(going_on) and len(self._waiting) > len(going_on):
-            return next(talk for talk in self._waiting if talk.ticket is None)
-        if not free or not going_on:
-            return None
-        first = min(going_on, key=lambda talk: talk.heard_until)
-        return None if self.engine.can_wait(first.heard_until) and not first.is_cancelled else first
+        with self._wake:
+            free = 0 if self._stopping else self.engine.num_free
+            new = [talk for talk in self._waiting if talk.ticket is None]
+            going_on = [talk for talk in self._waiting if talk.ticket is not None]
+            if new and free > len(going_on):
+                first = new[0]
+            elif going_on and free:
+                first = min(going_on, key=lambda talk: talk.heard_until)
+                if self.engine.can_wait(first.heard_until) and not first.is_cancelled:
+                    return None
+            else:
+                return None
+            self._waiting.remove(first)
+            return first
+
+    def _let_in(self, talk: _Conversation) -> None:
+        """Begin its next part, without the lock: nobody who is refused meanwhile shall wait for that."""
+        try:
+            ticket = None if talk.is_cancelled else self._begin_part(talk)
+        except Exception as error:
+            with self._wake:
+                self.admission.leave(talk.number, talk.text)
+            talk.send(error)
+            if not isinstance(error, ConfigError | DataError):
+                raise
+            return
+        with self._wake:
+            if ticket is None:
+                self.admission.leave(talk.number, talk.text)
+                return
+            talk.ticket = ticket
+            self._speaking[ticket] = talk
+            self.admission.start(talk.number)
 
     def _begin_part(self, talk: _Conversation) -> int:
         """The ticket of its next part. Before the first one, all are checked: nothing is said of a text in vain."""
