@@ -69,6 +69,21 @@ TILE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x
     }
 }
 
+#define LINE 64
+#define PAGE 4096
+
+/* Ask for a group's weights of the next tile while this one is computed. The processor foresees a stream to the end of
+ * its page; panels that are longer than that, each a stream of its own, are more than it follows. */
+TILE fetch_ahead(const int panels, const int8_t *w, int32_t inputs) {
+    const size_t panel = (size_t)inputs * LANES;
+    if (panel <= PAGE) return;
+#pragma GCC unroll 8
+    for (int p = 0; p < panels; p++)
+#pragma GCC unroll 8
+        for (int at = 0; at < GROUP * LANES; at += LINE)
+            __builtin_prefetch(w + (size_t)(panels + p) * panel + at, 0, 2);
+}
+
 TILE tile_int8(const int columns, const int panels, const int16_t *x, int32_t x_stride, const int8_t *w,
                const float *scales, int32_t inputs, lanes sums[MAX_TILE][MAX_TILE]) {
     const int32_t groups = inputs / GROUP;
@@ -82,6 +97,7 @@ TILE tile_int8(const int columns, const int panels, const int16_t *x, int32_t x_
         for (int c = 0; c < columns; c++)
 #pragma GCC unroll 8
             for (int p = 0; p < panels; p++) totals[c][p] = (integers){0};
+        if (columns > 1) fetch_ahead(panels, w + (size_t)g * GROUP * LANES, inputs);
         for (int32_t k = g * GROUP; k < (g + 1) * GROUP; k += 2) {
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
             __m512i spread_two[MAX_TILE];
