@@ -141,7 +141,7 @@ def in_turns(clients: Mapping[str, Client], number: int) -> dict[str, float]:
     plain: dict[str, list[float]] = {kind: [] for kind in clients}
     first: dict[str, list[float]] = {kind: [] for kind in clients}
     for seed in range(number):
-        for kind in random.sample(list(clients), len(clients)):
+        for kind in random.Random(seed).sample(list(clients), len(clients)):
             time.sleep(_REST_S)
             plain[kind].append(clients[kind].no_engine())
             first[kind].append(clients[kind].first_byte(seed))

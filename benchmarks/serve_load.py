@@ -11,7 +11,6 @@ one request at a time again, until the first audio comes as it did before; arriv
 import argparse
 import asyncio
 import contextlib
-import gc
 import json
 import os
 import random
@@ -29,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.protocol import Gate, load_average
+from retort.serving.memory import keep_everything
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RATE = 24_000
@@ -270,8 +270,7 @@ async def sustained_rate(clients: Clients, together: int, seconds: float) -> flo
 
 async def test(args: argparse.Namespace, server: Server) -> list[str]:
     """All phases; the verdicts."""
-    gc.collect()
-    gc.freeze()  # A collection would stop all clients for a tenth of a second, and look like the server's.
+    keep_everything()  # A collection would stop all clients for a tenth of a second, and look like the server's.
     clients = Clients(server, args.words)
     await server.ready()
     await clients.prepare()
