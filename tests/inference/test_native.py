@@ -74,6 +74,14 @@ def test_shapes_that_are_no_multiples_of_sixteen() -> None:
 
 
 @pytest.mark.parametrize("weight_format", DRIFT)
+@pytest.mark.parametrize(("dim", "heads"), [(72, 3), (96, 3), (160, 2), (192, 1)])
+def test_heads_of_any_size_attend_over_any_length(weight_format: WeightFormat, dim: int, heads: int) -> None:
+    lm = demo_sized(dim=dim, num_heads=heads, num_kv_heads=heads)
+    expected, got = both(lm, in_c(lm, weight_format), S=50)
+    assert 0 < relative(expected, got) < DRIFT[weight_format]
+
+
+@pytest.mark.parametrize("weight_format", DRIFT)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_column_has_the_same_bits_in_any_batch(weight_format: WeightFormat, threads: int) -> None:
     lm, columns = demo_sized(), 23

@@ -14,6 +14,15 @@ typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4)));
 
 static inline lanes spread(float x) { return x - (lanes){0}; }
 
+static inline integers larger(integers a, integers b) {
+#if defined(__AVX512F__)
+    return (integers)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#else
+    const integers above = a > b;
+    return (above & a) | (~above & b);
+#endif
+}
+
 /* e^x to about two units in the last place, with the same bits on every path. */
 static inline lanes exponential(lanes x) {
     const float log2e = 1.44269504f, high = 0.693359375f, low = -2.12194440e-4f;

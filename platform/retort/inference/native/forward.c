@@ -41,7 +41,7 @@ static void meet(Engine *e) {
 
 static void pass(Engine *e, int32_t thread) {
     const Model *m = &e->model;
-    const int32_t threads = m->num_threads, batch = e->call.batch;
+    const int32_t threads = m->num_threads, batch = e->call.batch, wanted = e->call.num_outputs;
     Scratch *scratch = &e->scratch[thread];
     for (int32_t c = thread; c < batch; c += threads) {
         float *x = e->x + (size_t)c * e->dim_stride;
@@ -66,8 +66,11 @@ static void pass(Engine *e, int32_t thread) {
                        e->dim_stride, e->qkv, e->qkv_stride};
         multiply_share(&qkv, thread, threads);
         meet(e);
+        /* Of a prompt nobody wants logits: what the last layer adds to them is left out. */
+        const int only_keeps = wanted == 0 && l == m->num_layers - 1;
         for (int32_t unit = thread; unit < e->num_runs * m->num_kv_heads; unit += threads)
-            attend_unit(e, layer, unit / m->num_kv_heads, unit % m->num_kv_heads, scratch);
+            attend_unit(e, layer, unit / m->num_kv_heads, unit % m->num_kv_heads, only_keeps, scratch);
+        if (only_keeps) return;
         meet(e);
         narrow(m->precision, e->attended, e->heads_stride, batch, scratch);
         Product out = {&layer->out, m->precision, ADD, batch, e->attended, scratch->narrow, scratch->scales,
@@ -86,8 +89,6 @@ static void pass(Engine *e, int32_t thread) {
         multiply_share(&down, thread, threads);
         meet(e);
     }
-    const int32_t wanted = e->call.num_outputs;
-    if (wanted == 0) return;
     for (int32_t i = 0; i < wanted; i++)
         rms_norm(m, e->x + (size_t)e->call.outputs[i] * e->dim_stride, e->dim_stride, 1, m->norm,
                  scratch->normed + (size_t)i * e->dim_stride);

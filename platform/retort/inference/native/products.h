@@ -119,14 +119,18 @@ static void narrow(int32_t precision, const float *x, int32_t stride, int32_t ba
             for (int32_t k = 0; k < stride; k++) to[k] = to_bf16(from[k]);
         } else {
             int16_t *to = (int16_t *)scratch->narrow + (size_t)c * stride;
-            /* Strides are whole vectors, and a maximum of bit patterns is one of sizes. */
-            integers sizes = {0};
-            for (int32_t k = 0; k < stride; k += LANES) {
-                const integers size = *(const integers *)(from + k) & 0x7fffffff, above = size > sizes;
-                sizes = (above & size) | (~above & sizes);
+            /* Strides are whole groups, of two vectors, and a maximum of bit patterns is one of sizes. */
+            integers sizes[GROUP / LANES] = {{0}};
+            for (int32_t k = 0; k < stride; k += GROUP) {
+#pragma GCC unroll 2
+                for (int i = 0; i < GROUP / LANES; i++)
+                    sizes[i] = larger(sizes[i], *(const integers *)(from + k + i * LANES) & 0x7fffffff);
             }
             int32_t bits = 0;
-            for (int l = 0; l < LANES; l++) bits = sizes[l] > bits ? sizes[l] : bits;
+            for (int l = 0; l < LANES; l++) {
+                const int32_t here = larger(sizes[0], sizes[1])[l];
+                bits = here > bits ? here : bits;
+            }
             float largest;
             memcpy(&largest, &bits, 4);
             float inverse = largest > 0 ? QUANTISED_MAX / largest : 0.0f;

@@ -62,18 +62,30 @@ static void cut(const Slot *slot, float *logits, int32_t size, float *sorted) {
 /* The index of the largest number, the first one of equals. */
 static int32_t largest_of(const float *numbers, int32_t size) {
     lanes tops = spread(-INFINITY);
+    integers where = {0};
     int32_t v = 0;
     for (; v + LANES <= size; v += LANES) {
         const lanes here = *(const lanes *)(numbers + v);
         const integers above = here > tops;
         tops = (lanes)((above & (integers)here) | (~above & (integers)tops));
+        where = (above & v) | (~above & where);
     }
     float top = -INFINITY;
-    for (int l = 0; l < LANES; l++) top = tops[l] > top ? tops[l] : top;
-    for (; v < size; v++) top = numbers[v] > top ? numbers[v] : top;
-    for (v = 0; v < size; v++)
-        if (numbers[v] == top) return v;
-    return 0; /* of numbers that are none */
+    int32_t first = 0; /* of numbers that are none, too */
+    for (int l = 0; l < LANES; l++) {
+        const int32_t at = where[l] + l;
+        if (tops[l] > top || (tops[l] == top && at < first)) {
+            top = tops[l];
+            first = at;
+        }
+    }
+    for (; v < size; v++) {
+        if (numbers[v] > top) {
+            top = numbers[v];
+            first = v;
+        }
+    }
+    return first;
 }
 
 /* Guide, cut and draw one slot's tokens; apply the delays and the end of speech; move on. */
