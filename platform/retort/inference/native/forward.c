@@ -92,18 +92,14 @@ static void pass(Engine *e, int32_t thread) {
     for (int32_t i = 0; i < wanted; i++)
         rms_norm(m, e->x + (size_t)e->call.outputs[i] * e->dim_stride, e->dim_stride, 1, m->norm,
                  scratch->normed + (size_t)i * e->dim_stride);
-    narrow(m->precision, scratch->normed, e->dim_stride, wanted, scratch);
-    Product heads = {&m->heads, m->precision, STORE, wanted, scratch->normed, scratch->narrow, scratch->scales,
+    const int32_t columns = e->step ? guide(e, e->step, scratch->normed) : wanted;
+    narrow(m->precision, scratch->normed, e->dim_stride, columns, scratch);
+    Product heads = {&m->heads, m->precision, STORE, columns, scratch->normed, scratch->narrow, scratch->scales,
                      e->dim_stride, e->call.logits, m->heads.outputs};
     multiply_share(&heads, thread, threads);
     if (!e->step) return;
     meet(e);
-    int32_t first_output = 0;
-    for (int32_t i = 0; i < e->step->num_slots; i++) {
-        const int32_t conditions = e->step->slots[e->step->chosen[i]].num_conditions;
-        if (i % threads == thread) draw(e, e->step, i, first_output, scratch);
-        first_output += conditions;
-    }
+    for (int32_t i = thread; i < columns; i += threads) draw(e, e->step, i, scratch);
 }
 
 static void *work(void *argument) {

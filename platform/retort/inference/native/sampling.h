@@ -88,8 +88,27 @@ static int32_t largest_of(const float *numbers, int32_t size) {
     return first;
 }
 
-/* Guide, cut and draw one slot's tokens; apply the delays and the end of speech; move on. */
-static void draw(Engine *e, const Step *step, int32_t index, int32_t first_output, Scratch *scratch) {
+/* Combine the normed columns of each slot's conditions into one; returns the number of slots. The heads are linear, so
+ * guidance before them is guidance of the logits, at the price of one column. */
+static int32_t guide(const Engine *e, const Step *step, float *normed) {
+    const float *from = normed;
+    for (int32_t i = 0; i < step->num_slots; i++) {
+        const Slot *slot = &step->slots[step->chosen[i]];
+        float *to = normed + (size_t)i * e->dim_stride; /* never behind `from` */
+        for (int32_t d = 0; d < e->dim_stride; d += LANES) {
+            lanes sum = *(const lanes *)(from + d);
+            if (slot->num_conditions > 1) sum *= slot->coefficients[0];
+            for (int32_t c = 1; c < slot->num_conditions; c++)
+                sum += slot->coefficients[c] * *(const lanes *)(from + (size_t)c * e->dim_stride + d);
+            *(lanes *)(to + d) = sum;
+        }
+        from += (size_t)slot->num_conditions * e->dim_stride;
+    }
+    return step->num_slots;
+}
+
+/* Cut and draw one slot's tokens from its guided logits; apply the delays and the end of speech; move on. */
+static void draw(Engine *e, const Step *step, int32_t index, Scratch *scratch) {
     const Model *m = &e->model;
     Slot *slot = &step->slots[step->chosen[index]];
     const int32_t size = m->codebook_vocabulary - 1, K = m->num_codebooks, eos = size - 1, fill = size;
@@ -98,16 +117,7 @@ static void draw(Engine *e, const Step *step, int32_t index, int32_t first_outpu
     int32_t drawn[MAX_CODEBOOKS], broken = 0;
     for (int32_t k = 0; k < K; k++) {
         float *guided = scratch->guided;
-        const float *logits = e->step_logits + (size_t)first_output * m->heads.outputs + (size_t)k * size;
-        if (slot->num_conditions == 1) {
-            memcpy(guided, logits, sizeof(float) * size);
-        } else {
-            for (int32_t v = 0; v < size; v++) guided[v] = slot->coefficients[0] * logits[v];
-            for (int32_t c = 1; c < slot->num_conditions; c++) {
-                const float *other = logits + (size_t)c * m->heads.outputs;
-                for (int32_t v = 0; v < size; v++) guided[v] += slot->coefficients[c] * other[v];
-            }
-        }
+        memcpy(guided, e->step_logits + (size_t)index * m->heads.outputs + (size_t)k * size, sizeof(float) * size);
         for (int32_t v = 0; v < size; v++) broken |= is_broken(guided[v]);
         if (k > 0 || !slot->may_end) guided[eos] = NEVER;
         if (step->guided) memcpy(step->guided + ((size_t)index * K + k) * size, guided, sizeof(float) * size);
