@@ -93,7 +93,7 @@ typedef struct {
     int32_t *run_starts, num_runs;
     Scratch scratch[MAX_THREADS];
     Call call;
-    const Step *step; /* NULL, or the step whose logits the call gives */
+    const Step *step; /* NULL, or the step whose guided logits, one column a slot, the call gives */
     float *step_logits;
     int32_t *step_rows, *step_positions, *step_tokens, *step_outputs;
     pthread_t threads[MAX_THREADS];
