@@ -104,15 +104,17 @@ def test_any_order_of_arrival_gives_what_each_would_get_alone(
 
 
 @pytest.mark.parametrize("kind", RUNNERS)
-def test_cached_logits_equal_those_of_the_full_forward_pass(kind: str) -> None:
+@pytest.mark.parametrize("guidance", GUIDANCES)
+def test_cached_logits_equal_those_of_the_full_forward_pass(kind: str, guidance: str) -> None:
     lm = model(3)
     runner = RUNNERS[kind](lm)
-    runner.admit(1, plan(lm, [5, 6], "two", "plain", 0))
+    runner.admit(1, plan(lm, [5, 6], guidance, "plain", 0))
     steps = [runner.step([1], keep_guided=True) for _ in range(6)]
     fed = torch.cat([torch.full((1, 3), lm.config.fill), *(tokens_1K for tokens_1K, _ in steps[:-1])])
     with torch.no_grad():
-        logits = lm(stack_for_guidance(conditions(3, [[5, 6]]), GUIDANCES["two"]), fed.T[None].repeat(2, 1, 1))
-    expected = combine_rows(logits, GUIDANCES["two"])[0]
+        stacked = stack_for_guidance(conditions(3, [[5, 6]]), GUIDANCES[guidance])
+        logits = lm(stacked, fed.T[None].repeat(len(GUIDANCES[guidance].conditions), 1, 1))
+    expected = combine_rows(logits, GUIDANCES[guidance])[0]
     for (_, guided), expected_KV in zip(steps, expected, strict=True):
         assert guided is not None
         legal = guided[0] > NEVER / 2
