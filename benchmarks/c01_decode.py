@@ -113,7 +113,8 @@ def measure(name: str, args: argparse.Namespace, calibration: Calibration) -> tu
     model = ours(SHAPES[name])
     llama = theirs(model)
     # Its quantised layers keep packed copies; the fp32 layers of the original stay as they are.
-    int8_llama = torch.ao.quantization.quantize_dynamic(copy.deepcopy(llama), {torch.nn.Linear}, dtype=torch.qint8)
+    quantize = torch.ao.quantization.quantize_dynamic
+    int8_llama = quantize(copy.deepcopy(llama), {torch.nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
     num_tokens = 8 if args.quick else 48
     default = Stream(model, "fastest", num_tokens, args.threads)
     plain = Stream(model, "fp32", num_tokens, args.threads)

@@ -4,7 +4,7 @@ A teacher of 88M parameters under two-term guidance, students of 29M and 5M with
 all. Where a step is nothing but reading weights, the ratio is 1; overheads that do not shrink with the model lower it.
 """
 
-from benchmarks.c01_decode import LENGTH, SIZES, Stream
+from benchmarks.c01_decode import LENGTH, SIZES, Stream, per_token
 from benchmarks.llama_peer import SHAPES, ours, prompts
 from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table
 
@@ -19,9 +19,9 @@ def main() -> None:
     }
     positive, negative = prompts(2, length=LENGTH)
     peers = {
-        "teacher 88M, CFG-2": lambda: streams["88M"].round([positive, negative]),
-        "student 29M": lambda: streams["29M"].round([positive]),
-        "student 5M": lambda: streams["5M"].round([positive]),
+        "teacher 88M, CFG-2": per_token(lambda: streams["88M"].tokens([positive, negative]), num_tokens),
+        "student 29M": per_token(lambda: streams["29M"].tokens([positive]), num_tokens),
+        "student 5M": per_token(lambda: streams["5M"].tokens([positive]), num_tokens),
     }
     run = interleave(peers, args)
     print_table(run, "ms a token")

@@ -67,7 +67,7 @@ class Jobs:
     def ratio_of_best_steps(self) -> float:
         """Each step at its best over all jobs, summed, ours over the peer's: step n has the same batch in every job."""
         ours, peer = (sum(map(min, zip(*self.steps_s[kind], strict=True))) for kind in ("ray", "torchrun"))
-        return ours / peer
+        return float(ours / peer)
 
     def _job(self, kind: str) -> PretrainConfig:
         self.count += 1

@@ -26,13 +26,15 @@ from pathlib import Path
 
 from benchmarks.c16_warm_up import write_model
 from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table
+from retort.inference.backends import DecodePrecision
 from retort.inference.speech import GuardConfig, SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.store.artifact import describe_artifact, write_artifact
 
-TEXT, MODEL, SLOTS, PRECISION = "one two three four", "bench", 4, "int8"
+TEXT, MODEL, SLOTS = "one two three four", "bench", 4
+PRECISION: DecodePrecision = "int8"
 LAYOUTS = ("together", "apart")
 GUARD = GuardConfig(extra_seconds=2.0, seconds_per_character=0.001, retries=0)
 REQUESTS = 60
@@ -43,8 +45,12 @@ def write_job_output(root: Path) -> Path:
     """A model with random weights, as the output of a training job."""
     model = write_model(root)
     info = describe_artifact("model", MODEL, "1", inputs={}, config={}, metrics={})
-    write_artifact(root / "output" / "result", info, lambda to: shutil.copytree(model, to, dirs_exist_ok=True))
+    write_artifact(root / "output" / "result", info, lambda to: _copy(model, to))
     return root / "output"
+
+
+def _copy(folder: Path, to: Path) -> None:
+    shutil.copytree(folder, to, dirs_exist_ok=True)
 
 
 def settings(model: Path, port: int, layout: str) -> ServeConfig:

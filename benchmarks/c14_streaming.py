@@ -33,7 +33,8 @@ def main() -> None:
 
     def in_pieces() -> float:
         """Seconds of all pieces; token by token, as an engine gives them."""
-        stream, seconds, parts = ours.stream(), [], []
+        stream, parts = ours.stream(), []
+        seconds: list[float] = []
         for t in range(num_tokens):
             begin = time.perf_counter()
             part = stream.push(codes_KT[:, t : t + 1])

@@ -34,9 +34,7 @@ def host_share(step: Any, device: torch.device, steps: int) -> tuple[float, floa
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         wall_s = seconds_of(lambda: [step() for _ in range(steps)], device)
     spans = sorted(
-        (event.time_range.start, event.time_range.end)
-        for event in found.events()
-        if event.device_type == torch.autograd.DeviceType.CUDA
+        (event.time_range.start, event.time_range.end) for event in found.events() if event.device_type.name == "CUDA"
     )
     busy, end = 0.0, -math.inf
     for begin, finish in spans:

@@ -68,7 +68,8 @@ def engine(device: torch.device, *, slots: int, is_tiny: bool) -> SpeechEngine:
 
 def run(speaker: SpeechEngine, arrivals: list[float]) -> list[Stream]:
     """Streams that come at their times, whether or not there is room; late ones wait."""
-    begun, waiting, streams = time.perf_counter(), list(arrivals), {}
+    begun, waiting = time.perf_counter(), list(arrivals)
+    streams: dict[int, Stream] = {}
     done: list[Stream] = []
     rate = speaker.synthesizer.codec.sample_rate
     while waiting or streams:

@@ -76,7 +76,7 @@ def theirs(model: CodecLM) -> Any:
         llama.model.norm.weight.copy_(model.norm.weight)
         for layer, block in zip(llama.model.layers, model.blocks, strict=True):
             assert isinstance(block, Block)
-            q, k, v = block.attention.qkv.weight.split(config.dim)
+            q, k, v = torch.split(block.attention.qkv.weight, config.dim)
             gate, up = block.feed_forward.gate_up.weight.chunk(2)
             pairs = {
                 layer.self_attn.q_proj: q, layer.self_attn.k_proj: k, layer.self_attn.v_proj: v,
