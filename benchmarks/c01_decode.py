@@ -27,6 +27,7 @@ COEFFICIENTS = {1: (1.0,), 2: (SCALE, 1.0 - SCALE), 3: (SCALE, -1.0, 2.0 - SCALE
 SIZES = ("5M", "29M", "88M")
 LENGTH = 16
 TURNS = {"5M": 25, "29M": 9, "88M": 3}
+"""Calls of a round, about a second of them."""
 _READ_BYTES = 2**28
 
 

@@ -104,6 +104,8 @@ def main() -> None:
     if args.serve:
         serve(args.size, args.precision, args.threads)
         return
+    if not args.folders:
+        parser.error("name at least one checkout")
     versions = [Version(folder, args) for folder in args.folders]
     calls = [(version, n) for version in versions for n in _CONDITIONS]
     order = random.Random(0)

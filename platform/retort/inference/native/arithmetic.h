@@ -9,6 +9,9 @@
 
 #define LANES 16
 
+/* Where sizes are known only once it is part of its caller. */
+#define INLINE static inline __attribute__((always_inline)) void
+
 typedef float lanes __attribute__((vector_size(4 * LANES), aligned(4)));
 typedef int32_t integers __attribute__((vector_size(4 * LANES), aligned(4)));
 

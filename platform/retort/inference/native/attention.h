@@ -27,7 +27,6 @@ static inline lanes kept(const int32_t precision, const void *cache, size_t at) 
 }
 
 #define BLOCKS 4 /* sums at a time: one alone would wait for itself at every addition */
-#define INLINE static inline __attribute__((always_inline)) void
 
 /* Scores of `blocks` x LANES columns; each is one sum over the head's dimensions, in order. */
 INLINE score(const Model *m, const int32_t precision, const int blocks, const float *query, const void *keys,

@@ -18,7 +18,7 @@ typedef struct {
     int32_t y_stride;
 } Product;
 
-TILE finish(const Product *job, const int columns, const int panels, int32_t column, int32_t panel,
+INLINE finish(const Product *job, const int columns, const int panels, int32_t column, int32_t panel,
             lanes sums[MAX_TILE][MAX_TILE]) {
     const Matrix *m = job->matrix;
 #pragma GCC unroll 8

@@ -8,9 +8,7 @@
 #define MAX_TILE 8
 
 /* What a product of `columns` rows and `panels` panels leaves in `sums`; the order of each sum is that of its inputs. */
-#define TILE static inline __attribute__((always_inline)) void
-
-TILE tile_fp32(const int columns, const int panels, const float *x, int32_t x_stride, const float *w, int32_t inputs,
+INLINE tile_fp32(const int columns, const int panels, const float *x, int32_t x_stride, const float *w, int32_t inputs,
                lanes sums[MAX_TILE][MAX_TILE]) {
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
@@ -35,7 +33,7 @@ TILE tile_fp32(const int columns, const int panels, const float *x, int32_t x_st
     }
 }
 
-TILE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x_stride, const uint16_t *w,
+INLINE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x_stride, const uint16_t *w,
                int32_t inputs, lanes sums[MAX_TILE][MAX_TILE]) {
 #pragma GCC unroll 8
     for (int c = 0; c < columns; c++)
@@ -76,7 +74,7 @@ TILE tile_bf16(const int columns, const int panels, const uint16_t *x, int32_t x
 /* Ask for weights before they are needed. The processor foresees a stream to the end of its page; panels that are longer
  * than that, each a stream of its own, are more than it follows. Two columns ask for a group a little further on in the
  * same panels; more of them, which stay longer with each group, for the next tile's: so each was fastest. */
-TILE fetch_ahead(const int columns, const int panels, const int8_t *w, int32_t inputs) {
+INLINE fetch_ahead(const int columns, const int panels, const int8_t *w, int32_t inputs) {
     const size_t panel = (size_t)inputs * LANES;
     if (columns == 1 || panel <= PAGE) return;
 #pragma GCC unroll 8
@@ -88,7 +86,7 @@ TILE fetch_ahead(const int columns, const int panels, const int8_t *w, int32_t i
         }
 }
 
-TILE tile_int8(const int columns, const int panels, const int16_t *x, int32_t x_stride, const int8_t *w,
+INLINE tile_int8(const int columns, const int panels, const int16_t *x, int32_t x_stride, const int8_t *w,
                const float *scales, int32_t inputs, lanes sums[MAX_TILE][MAX_TILE]) {
     const int32_t groups = inputs / GROUP;
 #pragma GCC unroll 8
