@@ -195,4 +195,5 @@ def test_the_default_serves_the_students_that_there_are(tmp_path: Path) -> None:
     config = demo_config(tmp_path)
     assert [model.name for model in config.models] == ["student_medium"]
     assert config.default_model == "student_medium"
+    assert config.layout == "together"
     assert isinstance(config.models[0], ServedModel)
