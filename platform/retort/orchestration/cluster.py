@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 from retort.errors import MissingRequirementError
@@ -35,6 +37,8 @@ def ray_session(
 ) -> Iterator[None]:
     """Have Ray inside the block; what was started here ends with it, what was there before stays.
 
+    SIGTERM ends the block as Ctrl-C does.
+
     Args:
         address: a cluster to connect to; ``None`` takes ``RAY_ADDRESS``, or else starts a local Ray.
         num_cpus: logical CPUs of a local Ray; ``None`` is the machine's cores and two more.
@@ -66,9 +70,23 @@ def ray_session(
         cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
         raise MissingRequirementError(f"{where}: {error}; {cure}") from error
     try:
-        yield
+        with _terminated_as_interrupted():
+            yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Ray's own handler would print a trace of the process and leave without any of our messages."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def worker_environment(threads: int, *, use_gpu: bool = False) -> dict[str, str]:
