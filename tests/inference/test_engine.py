@@ -204,3 +204,55 @@ def test_what_does_not_fit_is_refused_and_takes_no_slot() -> None:
     engine.add(plan(lm, [5], "none", "greedy", 0, max_frames=2))
     with pytest.raises(RuntimeError, match="all 1 slots are taken"):
         engine.add(plan(lm, [5], "none", "greedy", 0, max_frames=2))
+
+
+@pytest.mark.parametrize("kind", RUNNERS)
+def test_a_broken_utterance_leaves_nothing_behind_for_the_next_one_in_its_slot(kind: str) -> None:
+    lm = model(1)
+    whole = lm.audio_embedding.weight.clone()
+    plans = [replace(plan(lm, [a, b], "none", "plain", b), may_end=False) for a in range(2, 12) for b in range(2, 12)]
+    alone = (finish(Engine(RUNNERS[kind](lm)), arrivals={0: [p]})[0][0] for p in plans)
+    without_0 = next(p for p, codes_KT in zip(plans, alone, strict=True) if codes_KT.all())
+    with torch.no_grad():
+        lm.audio_embedding.weight[0] = float("nan")  # token 0 is what follows from no numbers: an idle slot goes on so
+    engine = Engine(RUNNERS[kind](lm))
+    engine.add(without_0)
+    ticket = engine.add(Plan((torch.full((20, lm.config.dim), float("nan")),), (1.0,), GREEDY, 0, FRAMES))
+    advances = [advance for _ in range(4) for advance in engine.step() if advance.ticket == ticket]
+    assert [advance.is_broken for advance in advances] == [True]
+    with torch.no_grad():
+        lm.audio_embedding.weight.copy_(whole)
+    good = [engine.add(without_0) for _ in range(engine.num_free)]
+    later = [advance for _ in range(FRAMES) for advance in engine.step() if advance.ticket in good]
+    assert len(later) == 2 * FRAMES
+    assert not any(advance.is_broken for advance in later)
+
+
+def test_a_step_of_all_slots_looks_no_further_than_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retort.inference.torch_runner._SHORTEST", 2)
+    lm, looked = model(3), list[int]()
+    runner = static(lm)
+    run = runner._run_everyone
+
+    def noted(cut: bool, keep_guided: bool, longest: int) -> None:
+        looked.append(longest)
+        run(cut, keep_guided, longest)
+
+    monkeypatch.setattr(runner, "_run_everyone", noted)
+    plans = {0: [plan(lm, [5, 6], "two", "plain", 3)], 4: [plan(lm, [7], "two", "plain", 4)]}
+    got = finish(Engine(runner), arrivals=plans)
+    for ticket, (text, seed) in enumerate([([5, 6], 3), ([7], 4)]):
+        expected, _ = decode_plainly(
+            lm, conditions(3, [text]), GUIDANCES["two"], SAMPLERS["plain"], seed=seed, max_frames=FRAMES
+        )
+        assert torch.equal(got[ticket][0], expected)
+    assert set(looked) == {4, 8}
+
+
+def test_warming_up_captures_every_length_with_and_without_cut_tails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retort.inference.torch_runner._SHORTEST", 16)
+    runner = TorchRunner(model(1), max_slots=1, max_conditions=1, max_columns=40, is_static=True, use_graph=True)
+    captured: list[tuple[bool, bool, int]] = []
+    monkeypatch.setattr(runner, "_capture", lambda *key: captured.append(key))
+    runner.warm_up()
+    assert captured == [(cut, False, longest) for longest in (16, 32, 48) for cut in (False, True)]

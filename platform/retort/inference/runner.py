@@ -76,6 +76,10 @@ class Runner(Protocol):
         """Whether a step takes as long for one slot as for all of them."""
         ...
 
+    def warm_up(self) -> None:
+        """Make ready whatever a first request would have to wait for."""
+        ...
+
     def admit(self, slot: int, plan: Plan) -> None:
         """Run the conditions of a plan and put it at its first step; whatever the slot held is forgotten."""
         ...

@@ -254,6 +254,7 @@ class SpeechEngine:
             (embedded_CD,) * conditions, (1.0,) + (0.0,) * (conditions - 1), SamplerConfig(), 0, frames, may_end=False
         )
         stream = self.synthesizer.codec.stream()
+        self._engine.runner.warm_up()
         for _ in range(self.num_free):
             self._engine.add(plan)
         while self._engine.num_active:

@@ -105,7 +105,7 @@ class CachedTeacher:
 
     def targets(self, batch: LMBatch) -> GuidedTargets:
         """Top-k of each row, padded to the batch's steps; padding lies outside the batch's mask."""
-        entries = [self.lookup[int(row)] for row in batch.row_B]
+        entries = [self.lookup[row] for row in batch.row_B.tolist()]
         S, k = batch.inputs_BKS.shape[2], entries[0].ids.shape[-1]
         B, K = len(entries), self.num_codebooks
         ids = torch.arange(k).expand(B, S, K, k).clone()

@@ -83,7 +83,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last axis."""
-        # torch's own rms_norm has no fused CPU kernel: its backward took twelve times as long as this one's in bf16.
+        if x.is_cuda:
+            return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        # torch's own has no fused kernel on CPUs: its backward took twelve times as long as this one's in bf16.
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         return x * scale.to(x.dtype) * self.weight
@@ -120,6 +122,15 @@ class Attention(nn.Module):
         q, k = qk[:, : self.num_heads], qk[:, self.num_heads :]
         y = attend(q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+def leave_out_cudnn_attention() -> None:
+    """On GPUs, attend with torch's other kernels.
+
+    cuDNN's, which torch 2.11 prefers on Hopper, plan anew for every shape, and give gradients that are not numbers for
+    some lengths with a mask (pytorch issue 196678).
+    """
+    torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def attend(q_BHTD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor, mask: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from retort.models.codec_lm import CodecLM, count_parameters
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import fingerprint_of
 from retort.nn.precision import pick_dtype
+from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
 from retort.orchestration.failures import read_failure, write_failure
 from retort.orchestration.master_weights import full_parameters
@@ -106,6 +107,8 @@ def train_rank(assignment: Assignment, ranks: Ranks) -> None:
     training, workers = config.training, config.training.workers
     torch.set_num_threads(workers.threads_per_worker)
     device = torch.device("cuda", torch.cuda.current_device()) if workers.use_gpu else torch.device("cpu")
+    if workers.use_gpu:
+        leave_out_cudnn_attention()
     dtype = pick_dtype(workers.precision, device)
     problem = build_problem(config, rank=ranks.rank, world_size=ranks.world_size, device=device, dtype=dtype)
     checkpoints = TrainingCheckpoints(config.output / CHECKPOINTS, ranks, keep_last=training.keep_checkpoints)

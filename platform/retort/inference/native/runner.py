@@ -104,6 +104,9 @@ class NativeRunner:
         """Bytes of weights that one step reads."""
         return self._native.weight_bytes
 
+    def warm_up(self) -> None:
+        """The library is loaded and the weights are packed already."""
+
     def admit(self, slot: int, plan: Plan) -> None:
         """Run the conditions of a plan; see :meth:`Runner.admit`."""
         state = self._slots[slot]
