@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.gpu import LENGTH, bytes_per_second, decode, parse, runner_for, seconds_of
+from benchmarks.gpu import LENGTH, bytes_per_second, decode, in_turns, parse, runner_for, seconds_of
 from benchmarks.llama_peer import SHAPES, Shape, generate, ours, prompts, theirs, with_start
 from benchmarks.protocol import Gate
 from retort.models.codec_lm import CodecLM, count_parameters
@@ -30,7 +30,8 @@ def weight_bytes(model: CodecLM) -> int:
 
 def host_share(step: Any, device: torch.device, steps: int) -> tuple[float, float]:
     """Share of the wall time in which kernels run, and launches per step."""
-    step()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]):
+        seconds_of(step, device)  # The first profile of a process is slow to begin.
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         wall_s = seconds_of(lambda: [step() for _ in range(steps)], device)
     spans = sorted(
@@ -69,7 +70,7 @@ def measure(name: str, shape: Shape, device: torch.device, *, num_tokens: int, r
     pairs = zip(peers["ours"](), peers["transformers"](), strict=True)
     agreed = next((i for i, (a, b) in enumerate(pairs) if a != b), num_tokens)
     print(f"\n{name}: {count_parameters(model) / 1e6:.0f}M, greedy tokens agree with transformers for {agreed} steps")
-    best = {peer: min(seconds_of(work, device) for _ in range(rounds + 1)) / num_tokens for peer, work in peers.items()}
+    best = {peer: seconds / num_tokens for peer, seconds in in_turns(peers, device, rounds).items()}
     for peer, seconds in best.items():
         print(f"  {peer:24s}{1e3 * seconds:9.3f} ms  {1 / seconds:9.0f} tokens/s")
     gate, stretch = FLOOR_GATES.get(name, (0.0, 0.0))

@@ -5,7 +5,7 @@ They run without Ray and DeepSpeed. On a machine without a GPU ``--quick`` tries
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -39,8 +39,8 @@ def parse(description: str) -> tuple[argparse.Namespace, torch.device]:
 
 
 def bytes_per_second(device: torch.device) -> float:
-    """How fast the device reads its memory: the best of ten sums over a gigabyte (64 MB on a CPU)."""
-    memory = torch.zeros((2**28 if device.type == "cuda" else 2**24), device=device)
+    """How fast the device reads its memory: the best of ten sums over 8.6 GB (64 MB on a CPU)."""
+    memory = torch.ones((2**31 if device.type == "cuda" else 2**24), device=device)
     best = min(seconds_of(memory.sum, device) for _ in range(10))
     return 4.0 * memory.numel() / best
 
@@ -52,6 +52,14 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     work()
     settle(device)
     return time.perf_counter() - begin
+
+
+def in_turns(peers: Mapping[str, Callable[[], object]], device: torch.device, rounds: int) -> dict[str, float]:
+    """Wall seconds of each peer at its best, the peers in turns, after one round that does not count."""
+    for work in peers.values():
+        seconds_of(work, device)
+    taken = [{name: seconds_of(work, device) for name, work in peers.items()} for _ in range(rounds)]
+    return {name: min(turn[name] for turn in taken) for name in peers}
 
 
 def settle(device: torch.device) -> None:
