@@ -1,11 +1,12 @@
 """The HTTP API: OpenAI's ``/v1/audio/speech`` and what surrounds it, as one ASGI application over any backends."""
 
 import asyncio
+import math
 import secrets
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -30,6 +31,8 @@ OPENAI_NAMES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 _SHED_S = 0.25
 """How long a replica's refusal stands for the requests that follow, if no stream of this front end ends before: in a
 flood, asking costs more than answering."""
+_KNOWN_S = 1.0
+"""How long a voice that a model did not have is believed to be missing."""
 _SIZED = ("wav", "flac")
 """Formats whose header holds a length: they are sent whole unless a stream is asked for."""
 
@@ -101,6 +104,7 @@ class Speech:
     def __init__(self, config: ServeConfig, backends: Mapping[str, Backend]) -> None:
         self.config, self.backends, self.metrics = config, dict(backends), Metrics()
         self._described: dict[str, Description] = {}
+        self._asked: dict[str, float] = {}
         self._refused: dict[str, tuple[float, float]] = {}
         """Until when requests for a model are refused here, after one was refused there."""
         self.uploads = Uploads(config, self.backends, self.description)
@@ -125,18 +129,19 @@ class Speech:
 
     async def models(self) -> JSONResponse:
         """OpenAI's list of models."""
-        return JSONResponse({"object": "list", "data": [_model(await self.description(n)) for n in self.backends]})
+        described = [await self.description(name, max_age_s=0.0) for name in self.backends]
+        return JSONResponse({"object": "list", "data": list(map(_model, described))})
 
     async def model(self, name: str) -> JSONResponse:
         """One of them."""
-        return JSONResponse(_model(await self.description(self.resolve(name))))
+        return JSONResponse(_model(await self.description(self.resolve(name), max_age_s=0.0)))
 
     async def voices(self, model: str | None = None) -> JSONResponse:
         """Voices of one model or of all, with the models that have them."""
         names = list(self.backends) if model is None else [self.resolve(model)]
         owners: dict[str, list[str]] = {}
         for name in names:
-            for voice in (await self.description(name)).voices:
+            for voice in (await self.description(name, max_age_s=0.0)).voices:
                 owners.setdefault(voice, []).append(name)
         listed = [{"id": voice, "name": voice, "models": owners[voice]} for voice in sorted(owners)]
         listed += [{"id": added.id, "name": added.name, "models": names} for added in self.uploads.list()]
@@ -152,6 +157,8 @@ class Speech:
         description = await self.description(name)
         prompt_KP = self.uploads.codes(wanted.voice_id, description)
         if prompt_KP is None and wanted.voice_id not in description.voices:
+            description = await self.description(name, max_age_s=_KNOWN_S)
+        if prompt_KP is None and wanted.voice_id not in description.voices:
             known = ", ".join(description.voices)
             raise ApiError(400, f"no such voice; {name} has {known}", param="voice", code="voice_not_found")
         if wanted.language is not None and wanted.language.partition("-")[0].lower() not in self.languages(name):
@@ -160,10 +167,15 @@ class Speech:
         is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
         seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
         ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, prompt_KP)
-        answer = Answer(wanted, description, self.metrics, begun)
         headers = {"X-Request-ID": uuid.uuid4().hex, "X-Seed": str(seed), "X-Model": name}
         try:
             pieces = await self._begin(request, name, ask)
+            # A new version may have begun to answer since the description was asked for.
+            said_by = self._described[name]
+            if prompt_KP is not None and said_by.codec_fingerprint != description.codec_fingerprint:
+                await pieces.aclose()  # type: ignore[attr-defined]
+                raise overloaded(1.0)
+            answer = Answer(wanted, said_by, self.metrics, begun)
             if is_stream:
                 events = in_pieces(pieces, answer, slow_reader_s=limits.slow_reader_s)
                 return StreamingResponse(events, media_type=answer.media_type, headers=headers)
@@ -194,6 +206,9 @@ class Speech:
         except (ConfigError, DataError) as error:
             raise ApiError(400, str(error), param="input") from None
 
+        if first.fingerprint not in ("", self._described[name].fingerprint):
+            await self.description(name, max_age_s=0.0)
+
         async def all_of_them() -> AsyncIterator[Piece]:
             try:
                 yield first
@@ -222,11 +237,28 @@ class Speech:
         """Languages of a model."""
         return next(model.languages for model in self.config.models if model.name == name)
 
-    async def description(self, name: str) -> Description:
-        """What a model is; asked for once, then known. A new version of a model is a new application."""
-        if name not in self._described:
-            self._described[name] = await self.backends[name].describe()
+    async def description(self, name: str, *, max_age_s: float = math.inf) -> Description:
+        """What a model is, or was at most so long ago: a promotion may have changed that.
+
+        Raises:
+            ApiError: 503 when it does not say so in time.
+        """
+        if name not in self._described or time.monotonic() - self._asked[name] > max_age_s:
+            async with self._in_time():
+                self._described[name] = await self.backends[name].describe()
+            self._asked[name] = time.monotonic()
         return self._described[name]
+
+    @asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """The deadline, as an answer."""
+        try:
+            async with asyncio.timeout(self.config.limits.deadline_s):
+                yield
+        except TimeoutError:
+            raise ApiError(
+                503, "no sound within the deadline", kind="server_error", code="deadline", headers={"Retry-After": "1"}
+            ) from None
 
 
 async def _unless_left(request: Request, work: Any) -> Any:

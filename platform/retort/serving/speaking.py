@@ -47,6 +47,8 @@ class Piece:
     samples_N: Tensor
     outcome: Outcome | None = None
     attempt: int = 0
+    fingerprint: str = ""
+    """Of the model that said it, if more than one may answer to a name."""
 
 
 @dataclass(eq=False)
