@@ -5,7 +5,8 @@ keeps up, and read PCM streams as they come. Texts are strings of digits for the
 underrun is a stream that would have made a player that starts with the first bytes wait.
 
 The phases: one request at a time; arrivals at half of what the server was seen to sustain; arrivals at ten times of it;
-one request at a time again, until the first audio comes as it did before; arrivals during which a replica is killed.
+one request at a time again, until the first audio comes as it did before; arrivals during which a replica is killed; a
+long stream while the server is told to end.
 """
 
 import argparse
@@ -33,6 +34,8 @@ from retort.serving.memory import keep_everything
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 RATE = 24_000
 _BYTES = 2 * RATE
+_LONG = 600
+"""Words of a stream that lasts longer than the end of a server without clients."""
 _LEAST_GATED = 20
 """Requests below which a percentile is not judged."""
 
@@ -199,9 +202,9 @@ class Clients:
     def __init__(self, server: Server, words: int) -> None:
         self.server, self._words, self._random = server, words, random.Random(0)
 
-    async def ask(self) -> Reply:
+    async def ask(self, words: int | None = None) -> Reply:
         """One request; a connection that breaks is a reply without an end."""
-        text = " ".join(self._random.choices(WORDS, k=self._words))
+        text = " ".join(self._random.choices(WORDS, k=words or self._words))
         body = {
             "model": "bench", "input": text, "voice": self.voice, "response_format": "pcm",
             "seed": self._random.randrange(2**31),
@@ -314,6 +317,7 @@ async def test(args: argparse.Namespace, server: Server) -> list[str]:
                 break
             await asyncio.sleep(0.3)
         verdicts.append(Gate("replicas after it", args.replicas, args.replicas, True).judge(len(server.replicas())))
+    verdicts.append(await told_to_end(clients, server))
     print(f"sustained: {rate:.1f} requests/s of {statistics.mean(r.audio_s for r in unloaded.said):.1f} s of speech")
     print(
         f"{'':22s}{'asked':>7s}{'whole':>7s}{'429':>7s}{'broken':>8s}{'other':>7s}"
@@ -325,6 +329,17 @@ async def test(args: argparse.Namespace, server: Server) -> list[str]:
     if refused:
         print(f"refusals take {1e3 * statistics.median(refused):.0f} ms in the median at ten times the capacity")
     return verdicts
+
+
+async def told_to_end(clients: Clients, server: Server) -> str:
+    """Whether a long stream goes on to its end while the server drains."""
+    stream = asyncio.create_task(clients.ask(_LONG))
+    await asyncio.sleep(1.0)
+    server.process.send_signal(signal.SIGTERM)
+    told = time.perf_counter()
+    reply = await stream
+    print(f"told to end: a stream of {reply.audio_s:.0f} s went on for {time.perf_counter() - told:.1f} s")
+    return Gate("whole stream after SIGTERM", 1, 1, True).judge(float(reply.is_whole))
 
 
 async def kill(server: Server) -> None:

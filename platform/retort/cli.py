@@ -186,6 +186,7 @@ def serve(
     with serving(settings) as address:
         typer.echo(f"{', '.join(model.name for model in settings.models)} at {address} (stop with Ctrl-C)")
         wait_for_the_end(None if promoted is None else Follower(_REGISTRY, promoted, typer.echo))
+        typer.echo("finishing what has begun (Ctrl-C again stops at once)")
 
 
 @app.command()

@@ -15,6 +15,7 @@ import pytest
 from ray.serve.schema import ServeDeploySchema
 
 from retort.config import load_config
+from retort.errors import MissingRequirementError
 from retort.serving.local import demo_config, deploy, serving
 from retort.serving.settings import ServeConfig, ServedModel
 from tests.inference.speaking import speaking_model
@@ -168,6 +169,23 @@ def test_a_new_version_takes_over_without_a_failed_request(
     assert {sound for status, sound in answers if status == 200} <= {old, new.content}
     assert sounds[0] == old
     assert answers[-1] == (new.status_code, new.content)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_version_that_does_not_start_leaves_the_old_one_in_service(
+    address: str, config: ServeConfig, seed: int, tmp_path: Path
+) -> None:
+    deploy(config)
+    wanted = body(seed, response_format="pcm")
+    assert paused(30, lambda: speak(address, wanted).status_code == 200)
+    before = speak(address, wanted).content
+    broken = (config.models[0].replace(path=tmp_path / "absent"), config.models[1])
+    with load(address, seed, clients=2) as answers, pytest.raises(MissingRequirementError, match="absent"):
+        deploy(config.replace(models=broken))
+    assert set(answers) == {(200, before)}
+    assert speak(address, wanted).content == before
+    assert httpx.get(f"{address}/health/ready", timeout=30).status_code == 200
 
 
 def test_the_yaml_files_are_valid_deployments() -> None:

@@ -39,3 +39,7 @@ def test_the_registry_is_served_and_a_promotion_replaces_the_version_in_service(
         follower()
         assert paused(30, lambda: httpx.get(f"{address}/v1/models/small").json()["fingerprint"] == second)
         assert lines == ["now serving small@2"]
+        (registry / "small" / "current.json").write_text("{")
+        follower()
+        follower()
+        assert len(lines) == 2, "a registry that cannot be read is told once, and changes nothing"

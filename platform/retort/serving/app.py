@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 _PATIENCE_S = 5.0
+_SURGE_PERCENT = 25
+"""Of its replicas, rounded up, that a deployment may have besides while new ones replace old ones: none stops before
+another has passed its warm-up, and all go on if a new version does not start."""
 _QUEUE = 10_000
 """Requests that a replica may hold: admission goes by seconds of speech, not by their number."""
 
@@ -89,7 +92,10 @@ def build(args: ServeConfig) -> "Application":
         replica: Any = serve.deployment(EngineReplica).options(name=f"model-{model.name}", **_options(args, (model,)))
         models[f"model_{index}"] = replica.bind(model.model_dump(mode="json"), tree)
     front: Any = serve.deployment(serve.ingress()(Ingress)).options(
-        name="Ingress", max_ongoing_requests=_QUEUE, graceful_shutdown_timeout_s=args.drain_s
+        name="Ingress",
+        max_ongoing_requests=_QUEUE,
+        graceful_shutdown_timeout_s=args.drain_s,
+        max_surge_percent=_SURGE_PERCENT,
     )
     return front.bind(tree, **models)
 
@@ -115,6 +121,7 @@ def _options(config: ServeConfig, models: Sequence[ServedModel]) -> dict[str, An
         "max_ongoing_requests": _QUEUE,
         "graceful_shutdown_timeout_s": config.drain_s,
         "health_check_period_s": 2.0,
+        "max_surge_percent": _SURGE_PERCENT,
         "ray_actor_options": {"num_cpus": sum(m.cpus for m in models), "num_gpus": sum(m.gpus for m in models)},
         **scale,
     }

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from retort.config import validate
-from retort.errors import DataError, MissingRequirementError
+from retort.errors import DataError, MissingRequirementError, RetortError
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outputs import absolute_paths
 from retort.serving.settings import ServeConfig, ServedModel
@@ -68,10 +68,21 @@ class Follower:
 
     def __init__(self, folder: Path, config: ServeConfig, log: Callable[[str], None]) -> None:
         self._folder, self._served, self._log = folder, config, log
+        self._complaint = ""
 
     def __call__(self) -> None:
-        """Look, and deploy what changed; a version that does not start leaves the old one in service."""
-        newest = registry_config(self._folder)
+        """Look, and deploy what changed; a version that does not start leaves the old one in service.
+
+        So does a registry that cannot be read, or not yet.
+        """
+        try:
+            newest = registry_config(self._folder)
+        except (RetortError, OSError, ValueError, KeyError) as error:
+            if str(error) != self._complaint:
+                self._log(f"{self._folder} cannot be read, so what is served stays: {error}")
+            self._complaint = str(error)
+            return
+        self._complaint = ""
         known = {model.name: model for model in newest.models} if newest is not None else {}
         models = tuple(known.get(model.name, model) for model in self._served.models)
         if models == self._served.models:
@@ -90,6 +101,8 @@ class Follower:
 def serving(config: ServeConfig) -> Iterator[str]:
     """Serve inside the block; gives the address once every model is ready.
 
+    At the end of the block, requests that have begun are answered; at an exception they are broken off.
+
     Raises:
         MissingRequirementError: the application does not start; Ray Serve's reason is quoted.
     """
@@ -105,7 +118,8 @@ def serving(config: ServeConfig) -> Iterator[str]:
         # Its own pages: at their usual ports, a second server on this machine could not start.
         for page in ("METRICS", "STATS"):
             os.environ.setdefault(f"RAY_SERVE_HAPROXY_{page}_PORT", str(_free_port()))
-    needed = sum(model.cpus * model.max_replicas for model in config.models) + _FRONT_END_CPUS
+    # Twice as many as are needed: while a version is promoted, old and new replicas are there.
+    needed = 2 * (sum(model.cpus * model.max_replicas for model in config.models) + _FRONT_END_CPUS)
     with ray_session(num_cpus=max(int(needed + 1), os.cpu_count() or 1), log_to_driver=False):
         from ray import serve
 
@@ -113,6 +127,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
         deploy(config)
         try:
             yield f"http://{config.host}:{config.port}"
+            serve.delete(_APP)  # no new requests; those that have begun go on for at most `drain_s`
         finally:
             serve.shutdown()
 
@@ -142,15 +157,27 @@ def deploy(config: ServeConfig) -> None:
     try:
         serve.run(build(absolute), name=_APP, route_prefix="/")
     except RuntimeError as error:
-        reason = serve.status().applications[_APP].message if _APP in serve.status().applications else str(error)
-        raise MissingRequirementError(f"the application does not start: {reason}") from error
+        raise MissingRequirementError(f"the application does not start: {_reason() or error}") from error
+
+
+def _reason() -> str:
+    """What Ray Serve says of an application that does not start, and the last line of each deployment's traceback."""
+    from ray import serve
+
+    application = serve.status().applications.get(_APP)
+    if application is None:
+        return ""
+    told = [one.message.strip() for one in application.deployments.values()]
+    return " ".join([application.message, *(message.splitlines()[-1] for message in told if message)])
 
 
 def wait_for_the_end(meanwhile: Callable[[], None] | None = None) -> None:
-    """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds."""
+    """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds. A second signal interrupts."""
     over = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: over.set())
     while not over.wait(None if meanwhile is None else _LOOK_S):
         if meanwhile is not None:
             meanwhile()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
