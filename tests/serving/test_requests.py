@@ -41,9 +41,15 @@ def test_the_fields_of_the_openai_api_and_ours() -> None:
     ("change", "param", "message"),
     [
         ({"speed": "1"}, "speed", "speed: Input should be a valid number, got '1'"),
-        ({"speed": 0}, "speed", "greater than or equal to 0.25, got 0.0"),
-        ({"speed": 5}, "speed", "less than or equal to 4, got 5.0"),
+        ({"speed": 0}, "speed", "greater than or equal to 0.25, got 0"),
+        ({"speed": 5}, "speed", "less than or equal to 4, got 5"),
         ({"speed": True}, "speed", "valid number"),
+        ({"speed": 10**400}, "speed", "less than or equal to 4"),
+        ({"speed": 10**350}, "speed", "less than or equal to 4"),
+        ({"speed": -(10**4000)}, "speed", "greater than or equal to 0.25"),
+        ({"max_seconds": 10**400 - 1}, "max_seconds", "less than or equal to 600"),
+        ({"seed": 2**63}, "seed", "less than or equal to 9223372036854775807"),
+        ({"seed": 10**400}, "seed", "seed: "),
         ({"response_format": "exe"}, "response_format", "got 'exe'"),
         ({"stream_format": "tcp"}, "stream_format", "got 'tcp'"),
         ({"ref_audio": "http://169.254.169.254/"}, "ref_audio", "unknown field ref_audio"),
@@ -59,6 +65,12 @@ def test_a_fault_names_its_field(change: dict[str, object], param: str, message:
     error = fault({**GOOD, **change})
     assert error.param == param
     assert message in error.message
+
+
+def test_a_number_longer_than_python_reads_names_its_field() -> None:
+    error = fault(b'{"model": "m", "input": "one", "voice": "v", "max_seconds": ' + b"9" * 60_000 + b"}")
+    assert error.param == "max_seconds"
+    assert error.message == "max_seconds: Input should be less than or equal to 600, got inf"
 
 
 @pytest.mark.parametrize("name", ["model", "input", "voice"])
