@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retort.serving.errors import ApiError
-from retort.serving.requests import SpeechRequest, clean_text, parse_speech_request
+from retort.serving.requests import SpeechRequest, clean_text, parse_speech_request, without_repeats
 
 GOOD = {"model": "small", "input": "one two", "voice": "alice"}
 
@@ -92,6 +92,27 @@ def test_a_missing_field_is_named(name: str) -> None:
 )
 def test_bodies_that_are_no_requests(body: bytes, message: str) -> None:
     assert message in fault(body).message
+
+
+def test_many_keys_are_looked_at_once_each() -> None:
+    """A body of the largest size must not hold up the requests beside it."""
+    compared = 0
+
+    class Name(str):
+        __slots__ = ()
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            nonlocal compared
+            compared += 1
+            return str.__eq__(self, other)
+
+    names = [f"key{number}" for number in range(500)]
+    assert without_repeats([(Name(name), 0) for name in names]) == dict.fromkeys(names, 0)
+    assert compared < 10 * len(names)
+    many = {f"key{number}": 0 for number in range(8000)}
+    assert fault({**GOOD, **many}).message == "unknown field key0"
+    assert fault(json.dumps(many)[:-1].encode() + b', "key7": 1}').message == "the key key7 is given twice"
 
 
 @pytest.mark.parametrize(

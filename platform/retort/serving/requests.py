@@ -74,13 +74,6 @@ def parse_json(body: bytes) -> Any:
         ApiError: 400.
     """
 
-    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        repeated = next((name for name in names if names.count(name) > 1), None)
-        if repeated is not None:
-            raise ApiError(400, f"the key {_shown(repeated)} is given twice", param=_shown(repeated))
-        return dict(pairs)
-
     def number(digits: str) -> int | float:
         # Python neither reads nor writes thousands of digits; as infinity, they are refused by the field they are in.
         return int(digits) if len(digits) <= _MAX_DIGITS else float(digits)
@@ -90,7 +83,7 @@ def parse_json(body: bytes) -> Any:
 
     try:
         return json.loads(
-            body.decode("utf-8"), object_pairs_hook=unique, parse_int=number, parse_constant=no_constant
+            body.decode("utf-8"), object_pairs_hook=without_repeats, parse_int=number, parse_constant=no_constant
         )  # fmt: skip
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not UTF-8") from None
@@ -98,6 +91,20 @@ def parse_json(body: bytes) -> Any:
         raise ApiError(400, "the body is nested too deeply") from None
     except ValueError as error:
         raise ApiError(400, f"the body is not JSON: {error}") from None
+
+
+def without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs.
+
+    Raises:
+        ApiError: 400, with a key that is given twice.
+    """
+    tree: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in tree:
+            raise ApiError(400, f"the key {_shown(name)} is given twice", param=_shown(name))
+        tree[name] = value
+    return tree
 
 
 def clean_text(text: str, *, max_characters: int) -> str:
