@@ -1,19 +1,23 @@
 """A real HTTP server over a model with random weights, in this process."""
 
+import asyncio
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
+from torch import Tensor
 
+from retort.audio.files import Audio
 from retort.inference.speech import GuardConfig
 from retort.serving.api import build_api
-from retort.serving.backends import LocalBackend
+from retort.serving.backends import Ask, Description, LocalBackend, Numbers
 from retort.serving.settings import Limits, ServeConfig, ServedModel
+from retort.serving.speaking import Piece
 
 PATIENT = GuardConfig(seconds_per_character=0.2, extra_seconds=3.0, retries=1)
 
@@ -61,3 +65,45 @@ def paused(seconds: float, is_over: Callable[[], bool]) -> bool:
             return True
         time.sleep(0.1)
     return False
+
+
+class Stub:
+    """A backend without a model: says the pieces that it is given, then raises or goes on for ever.
+
+    Args:
+        pieces: what every request gets.
+        error: raised after them.
+        is_endless: more of the last piece follows until the client leaves.
+    """
+
+    def __init__(self, *pieces: Piece, error: Exception | None = None, is_endless: bool = False) -> None:
+        self.pieces, self.error, self.is_endless = pieces, error, is_endless
+        self.begun = threading.Event()
+
+    async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
+        """See :class:`Backend`."""
+        self.begun.set()
+        for piece in self.pieces:
+            yield piece
+        if self.error is not None:
+            raise self.error
+        while self.is_endless:
+            await asyncio.sleep(0.01)
+            yield self.pieces[-1]
+
+    async def describe(self) -> Description:
+        """See :class:`Backend`."""
+        return Description("tiny", "f", ("s0",), 24_000, "fp32", 0, "c")
+
+    async def encode(self, audio: Audio) -> Tensor:
+        """See :class:`Backend`."""
+        raise NotImplementedError
+
+    async def numbers(self) -> list[Numbers]:
+        """See :class:`Backend`."""
+        return []
+
+
+def api_of_stub(stub: Stub) -> FastAPI:
+    """The application over one model, ``tiny``."""
+    return build_api(ServeConfig(models=(ServedModel(name="tiny", path=Path()),), default_model="tiny"), {"tiny": stub})

@@ -182,6 +182,12 @@ def test_forms_that_are_none_are_refused(address: str) -> None:
     assert httpx.post(url, content=b"no boundary", headers=kind).status_code == 400
     broken = {"Content-Type": "multipart/form-data; boundary=x"}
     assert httpx.post(url, content=b"--x\r\nnonsense", headers=broken).status_code == 400
+    for charset in ("undefined", "punycode"):
+        kind = {"Content-Type": f"multipart/form-data; boundary=x; charset={charset}"}
+        form = b'--x\r\nContent-Disposition: form-data; name="a..b"\r\n\r\nAda\r\n--x--\r\n'
+        answer = httpx.post(url, content=form, headers=kind)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"].startswith("the body is not a form")
     assert upload(address, b"\0" * 2_100_000).status_code == 413
 
 

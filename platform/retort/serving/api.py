@@ -12,12 +12,13 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from retort.errors import ConfigError, DataError
 from retort.serving.answers import Answer, collect, in_pieces
 from retort.serving.backends import Ask, Backend, Description
 from retort.serving.bodies import read_body
-from retort.serving.errors import ApiError, overloaded
+from retort.serving.errors import ApiError, as_api_error, overloaded
 from retort.serving.formats import KINDS
 from retort.serving.gate import Gate
 from retort.serving.keys import ApiKeys
@@ -47,7 +48,9 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     api = FastAPI(title="Retort", version="1", docs_url=None, redoc_url=None)
     speech = Speech(config, backends)
     api.add_middleware(Gate, keys=None if config.api_keys is None else ApiKeys(config.api_keys))
-    api.add_exception_handler(ApiError, _answer_error)
+    # What nobody expected is answered too, and then raised on to the server, which logs it.
+    for kind in (ApiError, HTTPException, Exception):
+        api.add_exception_handler(kind, _answer_error)
     # First, because routes are tried in order, twice under Ray Serve.
     api.add_api_route(
         "/v1/audio/speech",
@@ -93,8 +96,8 @@ _STATUSES = {
     413: "The body is too large.",
     415: "The body is not plain JSON.",
     429: "Too much speech is waiting; see Retry-After.",
-    500: "The model did not say the text properly.",
-    503: "No sound within the deadline.",
+    500: "The model did not say the text properly, or the server failed.",
+    503: "No sound within the deadline, or the model is being started.",
 }
 
 
@@ -182,8 +185,8 @@ class Speech:
             async with aclosing(pieces):  # type: ignore[type-var]
                 whole = await _unless_left(request, collect(pieces, answer))
             return Response(whole, media_type=answer.media_type, headers=headers)
-        except ApiError as error:
-            self.metrics.requests.labels(name, str(error.status)).inc()
+        except Exception as error:
+            self.metrics.requests.labels(name, str(as_api_error(error).status)).inc()
             raise
 
     async def _begin(self, request: Request, name: str, ask: Ask) -> AsyncIterator[Piece]:
@@ -297,8 +300,8 @@ def _model(description: Description) -> dict[str, Any]:
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     del request
-    assert isinstance(error, ApiError)
-    return JSONResponse(error.body(), status_code=error.status, headers=error.headers)
+    told = as_api_error(error)
+    return JSONResponse(told.body(), status_code=told.status, headers=told.headers)
 
 
 async def _live() -> JSONResponse:

@@ -3,6 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.exceptions import HTTPException
+
+_AWAY = frozenset({"RayActorError", "ReplicaUnavailableError", "DeploymentUnavailableError"})
+"""What Ray calls a replica that has died, or is not there yet: by name, because the API also runs without Ray."""
+
 
 class ApiError(Exception):
     """An error that the client is told.
@@ -42,3 +47,17 @@ def overloaded(retry_after_s: float) -> ApiError:
     return ApiError(
         429, message, kind="rate_limit_error", code="overloaded", headers={"Retry-After": str(seconds)}
     )  # fmt: skip
+
+
+def as_api_error(error: Exception) -> ApiError:
+    """What the client is told of any error: nothing of the server's insides."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, error.detail, headers=error.headers)
+    if any(kind.__name__ in _AWAY for kind in type(error).__mro__):
+        headers = {"Retry-After": "5"}
+        return ApiError(
+            503, "the model is not there; it is being started", kind="server_error", code="unavailable", headers=headers
+        )  # fmt: skip
+    return ApiError(500, "the server failed", kind="server_error", code="internal_error")

@@ -137,7 +137,7 @@ async def _parse(request: Request, body: bytes, settings: VoiceUploads) -> _Form
     )  # fmt: skip
     try:
         form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeDecodeError, AttributeError) as error:
+    except (MultiPartException, KeyError, UnicodeError, AttributeError) as error:
         raise ApiError(400, "the body is not a form of one audio_sample, a name and a consent") from error
     try:
         given = form.multi_items()
