@@ -5,6 +5,7 @@ import base64
 import contextlib
 import io
 import json
+import secrets
 import socket
 import struct
 import subprocess
@@ -17,6 +18,7 @@ import openai
 import psutil
 import pytest
 import soundfile
+import torch
 from fastapi.routing import APIRoute
 
 from retort.serving.backends import LocalBackend
@@ -24,8 +26,9 @@ from retort.serving.formats import KINDS
 from retort.serving.gate import OPEN_ROUTES
 from retort.serving.requests import AudioFormat
 from retort.serving.settings import Limits, ServeConfig
+from retort.serving.speaking import Piece
 from tests.inference.speaking import speaking_model
-from tests.serving.running import api_of, backends, paused, running, settings
+from tests.serving.running import Stub, api_of, api_of_stub, backends, paused, running, settings
 
 KEY = "a-key-for-the-tests-0001"
 
@@ -123,6 +126,14 @@ def test_a_stream_is_the_file_and_the_same_seed_the_same_sound(address: str, see
         assert struct.unpack("<I", stream.content[40:44])[0] == 0xFFFFFFFF
         assert struct.unpack("<I", whole.content[40:44])[0] == len(whole.content) - 44
         assert int(whole.headers["content-length"]) == len(whole.content)
+
+
+def test_a_seed_that_was_drawn_is_one_that_javascript_can_send_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(secrets, "randbits", lambda bits: 2**bits - 1)
+    with running(api_of_stub(Stub(Piece(torch.zeros(100), "said")))) as url:
+        drawn = int(speak(url, {"model": "tiny", "input": "one", "voice": "s0"}).headers["x-seed"])
+    assert 2**32 < drawn <= 2**53
+    assert int(float(drawn)) == drawn
 
 
 def test_events_carry_the_same_bytes_and_end_with_done(address: str, seed: int) -> None:

@@ -168,7 +168,7 @@ class Speech:
             known = ", ".join(self.languages(name))
             raise ApiError(400, f"{name} speaks {known} only", param="language")
         is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
-        seed = secrets.randbits(63) if wanted.seed is None else wanted.seed
+        seed = secrets.randbits(53) if wanted.seed is None else wanted.seed
         ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, prompt_KP)
         headers = {"X-Request-ID": uuid.uuid4().hex, "X-Seed": str(seed), "X-Model": name}
         try:
