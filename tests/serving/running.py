@@ -78,13 +78,14 @@ class Stub:
 
     def __init__(self, *pieces: Piece, error: Exception | None = None, is_endless: bool = False) -> None:
         self.pieces, self.error, self.is_endless = pieces, error, is_endless
-        self.begun = threading.Event()
+        self.under_way = threading.Event()
+        """Set once more is wanted than the pieces."""
 
     async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
         """See :class:`Backend`."""
-        self.begun.set()
         for piece in self.pieces:
             yield piece
+        self.under_way.set()
         if self.error is not None:
             raise self.error
         while self.is_endless:

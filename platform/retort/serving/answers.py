@@ -71,7 +71,7 @@ class Answer:
     def count(self, status: str) -> None:
         """Note how it went."""
         name, seconds = self.description.name, self.num_samples / SAMPLE_RATE
-        self.metrics.requests.labels(name, status).inc()
+        self.metrics.count(name, status)
         self.metrics.audio.labels(name).inc(seconds)
         if status == "200" and seconds:
             self.metrics.real_time_factor.labels(name).observe((time.monotonic() - self.begun) / seconds)
@@ -113,7 +113,7 @@ async def in_pieces(pieces: AsyncIterator[Piece], answer: Answer, *, slow_reader
             yield _event("speech.audio.done", usage=usage)
         status = "200"
     except (GeneratorExit, asyncio.CancelledError):
-        answer.metrics.cancelled.labels(answer.description.name).inc()
+        status = "499"
         raise
     except Exception as error:
         if not as_events:

@@ -185,8 +185,11 @@ class Speech:
             async with aclosing(pieces):  # type: ignore[type-var]
                 whole = await _unless_left(request, collect(pieces, answer))
             return Response(whole, media_type=answer.media_type, headers=headers)
+        except asyncio.CancelledError:  # so Ray Serve ends a request whose client has left
+            self.metrics.count(name, "499")
+            raise
         except Exception as error:
-            self.metrics.requests.labels(name, str(as_api_error(error).status)).inc()
+            self.metrics.count(name, str(as_api_error(error).status))
             raise
 
     async def _begin(self, request: Request, name: str, ask: Ask) -> AsyncIterator[Piece]:

@@ -47,6 +47,12 @@ class Metrics:
             registry=kept,
         )
 
+    def count(self, name: str, status: str) -> None:
+        """Note how a request for a model ended; 499 is a client that left."""
+        self.requests.labels(name, status).inc()
+        if status == "499":
+            self.cancelled.labels(name).inc()
+
     def text(self) -> bytes:
         """The exposition format."""
         return generate_latest(self.registry)
