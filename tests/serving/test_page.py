@@ -12,6 +12,26 @@ from tests.serving.test_api import good_seed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
+WATCH_THE_SOUND = """
+window.sounds = [];
+const Real = window.AudioContext;
+let opened = 0;
+window.AudioContext = class extends Real {
+  number = opened++;
+  note(what) { window.sounds.push([what, this.number]); }
+  createBufferSource() {
+    const source = super.createBufferSource();
+    this.note("source");
+    source.addEventListener("ended", () => this.note("heard"));
+    return source;
+  }
+  close() {
+    this.note("closed");
+    return super.close();
+  }
+};
+"""
+
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_type_choose_hear_and_compare(tmp_path: Path) -> None:
@@ -28,6 +48,7 @@ def test_type_choose_hear_and_compare(tmp_path: Path) -> None:
         faults: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: faults.append(str(error)))
+        page.add_init_script(WATCH_THE_SOUND)
         page.goto(address)
         page.wait_for_selector("body[data-ready=true]")
         a, b = (page.locator(f"[data-side={side}]") for side in "ab")
@@ -44,6 +65,13 @@ def test_type_choose_hear_and_compare(tmp_path: Path) -> None:
             assert side.locator("audio").get_attribute("src").startswith("blob:")
             assert side.locator(".fault").inner_text() == ""
         assert a.locator(".length").inner_text() == b.locator(".length").inner_text(), "one model under two names"
+        page.wait_for_function("window.sounds.filter(([what]) => what === 'closed').length === 2", timeout=30_000)
+        sounds = page.evaluate("window.sounds")
+        assert sounds == sorted(sounds, key=lambda sound: sound[1]), "the second is asked for when the first is heard"
+        for number in (0, 1):
+            events = [what for what, context in sounds if context == number]
+            assert events[-1] == "closed"
+            assert events.count("heard") == events.count("source") > 0
         page.fill("#text", "!?")
         a.locator(".speak").click()
         expect(a.locator(".fault")).to_contain_text("nothing to say")
