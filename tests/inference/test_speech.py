@@ -82,12 +82,43 @@ def test_a_runaway_is_tried_once_with_another_seed_and_then_told(synthesizer: Sy
     for seed in range(40):
         last = finish_one(engine(synthesizer, tight), wish(seed=seed, streamed=False))[-1]
         outcomes.setdefault((last.outcome, last.attempt), seed)
-        streamed = finish_one(engine(synthesizer, tight), wish(seed=seed))[-1]
-        assert streamed.attempt == 0, "what was given away cannot be taken back"
+        *before, last = finish_one(engine(synthesizer, tight), wish(seed=seed))
+        given = [sound for sound in before if sound.samples_N.numel()]
+        assert not given or given[0].attempt == last.attempt, "what was given away cannot be taken back"
+        assert given or last.outcome == "said" or last.attempt == 1
     assert ("too_long", 1) in outcomes, "given up after the second seed"
     assert {attempt for _, attempt in outcomes} == {0, 1}
     again = finish_one(engine(synthesizer, tight), wish(seed=outcomes["too_long", 1], streamed=False))[-1]
     assert again.outcome == "too_long"
+
+
+@pytest.mark.parametrize("heard_until", [0.0, 105.0])
+def test_a_stream_that_fails_before_its_first_sound_says_what_the_file_says(
+    synthesizer: Synthesizer, heard_until: float
+) -> None:
+    """Also as a later part of a text: its listener still hears the one before, and keeps that."""
+    once = GuardConfig(extra_seconds=3.0, max_repeat_seconds=9.0, retries=1)
+
+    def speech() -> SpeechEngine:
+        return SpeechEngine(synthesizer, max_slots=1, max_conditions=2, max_seconds=4.0, guard=once, clock=Clock())
+
+    for seed in range(200):
+        whole = finish_one(speech(), wish(seed=seed, streamed=False))[-1]
+        if (whole.outcome, whole.attempt) == ("said", 1):
+            break
+    else:
+        raise AssertionError("no seed is rescued by the next")
+    streaming = speech()
+    free = streaming.num_free
+    ticket = streaming.add(wish(seed=seed), heard_until=heard_until)
+    sounds = finish(streaming)[ticket]
+    assert (sounds[-1].outcome, sounds[-1].attempt) == ("said", 1)
+    assert torch.equal(samples(sounds), whole.samples_N)
+    silent = [sound.heard_until for sound in sounds if sound.attempt == 1 and not sound.samples_N.numel()]
+    assert set(silent[:1]) == {heard_until}, "nothing has been heard of it"
+    seconds = whole.samples_N.numel() / synthesizer.codec.sample_rate
+    assert sounds[-1].heard_until == pytest.approx((heard_until or 100.0) + seconds)
+    assert (streaming.num_active, streaming.num_free) == (0, free)
 
 
 def test_a_loop_is_stopped_long_before_the_limit(synthesizer: Synthesizer) -> None:

@@ -61,7 +61,7 @@ class Wish:
         sampler: how tokens are drawn.
         scale_input: for students that take the guidance scale as an input.
         max_seconds: a limit below that of the guard, or None.
-        is_streamed: give samples as soon as they are final; such a request cannot be tried again.
+        is_streamed: give samples as soon as they are final; from the first of them on it cannot be tried again.
     """
 
     request: Request
@@ -118,6 +118,8 @@ class _Job:
     undecoded: list[Tensor] = field(default_factory=list)
     samples: list[Tensor] = field(default_factory=list)
     heard_until: float = NEVER_HEARD
+    has_given: bool = False
+    """Whether samples were given away; what a later part was told of ``heard_until`` does not say that."""
 
     @property
     def is_silent(self) -> bool:
@@ -317,7 +319,7 @@ class SpeechEngine:
         del self._tickets[advance.ticket]
         if not advance.is_done:
             self._engine.cancel(advance.ticket)
-        if outcome != "said" and not job.wish.is_streamed and job.attempt < self.guard.retries:
+        if outcome != "said" and not job.has_given and job.attempt < self.guard.retries:
             return self._try_again(job)
         del self._jobs[job.ticket]
         job.samples.append(job.stream.finish())
@@ -338,16 +340,18 @@ class SpeechEngine:
         attempt = job.attempt + 1
         seed = (job.wish.request.seed + attempt * _RETRY_STRIDE) % 2**63
         again = replace(job.plan, seed=seed)
-        self._jobs[job.ticket] = _Job(job.ticket, job.wish, again, self.synthesizer.codec.stream(), attempt)
+        stream = self.synthesizer.codec.stream()
+        next_job = _Job(job.ticket, job.wish, again, stream, attempt, heard_until=job.heard_until)
+        self._jobs[job.ticket] = next_job
         self._tickets[self._engine.add(again)] = job.ticket
-        return Sound(job.ticket, torch.zeros(0), None, attempt)
+        return next_job.sound(torch.zeros(0), None)
 
     def _take(self, job: _Job) -> Tensor:
         samples_N = torch.cat(job.samples) if job.samples else torch.zeros(0)
         job.samples.clear()
         if samples_N.numel():
             seconds = samples_N.numel() / self.synthesizer.codec.sample_rate
-            job.heard_until = max(job.heard_until, self.clock()) + seconds
+            job.heard_until, job.has_given = max(job.heard_until, self.clock()) + seconds, True
         return samples_N
 
     def _max_frames(self, wish: Wish) -> int:

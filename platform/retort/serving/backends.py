@@ -27,7 +27,7 @@ class Ask:
         voice: whose voice.
         seed: the same seed gives the same samples.
         max_seconds: a shorter limit than the server's, or None.
-        is_streamed: pieces as soon as they are final; otherwise one piece at the end, with one retry.
+        is_streamed: pieces as soon as they are final; otherwise one piece at the end.
         prompt_KP: codes of an uploaded voice, which replace those of ``voice``.
     """
 
