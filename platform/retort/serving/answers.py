@@ -63,10 +63,18 @@ class Answer:
         if self._is_first and piece.samples_N.numel():
             self.metrics.first_audio.labels(name).observe(time.monotonic() - self.begun)
             self._is_first = False
-        if piece.outcome in _WHY:
-            self.metrics.runaways.labels(name, piece.outcome).inc()
-            raise ApiError(500, _WHY[piece.outcome], kind="server_error", code="generation_unstable")
+        self.refuse_failed(piece)
         return self._encoder.push(piece.samples_N) + (self._encoder.finish() if piece.outcome is not None else b"")
+
+    def refuse_failed(self, piece: Piece) -> None:
+        """Nothing, unless the utterance failed.
+
+        Raises:
+            ApiError: 500.
+        """
+        if piece.outcome in _WHY:
+            self.metrics.runaways.labels(self.description.name, piece.outcome).inc()
+            raise ApiError(500, _WHY[piece.outcome], kind="server_error", code="generation_unstable")
 
     def count(self, status: str) -> None:
         """Note how it went."""

@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from torch import Tensor
 
 from retort.errors import ConfigError, DataError
 from retort.serving.answers import Answer, collect, in_pieces
@@ -172,13 +173,12 @@ class Speech:
         ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, prompt_KP)
         headers = {"X-Request-ID": uuid.uuid4().hex, "X-Seed": str(seed), "X-Model": name}
         try:
-            pieces = await self._begin(request, name, ask)
-            # A new version may have begun to answer since the description was asked for.
-            said_by = self._described[name]
-            if prompt_KP is not None and said_by.codec_fingerprint != description.codec_fingerprint:
-                await pieces.aclose()  # type: ignore[attr-defined]
-                raise overloaded(1.0)
-            answer = Answer(wanted, said_by, self.metrics, begun)
+            first, later = await self._begin(request, name, ask)
+            async with _closing_at_errors(later):
+                answer = Answer(wanted, await self._who_said(first, description, prompt_KP), self.metrics, begun)
+                if wanted.stream_format != "sse":  # whose client is told by an event, whenever it fails
+                    answer.refuse_failed(first)
+            pieces = self._from(first, later, name)
             if is_stream:
                 events = in_pieces(pieces, answer, slow_reader_s=limits.slow_reader_s)
                 return StreamingResponse(events, media_type=answer.media_type, headers=headers)
@@ -192,8 +192,8 @@ class Speech:
             self.metrics.count(name, str(as_api_error(error).status))
             raise
 
-    async def _begin(self, request: Request, name: str, ask: Ask) -> AsyncIterator[Piece]:
-        """The pieces, once the first one is there: until then an error can still have a status of its own."""
+    async def _begin(self, request: Request, name: str, ask: Ask) -> tuple[Piece, AsyncIterator[Piece]]:
+        """The first piece, once it is there, and the others: until then an error can still have a status of its own."""
         until, retry_after_s = self._refused.get(name, (0.0, 0.0))
         if time.monotonic() < until:
             raise overloaded(retry_after_s)
@@ -211,20 +211,29 @@ class Speech:
             ) from None
         except (ConfigError, DataError) as error:
             raise ApiError(400, str(error), param="input") from None
+        return first, pieces
 
-        if first.fingerprint not in ("", self._described[name].fingerprint):
-            await self.description(name, max_age_s=0.0)
+    async def _from(self, first: Piece, pieces: AsyncIterator[Piece], name: str) -> AsyncIterator[Piece]:
+        try:
+            yield first
+            async for piece in pieces:
+                yield piece
+        finally:
+            self._refused.pop(name, None)
+            await pieces.aclose()  # type: ignore[attr-defined]
 
-        async def all_of_them() -> AsyncIterator[Piece]:
-            try:
-                yield first
-                async for piece in pieces:
-                    yield piece
-            finally:
-                self._refused.pop(name, None)
-                await pieces.aclose()  # type: ignore[attr-defined]
+    async def _who_said(self, first: Piece, description: Description, prompt_KP: Tensor | None) -> Description:
+        """What the model is that said a piece: a new version may have begun to answer since it was described.
 
-        return all_of_them()
+        Raises:
+            ApiError: the prompt is in another codec than the new version's.
+        """
+        if first.fingerprint in ("", description.fingerprint):
+            return description
+        said_by = await self.description(description.name, max_age_s=0.0)
+        if prompt_KP is not None and said_by.codec_fingerprint != description.codec_fingerprint:
+            raise overloaded(1.0)
+        return said_by
 
     def resolve(self, name: str) -> str:
         """The model behind a name.
@@ -265,6 +274,16 @@ class Speech:
             raise ApiError(
                 503, "no sound within the deadline", kind="server_error", code="deadline", headers={"Retry-After": "1"}
             ) from None
+
+
+@asynccontextmanager
+async def _closing_at_errors(pieces: AsyncIterator[Piece]) -> AsyncIterator[None]:
+    """Let go of pieces that nobody will ask for."""
+    try:
+        yield
+    except BaseException:
+        await pieces.aclose()  # type: ignore[attr-defined]
+        raise
 
 
 async def _unless_left(request: Request, work: Any) -> Any:
