@@ -88,9 +88,13 @@ def test_a_long_text_is_said_part_after_part(synthesizer: Synthesizer) -> None:
         assert torch.equal(torch.cat([piece.samples_N for piece in pieces]), torch.cat([part for part, _ in expected]))
         assert [piece.outcome for piece in pieces][-1:] == ["said"]
         assert all(piece.outcome is None for piece in pieces[:-1]), "parts in between end nothing"
-        pieces, _ = asyncio.run(both(max_seconds=0.01))
-        assert pieces[-1].outcome == "too_long"
-        assert torch.equal(torch.cat([piece.samples_N for piece in pieces]), expected[0][0]), "no part begins after it"
+        rate, frame_rate = synthesizer.codec.sample_rate, synthesizer.codec.frame_rate
+        lengths_s = [samples_N.numel() / rate for samples_N, _ in expected]
+        for limit_s in (lengths_s[0] / 2, lengths_s[0], lengths_s[0] + lengths_s[1] / 2):
+            pieces, _ = asyncio.run(both(max_seconds=limit_s))
+            assert pieces[-1].outcome == "too_long"
+            said_s = sum(piece.samples_N.numel() for piece in pieces) / rate
+            assert said_s == pytest.approx(limit_s, abs=1 / frame_rate), "of all parts together"
         assert speaking.admission.in_flight_s == 0
     finally:
         speaking.stop()

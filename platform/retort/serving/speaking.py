@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ class _Conversation:
         number: its own.
         parts: those that have not begun.
         loop: of its listener.
-        max_samples: after these no part begins.
+        max_samples: of all parts together, to a frame.
         ticket: of the engine, while it speaks.
         held: samples that have not been sent yet.
         heard_until: see :class:`Sound`.
@@ -125,8 +125,8 @@ class Speaking:
     async def speak(self, *parts: Wish, max_seconds: float = math.inf) -> AsyncIterator[Piece]:
         """The pieces of an utterance, said part after part; the last one carries the outcome.
 
-        No part begins after ``max_seconds`` of speech: the outcome is ``too_long`` then. Leaving the iterator cancels
-        the request: it takes no step after the one that is being computed.
+        All parts together take at most ``max_seconds``, to a frame: the outcome is ``too_long`` where that cuts them
+        off. Leaving the iterator cancels the request: it takes no step after the one that is being computed.
 
         Raises:
             ConfigError: see :meth:`SpeechEngine.plan`.
@@ -237,7 +237,11 @@ class Speaking:
         if talk.ticket is None:
             for part in talk.parts:
                 self.engine.check(part)
-        return self.engine.add(talk.parts.popleft(), heard_until=talk.heard_until)
+        part = talk.parts.popleft()
+        left_s = (talk.max_samples - talk.samples) / self.engine.synthesizer.codec.sample_rate
+        if left_s < (part.max_seconds or math.inf):
+            part = replace(part, max_seconds=left_s)
+        return self.engine.add(part, heard_until=talk.heard_until)
 
     def _hand_over(self, talk: _Conversation, sound: Sound) -> None:
         talk.samples += sound.samples_N.numel()
