@@ -1,13 +1,17 @@
 """The speaking thread: many requests from an event loop, admission, cancelling, and failures that reach everybody."""
 
 import asyncio
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
 from retort.errors import ConfigError, DataError
-from retort.inference.speech import GuardConfig, SpeechEngine, Wish, in_parts
+from retort.inference.speech import GuardConfig, Sound, SpeechEngine, Wish, in_parts
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance
 from retort.serving.admission import Admission
@@ -160,6 +164,71 @@ def test_leaving_stops_the_request_within_a_frame(synthesizer: Synthesizer) -> N
         assert asyncio.run(leave_early())[-1].outcome is not None
         assert speaking.num_cancelled <= 1
         assert speaking.frames_after_cancel <= 1
+    finally:
+        speaking.stop()
+
+
+async def until(is_so: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not is_so() and time.monotonic() < deadline:
+        await asyncio.sleep(0.001)
+    return is_so()
+
+
+def test_who_leaves_while_waiting_holds_no_promise_any_more(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
+    admission, step, may_go_on = speaking.admission, speaking.engine.step, threading.Event()
+
+    def step_later(**options: Any) -> list[Sound]:
+        return step(**options) if may_go_on.wait(0.001) else []
+
+    monkeypatch.setattr(speaking.engine, "step", step_later)
+
+    async def leave() -> None:
+        talkers = [asyncio.ensure_future(collect(speaking, wish(seed))) for seed in range(speaking.engine.num_free)]
+        assert await until(lambda: not speaking.engine.num_free and not admission.waiting_s)
+        leaver = asyncio.ensure_future(collect(speaking, wish(9)))
+        assert await until(lambda: admission.waiting_s > 0)
+        leaver.cancel()
+        assert await until(lambda: admission.waiting_s == 0), "although no slot is free"
+        may_go_on.set()
+        assert all(pieces[-1].outcome for pieces in await asyncio.gather(*talkers))
+
+    try:
+        asyncio.run(leave())
+        assert admission.in_flight_s == 0
+    finally:
+        speaking.stop()
+
+
+def test_who_leaves_between_two_parts_is_forgotten_too(
+    synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = next(seed for seed in range(300) if alone(synthesizer, wish(seed))[1] == "said")
+    speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
+    is_between = threading.Event()
+
+    def wait_forever(_: float) -> bool:
+        is_between.set()
+        return True
+
+    monkeypatch.setattr(speaking.engine, "can_wait", wait_forever)
+
+    async def both_parts() -> None:
+        async for _ in speaking.speak(wish(ends), wish(ends)):
+            pass
+
+    async def leave() -> None:
+        leaver = asyncio.ensure_future(both_parts())
+        assert await until(is_between.is_set)
+        leaver.cancel()
+        assert await until(lambda: speaking.admission.in_flight_s == 0)
+        assert (await collect(speaking, wish(2)))[-1].outcome is not None
+
+    try:
+        asyncio.run(leave())
     finally:
         speaking.stop()
 

@@ -192,6 +192,9 @@ class Speaking:
                     self.num_cancelled += 1
                     self._leave(talk)
                     self.engine.cancel(ticket)
+            for talk in [talk for talk in self._waiting if talk.is_cancelled]:
+                self._waiting.remove(talk)
+                self.admission.leave(talk.number, talk.text)
         while (entering := self._next_in_line()) is not None:
             self._let_in(entering)
         return not self._stopping
@@ -206,7 +209,7 @@ class Speaking:
                 first = new[0]
             elif going_on and free:
                 first = min(going_on, key=lambda talk: talk.heard_until)
-                if self.engine.can_wait(first.heard_until) and not first.is_cancelled:
+                if self.engine.can_wait(first.heard_until):
                     return None
             else:
                 return None
