@@ -176,6 +176,14 @@ def test_a_shorter_limit_than_the_guards_holds(synthesizer: Synthesizer) -> None
     assert samples(finish_one(speech, limited)).numel() <= 0.1 * synthesizer.codec.sample_rate
 
 
+def test_numbers_may_last_as_long_as_their_words(synthesizer: Synthesizer) -> None:
+    speech = engine(synthesizer)
+    words = synthesizer.front_end.written("777777")
+    assert len(words) > 50
+    assert speech.plan(wish("777777")).max_frames == speech.plan(wish(words)).max_frames
+    assert speech.plan(wish("one  two")).max_frames > speech.plan(wish("one two")).max_frames, "none becomes tighter"
+
+
 def test_the_folder_of_the_fixture_is_a_models(tmp_path: Path) -> None:
     assert {"config.json", "codec", "text"} <= {entry.name for entry in speaking_model(tmp_path).iterdir()}
 

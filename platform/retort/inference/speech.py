@@ -47,7 +47,7 @@ class GuardConfig(Config):
     """New seeds that are tried, where no sound has been given away yet."""
 
     def max_seconds(self, text: str) -> float:
-        """Longest plausible speech of a text."""
+        """Longest plausible speech of a text, whose numbers should be written out."""
         return self.extra_seconds + self.seconds_per_character * len(text)
 
 
@@ -355,7 +355,8 @@ class SpeechEngine:
         return samples_N
 
     def _max_frames(self, wish: Wish) -> int:
-        limits = (self.guard.max_seconds(wish.request.text), self.max_seconds, wish.max_seconds or self.max_seconds)
+        written = max(wish.request.text, self.synthesizer.front_end.written(wish.request.text), key=len)
+        limits = (self.guard.max_seconds(written), self.max_seconds, wish.max_seconds or self.max_seconds)
         return self._frames(min(limits))
 
     def _frames(self, seconds: float) -> int:

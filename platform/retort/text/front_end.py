@@ -69,8 +69,12 @@ class TextFrontEnd:
 
     def prepare(self, text: str) -> str:
         """Return what is spoken: the normalised text, or its phonemes."""
-        written = normaliser(self._config.language)(text) if self._config.normalise else visible(text)
+        written = self.written(text)
         return _phonemes(written, self._config.voice) if isinstance(self._config, PhonemesConfig) else written
+
+    def written(self, text: str) -> str:
+        """Return the normalised text: what :meth:`prepare` returns, or makes phonemes of."""
+        return normaliser(self._config.language)(text) if self._config.normalise else visible(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``.
