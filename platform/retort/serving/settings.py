@@ -73,7 +73,9 @@ class Limits(Config):
     deadline_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first sound."""
     slow_reader_s: float = Field(default=30.0, gt=0)
-    """How long a client may take to accept one piece of a stream; a slower one is cut off."""
+    """How long a client may take to accept one piece of a stream; a slower one is cut off. Ray Serve takes each piece
+    at once and keeps it until its proxy has sent it, so there nobody is cut off: ``max_characters`` bounds what is kept
+    for a request that nobody reads."""
 
 
 class VoiceUploads(Config):
