@@ -173,10 +173,10 @@ def test_cleaning_takes_linear_time(unit: str) -> None:
     def seconds(length: int) -> float:
         text = "a" + unit * (length // len(unit))
         best = float("inf")
-        for _ in range(3):
-            begin = time.perf_counter()
+        for _ in range(5):
+            begin = time.thread_time()  # not the wall's: others may use the machine
             clean_text(text, max_characters=10**7)
-            best = min(best, time.perf_counter() - begin)
+            best = min(best, time.thread_time() - begin)
         return best
 
     assert seconds(400_000) < 9 * seconds(100_000)
