@@ -61,6 +61,15 @@ def test_labels_of_a_crowd_do_not_cover_each_other():
     assert all(below - above >= 12 for above, below in itertools.pairwise(lines))
 
 
+@pytest.mark.parametrize("place", range(60, 100, 3))
+def test_a_label_has_room_in_a_wide_font_too(place):
+    points = [Point("student_small", place, 0.1, 0), Point("s", 100.0, 0.5, 1)]
+    tree = parse(figures.trade_off_chart(points, title="t", x_label="x", y_label="y"))
+    label = next(node for node in tree.iter("text") if node.text == "student_small")
+    starts = label.attrib["text-anchor"] == "start"
+    assert float(label.attrib["x"]) + (13 * 7.5 if starts else 0) <= 480
+
+
 @pytest.mark.parametrize("reach", [0.0, 1e-4, 0.07, 0.1, 0.99, 1.0, 3.3, 62.0, 1250.0])
 def test_ticks_are_few_round_and_reach_far_enough(reach):
     ticks = figures._ticks(reach)

@@ -21,7 +21,7 @@ NUM_COLOURS = 8
 _WIDTH, _LEFT, _RIGHT = 480, 48, 20
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _FLOOR_DB = -80.0
-_LETTER, _LINE, _LINES = 6.2, 8.0, 12  # about how wide a letter of a label is; how far and how often it is moved
+_LETTER, _LINE, _LINES = 7.5, 8.0, 12  # how wide a letter of a label may be; how far and how often it is moved
 # Anchors of a perceptually even ramp from near black over blue-green to pale yellow, in steps of a quarter.
 _RAMP = ((13, 8, 35), (60, 40, 120), (33, 120, 140), (95, 190, 110), (250, 240, 170))
 
