@@ -29,8 +29,10 @@ _CAPTURING = threading.Lock()
 class TorchRunner:
     """A :class:`~retort.inference.runner.Runner` in torch.
 
-    On a GPU all slots take part in every step: the graph never changes, and a slot's bits do not depend on the others.
-    On a CPU only the chosen ones do, and the matrix products may round differently in another batch.
+    On a GPU all slots take part in every step. So its shapes depend on nothing but how far the longest chosen utterance
+    has come, rounded up, with a graph for each such length. Columns beyond an utterance's own add exact zeros to its
+    attention, so its bits should not depend on the others' lengths; on a GPU that has not been tried. On a CPU only the
+    chosen slots take part, and the matrix products may round differently in another batch.
 
     Args:
         model: the weights; they stay where they are, in their precision.

@@ -107,8 +107,8 @@ class Speech:
 
     def __init__(self, config: ServeConfig, backends: Mapping[str, Backend]) -> None:
         self.config, self.backends, self.metrics = config, dict(backends), Metrics()
-        self._described: dict[str, Description] = {}
-        self._asked: dict[str, float] = {}
+        self._described: dict[str, tuple[Description, float]] = {}
+        """What each model is, and when it said so."""
         self._refused: dict[str, tuple[float, float]] = {}
         """Until when requests for a model are refused here, after one was refused there."""
         self.uploads = Uploads(config, self.backends, self.description)
@@ -199,16 +199,14 @@ class Speech:
             raise overloaded(retry_after_s)
         pieces = self.backends[name].speak(ask)
         try:
-            async with asyncio.timeout(self.config.limits.deadline_s):
+            async with self._in_time():
                 first = await _unless_left(request, anext(pieces))
         except OverloadedError as error:
             self._refused[name] = (time.monotonic() + _SHED_S, error.retry_after_s)
             raise overloaded(error.retry_after_s) from None
-        except TimeoutError:
+        except ApiError:
             await pieces.aclose()  # type: ignore[attr-defined]
-            raise ApiError(
-                503, "no sound within the deadline", kind="server_error", code="deadline", headers={"Retry-After": "1"}
-            ) from None
+            raise
         except (ConfigError, DataError) as error:
             raise ApiError(400, str(error), param="input") from None
         return first, pieces
@@ -258,11 +256,10 @@ class Speech:
         Raises:
             ApiError: 503 when it does not say so in time.
         """
-        if name not in self._described or time.monotonic() - self._asked[name] > max_age_s:
+        if name not in self._described or time.monotonic() - self._described[name][1] > max_age_s:
             async with self._in_time():
-                self._described[name] = await self.backends[name].describe()
-            self._asked[name] = time.monotonic()
-        return self._described[name]
+                self._described[name] = (await self.backends[name].describe(), time.monotonic())
+        return self._described[name][0]
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

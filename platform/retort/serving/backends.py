@@ -4,7 +4,7 @@ import asyncio
 import math
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -142,11 +142,10 @@ class LocalBackend:
             is_streamed=ask.is_streamed,
         )
         parts = in_parts(wish, self.model.part_characters)
-        fingerprint = self.engine.synthesizer.loaded.fingerprint
         pieces = self.speaking.speak(*parts, max_seconds=ask.max_seconds or math.inf)
         try:
             async for piece in pieces:
-                yield replace(piece, fingerprint=fingerprint)
+                yield piece
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]
 

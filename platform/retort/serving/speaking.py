@@ -99,6 +99,7 @@ class Speaking:
 
     def __init__(self, engine: SpeechEngine, *, max_waiting_s: float) -> None:
         self.engine, self.admission = engine, Admission(engine.num_free, max_waiting_s)
+        self._fingerprint = engine.synthesizer.loaded.fingerprint
         self.frames_after_cancel = self.num_cancelled = 0
         self._waiting: deque[_Conversation] = deque()
         self._speaking: dict[int, _Conversation] = {}
@@ -260,7 +261,7 @@ class Speaking:
             with self._wake:
                 self._leave(talk, is_whole=outcome == "said")
         if outcome is not None or self._is_worth_sending(talk):
-            talk.send(Piece(torch.cat([*talk.held, torch.zeros(0)]), outcome, sound.attempt))
+            talk.send(Piece(torch.cat([*talk.held, torch.zeros(0)]), outcome, sound.attempt, self._fingerprint))
             talk.held.clear()
             self._has_begun |= 0 < talk.samples == sound.samples_N.numel()
 
