@@ -351,7 +351,7 @@ def main() -> None:
     """Run and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", type=Path, default=Path("runs/demo/student_large"), help="a job's output folder")
-    parser.add_argument("--proxy", choices=("python", "haproxy"), default="python")
+    parser.add_argument("--proxy", choices=("auto", "haproxy", "python"), default="auto")
     parser.add_argument("--layout", choices=("apart", "together"), default="apart")
     parser.add_argument("--slots", type=int, default=4, help="utterances that a replica speaks at once")
     parser.add_argument("--replicas", type=int, default=1)

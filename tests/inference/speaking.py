@@ -14,8 +14,11 @@ from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 
-def speaking_model(root: Path, *, weights_seed: int = 0) -> Path:
-    """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder."""
+def speaking_model(root: Path, *, weights_seed: int = 0, ends: bool = True) -> Path:
+    """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder.
+
+    A model that does not end speaks until somebody stops it.
+    """
     torch.manual_seed(0)
     data, model = root / "data", root / "model"
     data.mkdir()
@@ -46,4 +49,14 @@ def speaking_model(root: Path, *, weights_seed: int = 0) -> Path:
     with torch.no_grad():  # without training a prompt says next to nothing
         for parameter in random.prompt_encoder.parameters():
             parameter.mul_(30)
+        if not ends:
+            _never_end(random)
     return write_artifact(model, info, lambda target: save_speaking_model(target, random, lineage, data)).path
+
+
+def _never_end(model: CodecLM) -> None:
+    """One dimension of the stream is always on, and speaks against the end of speech."""
+    model.audio_embedding.weight[:, 0] = 10.0
+    heads_KVD = model.heads.weight.view(model.config.num_codebooks, model.config.output_size, -1)
+    heads_KVD[:, :, 0] = 0.0
+    heads_KVD[:, model.config.eos, 0] = -100.0

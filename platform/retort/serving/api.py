@@ -4,7 +4,6 @@ import asyncio
 import math
 import secrets
 import time
-import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from importlib.resources import files
@@ -171,7 +170,7 @@ class Speech:
         is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
         seed = secrets.randbits(53) if wanted.seed is None else wanted.seed
         ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, prompt_KP)
-        headers = {"X-Request-ID": uuid.uuid4().hex, "X-Seed": str(seed), "X-Model": name}
+        headers = {"X-Seed": str(seed), "X-Model": name}
         try:
             first, later = await self._begin(request, name, ask)
             async with _closing_at_errors(later):

