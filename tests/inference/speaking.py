@@ -1,5 +1,6 @@
 """A model folder that can speak, with random weights, made by the real path."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,10 +15,11 @@ from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 
-def speaking_model(root: Path, *, weights_seed: int = 0, ends: bool = True) -> Path:
+def speaking_model(root: Path, *, weights_seed: int = 0, mean_frames: float | None = None) -> Path:
     """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder.
 
-    A model that does not end speaks until somebody stops it.
+    ``mean_frames`` is how long its utterances are on average, at random, whatever the text; None leaves that to the
+    weights, and few end.
     """
     torch.manual_seed(0)
     data, model = root / "data", root / "model"
@@ -49,14 +51,15 @@ def speaking_model(root: Path, *, weights_seed: int = 0, ends: bool = True) -> P
     with torch.no_grad():  # without training a prompt says next to nothing
         for parameter in random.prompt_encoder.parameters():
             parameter.mul_(30)
-        if not ends:
-            _never_end(random)
+        if mean_frames is not None:
+            _end_at_random(random, mean_frames)
     return write_artifact(model, info, lambda target: save_speaking_model(target, random, lineage, data)).path
 
 
-def _never_end(model: CodecLM) -> None:
-    """One dimension of the stream is always on, and speaks against the end of speech."""
+def _end_at_random(model: CodecLM, mean_frames: float) -> None:
+    """One dimension of the stream drowns the others: all codes are equally likely, and the end of speech by itself."""
+    config = model.config
     model.audio_embedding.weight[:, 0] = 10.0
-    heads_KVD = model.heads.weight.view(model.config.num_codebooks, model.config.output_size, -1)
+    heads_KVD = model.heads.weight.view(config.num_codebooks, config.output_size, -1)
     heads_KVD[:, :, 0] = 0.0
-    heads_KVD[:, model.config.eos, 0] = -100.0
+    heads_KVD[:, config.eos, 0] = math.log(config.codebook_size / (mean_frames - 1)) / math.sqrt(config.dim)
