@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -59,6 +61,7 @@ def test_known_counts():
         ("\uff21\uff22\uff23 \u2014 \u20ac5", "abc 5"),
         ("\u00c9t\u00e9 \u00fcber", "\u00e9t\u00e9 \u00fcber"),
         ("' \u2026 '", ""),
+        ("\u0149 J\u030c", "n \u01f0"),
     ],
 )
 def test_score_text(raw, scored):
@@ -66,8 +69,19 @@ def test_score_text(raw, scored):
 
 
 @given(st.text(max_size=40))
-def test_score_text_is_idempotent_and_ignores_case_of_ascii(text):
+def test_score_text_is_idempotent(text):
     assert score_text(score_text(text)) == score_text(text)
+
+
+def test_score_text_is_idempotent_for_every_character():
+    for number in range(sys.maxunicode + 1):
+        scored = score_text(chr(number))
+        assert score_text(scored) == scored, hex(number)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_score_text_ignores_the_case_of_ascii(text):
+    assert score_text(text.upper()) == score_text(text.lower()) == score_text(text)
 
 
 def test_both_sides_are_normalised_identically():

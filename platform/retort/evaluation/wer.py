@@ -46,7 +46,9 @@ def score_text(text: str) -> str:
     Punctuation becomes a space, so that ``well-known`` and ``well known`` are the same two words. Numbers are not
     spelled out: give the scorer the text that was spoken.
     """
-    folded = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES)).lower()
+    # Lower case may be another composition, and either may bring an apostrophe to light: U+0149 is an n after one.
+    lower = unicodedata.normalize("NFKC", text).lower()
+    folded = unicodedata.normalize("NFKC", lower).translate(_APOSTROPHES)
     kept = "".join(c if c == "'" or unicodedata.category(c)[0] not in "PSCZ" else " " for c in folded)
     return " ".join(word for word in (raw.strip("'") for raw in kept.split()) if word)
 
