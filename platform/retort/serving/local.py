@@ -4,8 +4,9 @@ import os
 import shutil
 import signal
 import socket
+import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,8 @@ _DEMO_MODELS = ("student_small", "student_medium", "student_large")
 _DEMO_CHARACTERS = 32
 """The demo's corpus is strings of at most five digits."""
 _FRONT_END_CPUS = 1.0
+_SHORT = "/tmp"
+"""Where HAProxy's files are: it wants its sockets' paths shorter than 98 characters, of which Ray Serve takes 70."""
 _LOOK_S = 5.0
 """Between looks into the registry."""
 
@@ -110,22 +113,13 @@ def serving(config: ServeConfig) -> Iterator[str]:
             Ray Serve's reason is quoted.
     """
     config = config.replace(port=_port_of(config))
-    # Ray Serve reads these while it starts, in every process. Between front end and model, bytes go straight from one
-    # to the other rather than through the object store.
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    # How long a front end lingers for load balancers elsewhere, of which there are none here; it is half a minute else.
-    os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "1")
-    # Ray lets its workers give way to everything else on the machine; who serves must not wait behind that.
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    uses_haproxy = _uses_haproxy(config)
-    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = str(int(uses_haproxy))
-    if uses_haproxy:
-        # Its own pages: at their usual ports, a second server on this machine could not start.
-        for page in ("METRICS", "STATS"):
-            os.environ.setdefault(f"RAY_SERVE_HAPROXY_{page}_PORT", str(_free_port()))
     # Twice as many as are needed: while a version is promoted, old and new replicas are there.
     needed = 2 * (sum(model.cpus * model.max_replicas for model in config.models) + _FRONT_END_CPUS)
-    with ray_session(num_cpus=max(int(needed + 1), os.cpu_count() or 1), log_to_driver=False):
+    with (
+        tempfile.TemporaryDirectory(prefix="retort-", dir=_SHORT) as folder,
+        _environment(_variables(uses_haproxy=_uses_haproxy(config), folder=folder)),
+        ray_session(num_cpus=max(int(needed + 1), os.cpu_count() or 1), log_to_driver=False),
+    ):
         from ray import serve
 
         serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": None})
@@ -135,6 +129,41 @@ def serving(config: ServeConfig) -> Iterator[str]:
             serve.delete(_APP)  # no new requests; those that have begun go on for at most `drain_s`
         finally:
             serve.shutdown()
+
+
+def _variables(*, uses_haproxy: bool, folder: str) -> dict[str, str]:
+    """What Ray and Ray Serve read while they start, in every process; what is set already stays."""
+    defaults = {
+        # Between front end and model, bytes go straight from one to the other rather than through the object store.
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # How long a front end lingers for load balancers elsewhere, of which there are none here; half a minute else.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # Ray lets its workers give way to everything else on the machine; who serves must not wait behind that.
+        "RAY_worker_niceness": "0",
+    }
+    if uses_haproxy:
+        # At their usual places, another server on this machine, or another user's, could not start.
+        files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
+        files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state"}
+        defaults |= {f"RAY_SERVE_HAPROXY_{name}": str(Path(folder, file)) for name, file in files.items()}
+        defaults |= {f"RAY_SERVE_HAPROXY_{page}_PORT": str(_free_port()) for page in ("METRICS", "STATS")}
+    kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    return kept | {"RAY_SERVE_ENABLE_HA_PROXY": str(int(uses_haproxy))}
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set inside the block, and afterwards as before."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _uses_haproxy(config: ServeConfig) -> bool:
