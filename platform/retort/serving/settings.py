@@ -73,9 +73,9 @@ class Limits(Config):
     deadline_s: float = Field(default=60.0, gt=0)
     """Longest wait for the first sound."""
     slow_reader_s: float = Field(default=30.0, gt=0)
-    """How long a client may take to accept one piece of a stream; a slower one is cut off. Not with ``proxy: python``,
-    which takes every piece at once and keeps it: there, ``max_characters`` bounds what is kept for whoever reads
-    nothing."""
+    """How long a client may take to accept one piece of a stream, once the kernels' buffers are full; a slower one is
+    cut off. Not with ``proxy: python``, which takes every piece at once and keeps it: there, ``max_characters`` bounds
+    what is kept for whoever reads nothing."""
 
 
 class VoiceUploads(Config):
