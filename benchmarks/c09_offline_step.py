@@ -34,7 +34,7 @@ from retort.models.codec_lm import CodecLM, count_parameters
 from retort.models.presets import demo, sized, tiny
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from retort.nn.precision import pick_dtype
-from retort.orchestration.train_setup import in_precision
+from retort.orchestration.train.setup import in_precision
 from retort.training.fit import PlainOptimizer, fit
 from retort.training.schedule import OptimizerConfig
 

@@ -28,7 +28,7 @@ from retort.models.codec_lm import CodecLM
 from retort.models.presets import demo
 from retort.models.weights import load_model
 from retort.nn.guidance import TwoTermGuidance
-from retort.orchestration.outputs import result_of
+from retort.store.results import result_of
 
 ROUNDS = 5
 

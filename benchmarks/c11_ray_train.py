@@ -20,10 +20,10 @@ from benchmarks.protocol import Calibration, Gate, conclude, interleave, parse_a
 from retort.config import validate
 from retort.orchestration.cluster import worker_environment
 from retort.orchestration.progress import QuietProgress
-from retort.orchestration.ranks import Ranks
-from retort.orchestration.train import run_pretrain
-from retort.orchestration.train_metrics import read_metrics
-from retort.orchestration.train_worker import Assignment, run_rank
+from retort.orchestration.train.job import run_pretrain
+from retort.orchestration.train.metrics import read_metrics
+from retort.orchestration.train.ranks import Ranks
+from retort.orchestration.train.worker import Assignment, run_rank
 from retort.run_config import PretrainConfig
 
 WARM_UP_STEPS = 30

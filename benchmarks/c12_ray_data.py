@@ -24,8 +24,8 @@ from retort.data.tokens import TokenSet
 from retort.models.weights import load_model
 from retort.orchestration.chunks import ChunkFolder, run_chunks, sum_numbers
 from retort.orchestration.cluster import ray_session
-from retort.orchestration.generate_worker import GenerateWorker
-from retort.orchestration.generation_plan import plan_generation
+from retort.orchestration.generate.plan import plan_generation
+from retort.orchestration.generate.worker import GenerateWorker
 from retort.run_config import GenerateConfig
 
 # A teacher with random weights says nonsense of any length; what it does not end itself is decoded and dropped.

@@ -7,8 +7,8 @@ import yaml
 
 from retort.config import load_config, load_tree, validate
 from retort.orchestration.jobs import load_job, plan_of
-from retort.orchestration.tune_search import num_trials, searcher_of
 from retort.run_config import DemoConfig, TuneConfig
+from retort.tuning.search import num_trials, searcher_of
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "tune_configs").rglob("*.y*ml"))

@@ -6,17 +6,10 @@ import pytest
 
 from retort.config import Config
 from retort.errors import ConfigError, DataError, StorageError
-from retort.orchestration.outputs import (
-    RESULT,
-    RUN_FILE,
-    absolute_paths,
-    differing_keys,
-    finished_result,
-    job_output,
-    result_of,
-)
+from retort.orchestration.outputs import absolute_paths, differing_keys, finished_result, job_output
 from retort.orchestration.progress import PlainProgress, terminal_progress
 from retort.store.artifact import describe_artifact, write_artifact
+from retort.store.results import RESULT, RUN_FILE, result_of
 
 
 class _Job(Config):

@@ -22,11 +22,11 @@ from retort.models.initialise import student_from
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import Lineage, fingerprint_of, load_model, save_model
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
-from retort.orchestration.outputs import result_of
 from retort.orchestration.outside import run_export, run_import
-from retort.orchestration.train_setup import check_teacher
+from retort.orchestration.train.setup import check_teacher
 from retort.run_config import ExportConfig, ImportConfig
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
+from retort.store.results import result_of
 from retort.text.front_end import open_text_front_end
 from tests.models.checkpoints import (
     FIRST_CODE,

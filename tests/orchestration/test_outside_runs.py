@@ -13,12 +13,12 @@ from retort.errors import DataError
 from retort.inference.synthesizer import Synthesizer
 from retort.models.weights import load_model
 from retort.orchestration.cluster import ray_session
-from retort.orchestration.outputs import result_of
 from retort.orchestration.outside import run_export, run_import
-from retort.orchestration.prepare import run_prepare
+from retort.orchestration.prepare.job import run_prepare
 from retort.orchestration.say import say
-from retort.orchestration.train import run_distill
+from retort.orchestration.train.job import run_distill
 from retort.run_config import DistillConfig, ExportConfig, ImportConfig, PrepareConfig
+from retort.store.results import result_of
 from tests.models.checkpoints import NUM_CODES, import_tree, write_checkpoint
 from tests.orchestration.test_outside import saved_codec
 from tests.orchestration.tiny_runs import Lines, write_ljspeech

@@ -8,10 +8,10 @@ import pytest
 from retort import cli
 from retort.errors import ConfigError, DataError, QualityGateError
 from retort.inference.synthesizer import Synthesizer
-from retort.orchestration.outputs import result_of
 from retort.orchestration.promote import promote
 from retort.serving.local import registry_config
 from retort.store.registry import Registry
+from retort.store.results import result_of
 from tests.inference.speaking import speaking_model
 from tests.orchestration.promotions import write_evaluation
 

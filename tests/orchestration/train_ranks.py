@@ -16,8 +16,8 @@ import torch
 
 from retort.data.batches import LMBatch
 from retort.data.stream import BatchStream
-from retort.orchestration.ranks import Ranks
-from retort.orchestration.train_worker import Assignment, run_rank
+from retort.orchestration.train.ranks import Ranks
+from retort.orchestration.train.worker import Assignment, run_rank
 
 _UNHARMED = BatchStream.batch
 

@@ -17,9 +17,9 @@ from retort.data.tokens import TokenRow, TokenSetDescription, write_description,
 from retort.models.codec_lm import CodecLM
 from retort.models.presets import tiny
 from retort.models.weights import Lineage, save_model
-from retort.orchestration.train_metrics import read_metrics
-from retort.orchestration.train_setup import TrainJob
-from retort.orchestration.train_worker import Assignment
+from retort.orchestration.train.metrics import read_metrics
+from retort.orchestration.train.setup import TrainJob
+from retort.orchestration.train.worker import Assignment
 from retort.run_config import DistillConfig, PretrainConfig
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 

@@ -20,8 +20,8 @@ class SplitConfig(Config):
 
     by: Literal["utterance", "speaker", "text"] = "utterance"
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
-    validation_fraction: float = Field(default=0.05, ge=0, lt=1)
-    seed: int = 0
+    validation_fraction: float = Field(default=0.02, ge=0, lt=1)
+    seed: int = Field(default=0, ge=0)
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:

@@ -32,6 +32,8 @@ Criterion = Literal["wer", "block_influence", "kl", "stride", "random"]
 CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 MEASURED: tuple[Criterion, ...] = ("wer", "block_influence", "kl")
 """Criteria that give each layer an importance; the others choose without looking."""
+WHOLE = -1
+"""Stands for the layer where none is left out."""
 
 
 class LayerPruningConfig(Config):

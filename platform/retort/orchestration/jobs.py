@@ -1,7 +1,7 @@
 """From a run file to the job that it describes."""
 
-from collections.abc import Iterator, Sequence
-from importlib import import_module
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -10,7 +10,6 @@ import yaml
 from retort.config import load_config
 from retort.errors import ConfigError
 from retort.orchestration.progress import Progress
-from retort.orchestration.tune_search import num_trials
 from retort.run_config import (
     AnyConfig,
     DemoConfig,
@@ -27,6 +26,7 @@ from retort.run_config import (
     RunConfig,
     TuneConfig,
 )
+from retort.tuning.search import num_trials
 
 JOBS: tuple[str, ...] = tuple(kind.model_fields["job"].default for kind in get_args(AnyConfig))
 """The values of ``job``, in the order in which a person uses them."""
@@ -44,27 +44,58 @@ def load_job(path: Path, *, expected: str, overrides: Sequence[str] = ()) -> Any
     return config
 
 
-_RUNNERS: dict[type[AnyConfig], str] = {
-    PrepareConfig: "prepare.run_prepare",
-    PretrainConfig: "train.run_pretrain",
-    ImportConfig: "outside.run_import",
-    GenerateConfig: "generate.run_generate",
-    PruneConfig: "prune.run_prune",
-    DistillConfig: "train.run_distill",
-    TuneConfig: "tune.run_tune",
-    EvaluateConfig: "evaluate.run_evaluate",
-    ReportConfig: "evaluate.run_report",
-    ExportConfig: "outside.run_export",
-    DemoConfig: "tour.run_demo",
-}
-"""Module of this package and function; a job's libraries are imported when it runs."""
-
-
 def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:
     """Run one job to its end, or go on where it stopped; returns its summary, which JSON can hold."""
-    module, function = _RUNNERS[type(config)].split(".")
-    summary: dict[str, Any] = getattr(import_module(f"retort.orchestration.{module}"), function)(config, progress)
-    return summary
+    return _runner_of(config)(progress)
+
+
+def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # noqa: C901 - one case a job
+    """The job's function; its libraries are imported when it runs."""
+    match config:
+        case PrepareConfig():
+            from retort.orchestration.prepare.job import run_prepare
+
+            return partial(run_prepare, config)
+        case PretrainConfig():
+            from retort.orchestration.train.job import run_pretrain
+
+            return partial(run_pretrain, config)
+        case ImportConfig():
+            from retort.orchestration.outside import run_import
+
+            return partial(run_import, config)
+        case GenerateConfig():
+            from retort.orchestration.generate.job import run_generate
+
+            return partial(run_generate, config)
+        case PruneConfig():
+            from retort.orchestration.prune.job import run_prune
+
+            return partial(run_prune, config)
+        case DistillConfig():
+            from retort.orchestration.train.job import run_distill
+
+            return partial(run_distill, config)
+        case TuneConfig():
+            from retort.orchestration.tune.job import run_tune
+
+            return partial(run_tune, config)
+        case EvaluateConfig():
+            from retort.orchestration.evaluate.job import run_evaluate
+
+            return partial(run_evaluate, config)
+        case ReportConfig():
+            from retort.orchestration.evaluate.job import run_report
+
+            return partial(run_report, config)
+        case ExportConfig():
+            from retort.orchestration.outside import run_export
+
+            return partial(run_export, config)
+        case DemoConfig():
+            from retort.orchestration.tour import run_demo
+
+            return partial(run_demo, config)
 
 
 def plan_of(config: AnyConfig) -> str:

@@ -12,18 +12,16 @@ from typing import Any, Protocol, TypeVar
 import yaml
 
 from retort.config import Config, validate
-from retort.errors import ConfigError, DataError
-from retort.store.artifact import ARTIFACT_FILE, Artifact, read_artifact
+from retort.errors import ConfigError
+from retort.store.artifact import Artifact, read_artifact
 from retort.store.commit import is_committed, write_bytes_atomic
 from retort.store.lock import OutputLock
-from retort.store.registry import read_pointer
+from retort.store.results import RESULT, RUN_FILE
 
 C = TypeVar("C", bound=Config)
 
-RUN_FILE = "run.yaml"
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
-RESULT = "result"
 
 
 class JobConfig(Protocol):
@@ -37,25 +35,6 @@ class JobConfig(Protocol):
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """The configuration as a tree."""
         ...
-
-
-def result_of(path: Path) -> Path:
-    """The committed artifact that ``path`` stands for.
-
-    A job's output folder, the artifact's own folder, or a name's folder in a registry: the version in use.
-
-    Raises:
-        DataError: there is none; the message says what is there and the cure.
-    """
-    current = read_pointer(path)
-    for folder in (path / RESULT, path, *([] if current is None else [current.path])):
-        if is_committed(folder) and (folder / ARTIFACT_FILE).is_file():
-            return folder.resolve()
-    if not path.exists():
-        raise DataError(f"{path}: no such folder; run the job that writes it first, or correct the path")
-    if (path / RUN_FILE).is_file():
-        raise DataError(f"{path}: the job that writes it has not finished; run it again, it goes on where it stopped")
-    raise DataError(f"{path}: neither a job's output nor a result folder (no committed {ARTIFACT_FILE}); fix the path")
 
 
 @contextlib.contextmanager

@@ -15,11 +15,12 @@ from retort.models.outside.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoi
 from retort.models.outside.family import Family, read_family, written_config
 from retort.models.outside.translate import EMBEDDING, HEAD, expected_shapes, from_codec_lm, to_codec_lm
 from retort.models.weights import Lineage, fingerprint_of, load_model, save_model
-from retort.orchestration.outputs import RESULT, finished_result, job_output, result_of
+from retort.orchestration.outputs import finished_result, job_output
 from retort.orchestration.progress import Progress
 from retort.run_config import ExportConfig, ImportConfig, SavedCodec
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import write_json_atomic
+from retort.store.results import RESULT, result_of
 from retort.text.front_end import hf_front_end, open_text_front_end
 from retort.text.hf_tokenizer import TOKENIZER_FILE, AudioTokens, HFTokenizerConfig, id_of, ids_of, read_tokenizer
 

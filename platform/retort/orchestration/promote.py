@@ -15,10 +15,10 @@ from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse
 from retort.evaluation.results import read_summary
 from retort.models.codec_lm import count_parameters
 from retort.models.weights import load_model
-from retort.orchestration.outputs import result_of
-from retort.orchestration.tune import FRONT_FILE
+from retort.orchestration.tune.job import FRONT_FILE
 from retort.store.artifact import Artifact, code_version, read_artifact
 from retort.store.registry import Card, Registry
+from retort.store.results import result_of
 
 
 @dataclass(frozen=True)

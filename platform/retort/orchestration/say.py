@@ -10,7 +10,7 @@ from retort.errors import ConfigError, QualityGateError
 from retort.inference.speech import Sound, SpeechEngine, Wish, in_parts
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
-from retort.orchestration.outputs import result_of
+from retort.store.results import result_of
 
 _PART_CHARACTERS = 240
 _WHY = {

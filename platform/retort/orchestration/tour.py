@@ -8,10 +8,11 @@ from typing import Any
 
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.jobs import run_job
-from retort.orchestration.outputs import job_output, result_of
+from retort.orchestration.outputs import job_output
 from retort.orchestration.progress import Progress
 from retort.run_config import DemoConfig, EvaluateConfig
 from retort.store.commit import write_bytes_atomic, write_json_atomic
+from retort.store.results import result_of
 
 TIMES_FILE = "times.json"
 

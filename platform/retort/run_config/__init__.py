@@ -16,7 +16,7 @@ from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, Filte
 from retort.run_config.job import JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
-from retort.run_config.prepare import AudioConfig, PrepareConfig, SavedCodec, SavedText, SplitConfig
+from retort.run_config.prepare import PrepareConfig, SavedCodec, SavedText
 from retort.run_config.prune import PruneConfig
 from retort.run_config.training import (
     DistillConfig,
@@ -34,7 +34,6 @@ from retort.run_config.tune import TuneConfig
 
 __all__ = [
     "AnyConfig",
-    "AudioConfig",
     "CorpusTexts",
     "DemoConfig",
     "DigitTexts",
@@ -62,7 +61,6 @@ __all__ = [
     "SavedText",
     "SpeechTokensConfig",
     "SpeedConfig",
-    "SplitConfig",
     "StudentSize",
     "SystemConfig",
     "TemplateConfig",

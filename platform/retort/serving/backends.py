@@ -13,9 +13,9 @@ from torch import Tensor
 from retort.audio.files import Audio, resample
 from retort.inference.speech import SpeechEngine, Wish, in_parts
 from retort.inference.synthesizer import Request, Synthesizer
-from retort.orchestration.outputs import result_of
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Piece, Speaking
+from retort.store.results import result_of
 
 
 @dataclass(frozen=True)

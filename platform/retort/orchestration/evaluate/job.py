@@ -1,0 +1,354 @@
+"""Evaluation on Ray: a pool of judges shares the (system, strings) pieces; what is judged is kept if the run dies."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retort.audio.files import read_audio, wav_bytes
+from retort.config import validate
+from retort.evaluation.asr import open_recogniser
+from retort.evaluation.confidence import Confidence
+from retort.evaluation.items import ItemResult, read_results, write_results
+from retort.evaluation.judge import Judge, System, TestStrings, measure_confidence, seed_of
+from retort.evaluation.report import AudioSample, write_report
+from retort.evaluation.results import BootstrapConfig, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.scoring import Scorers
+from retort.evaluation.speaker import open_speaker_encoder
+from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
+from retort.inference.synthesizer import Request, Synthesizer
+from retort.orchestration.cluster import ray_session, worker_environment
+from retort.orchestration.evaluate.system_facts import describe_system, note_of
+from retort.orchestration.outputs import absolute_paths, finished_result, job_output
+from retort.orchestration.progress import Progress
+from retort.run_config import EvaluateConfig, ReportConfig
+from retort.store.artifact import code_version, describe_artifact, git_commit, write_artifact
+from retort.store.commit import write_bytes_atomic
+from retort.store.results import result_of
+
+_PIECES = "pieces"
+_SOUNDS = "audio"
+
+
+def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
+    """Judge every system, and write ``results.jsonl``, ``summary.json``, ``report.html`` and audio.
+
+    Raises:
+        DataError: a model or the token set is missing, or they do not belong together.
+        ConfigError: a guidance is not valid for its model.
+    """
+    done = finished_result(config)
+    if done is not None:
+        progress.log(f"evaluate: {config.output} is finished")
+        return dict(done.info.metrics)
+    with job_output(config) as output:
+        config = _resolved(config)
+        strings = TestStrings(config.data, split=config.split, count=config.num_strings)
+        infos = [describe_system(system, config, strings) for system in config.systems]
+        with ray_session():
+            items = _judge_all(config, output, strings, progress)
+            confidence = _on_one_actor(config, "confidence", config.pool.threads_per_worker)
+            speeds, memory = _measure(config, progress)
+        infos = [_with_speed(info, speeds, memory, confidence) for info in infos]
+        return _write(config, output, strings, infos, items, confidence)
+
+
+def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
+    """Write the report of a finished evaluation again, into ``output``."""
+    source = result_of(config.evaluation)
+    items = read_results(source / "results.jsonl")
+    page = write_report(
+        config.output, read_summary(source / "summary.json"), items, samples=_samples(source), title="Retort"
+    )
+    progress.log(f"report: {page}")
+    return {"report": str(page)}
+
+
+def _resolved(config: EvaluateConfig) -> EvaluateConfig:
+    """Absolute paths of committed artifacts, so that workers in other folders find them."""
+    systems = [
+        system if system.model is None else system.replace(model=str(result_of(system.model)))
+        for system in config.systems
+    ]
+    tree = [system.model_dump(mode="json") for system in systems]
+    return absolute_paths(config).replace(data=str(result_of(config.data)), systems=tree)
+
+
+def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
+    """Speed of every model of an evaluation, in turns, in one process: the figures of its summary, by name."""
+    assert config.speed is not None
+    resolved = _resolved(config)
+    with ray_session():
+        speeds: dict[str, list[Speed]] = _on_one_actor(resolved, "speed", config.speed.threads)
+    return {name: _speed_figures(speed) for name, speed in speeds.items()}
+
+
+def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progress: Progress) -> list[ItemResult]:
+    """Judge all pieces that no earlier run has judged, and read them all."""
+    import ray
+
+    ids = sorted(strings.rows, key=lambda i: (strings.rows[i].num_frames, i))
+    step = config.batch_size
+    pieces = [
+        (system.name, number, ids[begin : begin + step])
+        for system in config.systems
+        for number, begin in enumerate(range(0, len(ids), step))
+    ]
+    folder = output / _PIECES
+    (folder / _SOUNDS).mkdir(parents=True, exist_ok=True)
+    kept = sorted(ids, key=lambda i: seed_of(config.seed, i))[: config.num_samples]
+    missing = [piece for piece in pieces if not (folder / f"{piece[0]}-{piece[1]:04d}.jsonl").is_file()]
+    if missing:
+        actors = _actors(config, min(config.pool.size, len(missing)), config.pool.threads_per_worker)
+        pool = ray.util.ActorPool(actors)
+        work = pool.map_unordered(lambda a, p: a.judge.remote(p[0], p[1], p[2], str(folder), kept), missing)
+        for done, name in enumerate(work, start=1):
+            progress.update(done, len(missing), f"judging {name}")
+        for actor in actors:
+            ray.kill(actor)
+    return [item for piece in pieces for item in read_results(folder / f"{piece[0]}-{piece[1]:04d}.jsonl")]
+
+
+def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
+    import ray
+
+    options = {
+        "num_cpus": config.pool.cpus_per_worker,
+        "num_gpus": config.pool.gpus_per_worker,
+        "runtime_env": {"env_vars": worker_environment(threads, use_gpu=config.pool.gpus_per_worker > 0)},
+        # Anywhere with room: inside a trial of a sweep the default would be the trial's own small placement group.
+        "scheduling_strategy": "DEFAULT",
+        "max_restarts": 2,
+        "max_task_retries": 2,
+    }
+    remote = ray.remote(**options)(EvaluationWorker)
+    return [remote.remote(config.model_dump(mode="json"), threads) for _ in range(count)]
+
+
+def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: str) -> Any:
+    """Call a method in a process of its own, which ends with the call."""
+    import ray
+
+    actor = _actors(config, 1, threads)[0]
+    try:
+        return ray.get(getattr(actor, method).remote(*arguments))
+    finally:
+        ray.kill(actor)
+
+
+def _measure(config: EvaluateConfig, progress: Progress) -> tuple[dict[str, list[Speed]], dict[str, float]]:
+    """Speed of all models in turns, and the peak memory of each in a process of its own."""
+    if config.speed is None:
+        return {}, {}
+    models = [system.name for system in config.systems if system.model is not None]
+    progress.update(0, 1 + len(models), "measuring speed")
+    speeds: dict[str, list[Speed]] = _on_one_actor(config, "speed", config.speed.threads)
+    memory: dict[str, float] = {}
+    # Memory does not mind company, and most of each process's time is its start.
+    with ThreadPoolExecutor(config.pool.size) as pool:
+        measured = pool.map(lambda name: _on_one_actor(config, "memory", config.pool.threads_per_worker, name), models)
+        for done, (name, peak_mb) in enumerate(zip(models, measured, strict=True), start=1):
+            memory[name] = peak_mb
+            progress.update(1 + done, 1 + len(models), f"measuring memory of {name}")
+    return speeds, memory
+
+
+class EvaluationWorker:
+    """Lives in a Ray actor: loads each system once, judges pieces, measures confidence and speed."""
+
+    def __init__(self, tree: dict[str, Any], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.config = validate(tree, EvaluateConfig, where="evaluate")
+        self.device = "cuda" if self.config.pool.gpus_per_worker > 0 else "cpu"
+        self.strings = TestStrings(self.config.data, split=self.config.split, count=self.config.num_strings)
+        self._systems: dict[str, System] = {}
+        self._judge: Judge | None = None
+
+    def judge(self, name: str, number: int, ids: list[str], folder: str, kept: list[str]) -> str:
+        """Judge one piece and write it; a piece appears whole or not at all."""
+        config = self.config
+        if self._judge is None:
+            encoder = None if config.speaker_encoder is None else open_speaker_encoder(config.speaker_encoder)
+            scorers = Scorers(open_recogniser(config.recogniser), encoder, config.stability)
+            self._judge = Judge(self.strings, scorers, max_frames=config.max_frames, seed=config.seed)
+        verdicts = self._judge.judge(self._system(name), ids)
+        for verdict in verdicts:
+            if verdict.item.id in kept and verdict.samples_N.numel():
+                path = Path(folder) / _SOUNDS / f"{name}--{verdict.item.id}.wav"
+                write_bytes_atomic(path, wav_bytes(verdict.samples_N, verdict.sample_rate))
+        lines = Path(folder) / f"{name}-{number:04d}.jsonl"
+        write_results(lines, [verdict.item for verdict in verdicts])
+        return name
+
+    def confidence(self) -> dict[str, Confidence]:
+        """Confidence of every model."""
+        systems = [self._system(system.name) for system in self.config.systems]
+        teacher = self.config.confidence_teacher
+        found = next((system for system in systems if system.name == teacher), None)
+        return measure_confidence(self.strings, systems, teacher=found, batch_size=self.config.batch_size)
+
+    def speed(self) -> dict[str, list[Speed]]:
+        """Speed of every model at each batch size."""
+        settings = self.config.speed
+        assert settings is not None
+        cases = {}
+        for config in self.config.systems:
+            system = self._system(config.name)
+            if system.synthesizer is not None and system.guidance is not None:
+                cases[config.name] = SpeedCase(system.synthesizer, system.guidance, system.scale_input)
+        request = self._longest_request()
+        results: dict[str, list[Speed]] = {name: [] for name in cases}
+        for batch_size in settings.batch_sizes:
+            measured = measure_speed(
+                cases, request, batch_size=batch_size, num_frames=settings.num_frames, rounds=settings.rounds
+            )
+            for name, speed in measured.items():
+                results[name].append(speed)
+        return results
+
+    def memory(self, name: str) -> float:
+        """Peak memory of one model at the saturating batch size, MiB."""
+        settings = self.config.speed
+        assert settings is not None
+
+        def open_case() -> SpeedCase:
+            system = self._system(name)
+            assert system.synthesizer is not None
+            assert system.guidance is not None
+            return SpeedCase(system.synthesizer, system.guidance, system.scale_input)
+
+        return measure_peak_memory(
+            open_case, self._longest_request(), batch_size=settings.batch_sizes[-1], num_frames=settings.num_frames
+        )
+
+    def _longest_request(self) -> Request:
+        row = max(self.strings.rows.values(), key=lambda r: len(r.text_ids))
+        return Request(row.text, row.speaker, 0, self.strings.prompt_for(row))
+
+    def _system(self, name: str) -> System:
+        if name not in self._systems:
+            config = next(system for system in self.config.systems if system.name == name)
+            synthesizer = None
+            if config.model is not None:
+                synthesizer = Synthesizer.open(config.model, precision=self.config.precision, device=self.device)
+            self._systems[name] = System(
+                name, config.kind, synthesizer, config.guidance.build(), config.sampler, config.scale_input
+            )
+        return self._systems[name]
+
+
+def _with_speed(
+    info: SystemInfo,
+    speeds: Mapping[str, Sequence[Speed]],
+    memory: Mapping[str, float],
+    confidence: Mapping[str, Confidence],
+) -> SystemInfo:
+    changes: dict[str, Any] = {"peak_memory_mb": memory.get(info.name)}
+    if info.name in confidence:
+        changes.update(entropy=confidence[info.name].entropy, top1_probability=confidence[info.name].top1)
+    if info.name in speeds:
+        changes.update(_speed_figures(speeds[info.name]))
+    return dataclasses.replace(info, **changes)
+
+
+def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
+    first, last = speeds[0], speeds[-1]
+    return {
+        "tokens_per_second": last.tokens_per_second,
+        "rtf": last.rtf,
+        "nfe": last.nfe,
+        "tokens_per_second_batch1": first.tokens_per_second,
+        "rtf_batch1": first.rtf,
+        "first_audio_ms": first.first_frame_ms,
+    }
+
+
+def _write(
+    config: EvaluateConfig,
+    output: Path,
+    strings: TestStrings,
+    infos: Sequence[SystemInfo],
+    items: Sequence[ItemResult],
+    confidence: Mapping[str, Confidence],
+) -> dict[str, Any]:
+    summary = summarise(
+        items,
+        infos,
+        config.comparisons,
+        expected=strings.expected,
+        environment=_environment(config, strings),
+        note=note_of(config, items),
+        confidence=confidence,
+        bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
+    )
+    tree = summary.tree()
+
+    def fill(folder: Path) -> None:
+        write_results(folder / "results.jsonl", summary.items)
+        write_summary(folder / "summary.json", summary)
+        (folder / _SOUNDS).mkdir()
+        for sound in sorted((output / _PIECES / _SOUNDS).glob("*.wav")):
+            (folder / _SOUNDS / sound.name).write_bytes(sound.read_bytes())
+        write_report(folder, tree, summary.items, samples=_samples(folder), title="Retort: teacher and students")
+
+    metrics = {system["name"]: _headline(system) for system in tree["systems"]}
+    info = describe_artifact(
+        "evaluation",
+        config.output.name,
+        "1",
+        inputs={"data": strings.description.codec_fingerprint},
+        config=validate(_recorded(output), EvaluateConfig, where="run.yaml").model_dump(mode="json"),
+        metrics={"systems": metrics, "findings": [finding["text"] for finding in tree["findings"]]},
+    )
+    write_artifact(output / "result", info, fill)
+    return dict(info.metrics)
+
+
+def _recorded(output: Path) -> dict[str, Any]:
+    import yaml
+
+    tree: dict[str, Any] = yaml.safe_load((output / "run.yaml").read_text())
+    return tree
+
+
+def _headline(system: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("parameters", "wer_corpus", "wer_ci95", "failure_rate", "speaker_similarity", "tokens_per_second", "rtf")
+    return {name: system[name] for name in names}
+
+
+def _environment(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]:
+    return {
+        "retort": code_version(),
+        "git_commit": git_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "precision": config.precision,
+        "threads": config.speed.threads if config.speed else config.pool.threads_per_worker,
+        "codec": strings.description.codec_fingerprint,
+        "text": strings.description.text_fingerprint,
+        "seed": config.seed,
+        "samplers": {s.name: json.loads(s.sampler.model_dump_json()) for s in config.systems if s.model},
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _samples(folder: Path) -> list[AudioSample]:
+    samples = []
+    for path in sorted((folder / _SOUNDS).glob("*.wav")):
+        system, _, name = path.stem.partition("--")
+        audio = read_audio(path)
+        samples.append(AudioSample(name, system, audio.samples_N, audio.sample_rate))
+    return samples

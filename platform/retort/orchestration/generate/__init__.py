@@ -1,0 +1,1 @@
+"""Synthetic data on Ray Data."""

@@ -1,0 +1,183 @@
+"""Teacher to synthetic data on Ray Data: guided top-k of real tokens, and sequences sampled from the guided teacher."""
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from retort.data.logit_cache import DEFAULT_ENCODING
+from retort.data.prompts import PROMPT_MAX_FRAMES
+from retort.data.synthetic import SAMPLED, SYNTHETIC_FILE, TARGETS, SyntheticDescription
+from retort.data.tokens import TokenSet, refuse_mismatch
+from retort.data.utterance import Reject
+from retort.errors import ConfigError, DataError
+from retort.models.weights import LoadedModel, load_model
+from retort.orchestration.chunks import (
+    ChunkFolder,
+    ChunkRecord,
+    open_work_folder,
+    run_chunks,
+    sum_numbers,
+    write_rejects,
+)
+from retort.orchestration.cluster import ray_session
+from retort.orchestration.generate.plan import plan_generation
+from retort.orchestration.generate.worker import PRECISION, GenerateWorker
+from retort.orchestration.outputs import absolute_paths, finished_result, job_output
+from retort.orchestration.progress import Progress
+from retort.run_config import FileTexts, GenerateConfig
+from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
+from retort.store.disk import remove_tree
+from retort.store.results import RESULT, result_of
+
+REJECTS_FILE = "rejects.jsonl"
+
+
+def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
+    """Generate: ``result/`` gets ``targets/``, ``sampled/`` and the description, each id exactly once.
+
+    A run that was cut short goes on with the chunks that are not done; a finished one returns at once. A sequence
+    depends on its own id and the seed, not on its batch or the pool.
+
+    Raises:
+        ConfigError: the guidance is not valid for the teacher, or there is nothing to generate.
+        DataError: teacher and token set do not belong together, or every sampled sequence was dropped.
+    """
+    done = finished_result(config)
+    if done is not None:
+        progress.log(f"generate: {config.output} is finished")
+        return _summary(done)
+    begin = time.monotonic()
+    with job_output(config) as output:
+        resolved = absolute_paths(config).replace(teacher=result_of(config.teacher), data=result_of(config.data))
+        tokens = TokenSet.open(resolved.data)
+        description = _describe(resolved, _fitting_teacher(resolved, tokens), tokens)
+        plan = plan_generation(resolved, tokens)
+        work = open_work_folder(output, _key(resolved, description))
+        plan.write(work / "plan.json")
+        chunks = ChunkFolder(work / "chunks", plan.num_chunks)
+        arguments = {
+            "tree": resolved.model_dump(mode="json"),
+            "plan": work / "plan.json",
+            "description": description.model_dump_json(),
+        }
+        with ray_session():
+            run_chunks(chunks, GenerateWorker, arguments, config.pool, progress, "chunks generated")
+        records = chunks.records()
+        rejects = [*plan.rejects, *(reject for record in records for reject in record.rejects)]
+        write_rejects(output / REJECTS_FILE, rejects)
+        figures = _figures(config, records, rejects, time.monotonic() - begin)
+        if config.num_sampled and not figures["sampled_kept"]:
+            raise DataError(
+                f"all {config.num_sampled} sampled sequences were dropped ({figures['dropped']}); train the teacher "
+                f"longer, lower the guidance, or loosen filters; see {output / REJECTS_FILE}"
+            )
+        artifact = _write_result(config, output / RESULT, (chunks, records, rejects), description, figures)
+        remove_tree(work.parent)
+    return _summary(artifact)
+
+
+def _fitting_teacher(config: GenerateConfig, tokens: TokenSet) -> LoadedModel:
+    """The teacher, if it may be guided so and was made for these tokens."""
+    if not config.teacher_forced and not config.num_sampled:
+        raise ConfigError("nothing to generate: set teacher_forced: true, or num_sampled above 0")
+    teacher = load_model(config.teacher)
+    teacher.check_guidance(config.guidance.build())
+    made, cure = tokens.description, "use the token set that the teacher was trained on, or train a teacher on this one"
+    lineage, model = teacher.lineage, teacher.model.config
+    refuse_mismatch("the teacher", lineage.codec_fingerprint, str(config.data), made.codec_fingerprint, cure)
+    refuse_mismatch("the teacher", lineage.text_fingerprint, str(config.data), made.text_fingerprint, cure)
+    refuse_mismatch(
+        "the teacher",
+        f"{model.num_codebooks} codebooks of {model.codebook_size}",
+        str(config.data),
+        f"{made.num_codebooks} codebooks of {made.codebook_size}",
+        cure,
+    )
+    if model.guidance_scales:
+        raise ConfigError(f"{config.teacher} takes its guidance scale as an input: it is a student, not a teacher")
+    return teacher
+
+
+def _describe(config: GenerateConfig, teacher: LoadedModel, tokens: TokenSet) -> SyntheticDescription:
+    return SyntheticDescription(
+        teacher_fingerprint=teacher.fingerprint,
+        data_fingerprint=read_artifact(config.data, verify=False).fingerprint,
+        tokens=tokens.description,
+        delays=teacher.model.config.codebook_delays,
+        guidance=config.guidance,
+        coefficients={str(name): value for name, value in config.guidance.build().coefficients.items()},
+        temperature=config.temperature,
+        top_k=min(config.top_k, tokens.description.codebook_size),
+        encoding=DEFAULT_ENCODING,
+        sampler=config.sampler.model_dump(mode="json"),
+        prompt_max_frames=PROMPT_MAX_FRAMES,
+        precision=config.precision,
+        seed=config.seed,
+        code_version=code_version(),
+    )
+
+
+def _key(config: GenerateConfig, description: SyntheticDescription) -> str:
+    """Names what decides the content of the chunks."""
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude={"output", "pool", "teacher", "data"})
+    made = description.model_dump(mode="json", exclude={"code_version"})
+    texts = ""
+    if isinstance(config.texts, FileTexts) and config.texts.path.is_file():
+        texts = hashlib.sha256(config.texts.path.read_bytes()).hexdigest()
+    return hashlib.sha256(json.dumps([tree, made, texts], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _figures(
+    config: GenerateConfig, records: Sequence[ChunkRecord], rejects: Sequence[Reject], wall_s: float
+) -> dict[str, Any]:
+    numbers = sum_numbers(records)
+    tokens = numbers.get("tokens", 0.0)
+    return {
+        "teacher_forced_rows": int(numbers.get("forced_rows", 0)),
+        "sampled_asked": config.num_sampled,
+        "sampled_kept": int(numbers.get("sampled_rows", 0)),
+        "sampled_seconds": round(numbers.get("sampled_seconds", 0.0), 2),
+        "dropped": dict(Counter(reject.code for reject in rejects).most_common()),
+        "tokens": int(tokens),
+        "cache_bytes_per_token": round(numbers.get("bytes", 0.0) / max(tokens, 1.0), 2),
+        "wall_seconds": round(wall_s, 2),
+        "tokens_per_second": round(tokens / wall_s, 1),
+    }
+
+
+def _write_result(
+    config: GenerateConfig,
+    result: Path,
+    work: tuple[ChunkFolder, Sequence[ChunkRecord], Sequence[Reject]],
+    description: SyntheticDescription,
+    figures: Mapping[str, Any],
+) -> Artifact:
+    """Put the chunks together and commit the artifact."""
+    chunks, records, rejects = work
+    # What `auto` came to is known to the workers alone.
+    computed = sorted(name.removeprefix(PRECISION) for name in sum_numbers(records) if name.startswith(PRECISION))
+    description = description.replace(precision="+".join(computed) or description.precision)
+
+    def fill(target: Path) -> None:
+        chunks.collect(records, TARGETS, target / TARGETS)
+        chunks.collect(records, SAMPLED, target / SAMPLED)
+        (target / SYNTHETIC_FILE).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        write_rejects(target / REJECTS_FILE, rejects)
+
+    info = describe_artifact(
+        "synthetic",
+        config.output.name,
+        "1",
+        inputs={"teacher": description.teacher_fingerprint, "data": description.data_fingerprint},
+        config=config.model_dump(mode="json"),
+        metrics=figures,
+    )
+    return write_artifact(result, info, fill)
+
+
+def _summary(artifact: Artifact) -> dict[str, Any]:
+    return {**artifact.info.metrics, "fingerprint": artifact.fingerprint, "result": str(artifact.path)}

@@ -1,0 +1,1 @@
+"""Corpus to tokens on Ray Data."""

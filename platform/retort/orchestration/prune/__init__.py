@@ -1,0 +1,1 @@
+"""Layer importance on Ray Data."""

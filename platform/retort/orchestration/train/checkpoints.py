@@ -1,0 +1,189 @@
+"""Checkpoints of a training run: what every rank must keep to go on as if nothing had happened."""
+
+import json
+import logging
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retort.errors import ConfigError, QualityGateError, StorageError
+from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer
+from retort.orchestration.train.master_weights import (
+    MOMENTS,
+    PieceReader,
+    optimizer_tensors,
+    prepare_moments,
+)
+from retort.orchestration.train.ranks import Ranks
+from retort.store.checkpoints import CheckpointFolder
+from retort.store.disk import full_disk_as_resource_error
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Found:
+    """The checkpoint that all ranks resume from."""
+
+    step: int
+    path: Path
+    meta: Mapping[str, Any]
+
+
+class TrainingCheckpoints:
+    """Saves and restores masters, moments, average and random numbers, each rank its own part, as tensors only.
+
+    Args:
+        root: the run's ``checkpoints`` folder, on a file system that all ranks share.
+        ranks: who takes part.
+        keep_last: how many checkpoints stay.
+    """
+
+    def __init__(self, root: Path, ranks: Ranks, *, keep_last: int) -> None:
+        self._ranks = ranks
+        self._folder = CheckpointFolder(root, keep_last=keep_last, attempt=ranks.agree_on_attempt())
+
+    def find(self) -> Found | None:
+        """The newest checkpoint that verifies; rank 0 decides, so that no two ranks differ."""
+        tree: dict[str, Any] | None = None
+        if self._ranks.rank == 0:
+            good = self._folder.latest_good()
+            if good is not None:
+                tree = {"step": good.step, "path": str(good.path), "meta": dict(good.meta)}
+        tree = self._ranks.from_rank_zero(tree)
+        return None if tree is None else Found(tree["step"], Path(tree["path"]), tree["meta"])
+
+    def save(self, optimizer: DeepSpeedOptimizer, generators: Mapping[str, torch.Generator]) -> None:
+        """Write the checkpoint of the optimizer's step; every rank must call it.
+
+        Raises:
+            QualityGateError: a weight is not a number; what is worth resuming from is kept.
+            ResourceError: the disk is full; the checkpoints before are intact.
+        """
+        step, ranks = optimizer.step, self._ranks
+        if not optimizer.is_finite():
+            raise QualityGateError(
+                f"a weight is not a number after step {step}; lower optimizer.learning_rate. "
+                "The last checkpoint is intact"
+            )
+        folder = self._folder.begin(step)
+        with full_disk_as_resource_error(folder, written=folder):
+            _write_rank(folder / _rank_file(ranks.rank), optimizer, generators, is_first=ranks.rank == 0)
+        ranks.barrier()
+        if ranks.rank == 0:
+            meta = {
+                "world_size": ranks.world_size,
+                "micro_batches_per_step": optimizer.config.accumulation * ranks.world_size,
+                "has_average": optimizer.ema is not None,
+            }
+            self._folder.finish(step, meta, expected_files=[_rank_file(rank) for rank in range(ranks.world_size)])
+        ranks.barrier()
+
+    def restore(self, found: Found, optimizer: DeepSpeedOptimizer, generators: Mapping[str, torch.Generator]) -> None:
+        """Put the state of a checkpoint into a fresh optimizer and into the random number generators.
+
+        Raises:
+            StorageError: the checkpoint is of another model.
+        """
+        files = [found.path / _rank_file(rank) for rank in range(int(found.meta["world_size"]))]
+        headers = [_header(path) for path in files]
+        reader = PieceReader(files, [json.loads(header["starts"]) for header in headers])
+        prepare_moments(optimizer.engine, optimizer.pieces, found.step)
+        tensors = optimizer_tensors(optimizer.engine, optimizer.pieces)
+        with torch.no_grad():
+            for i, piece in enumerate(optimizer.pieces):
+                for kind in ("fp32", *MOMENTS):
+                    reader.read_into(tensors[f"{kind}/{piece.name}"], kind, piece)
+                if optimizer.ema is not None:
+                    reader.read_into(optimizer.ema[i], "ema", piece)
+        optimizer.step = found.step
+        optimizer.refresh()
+        if int(found.meta["world_size"]) == self._ranks.world_size:
+            _restore_generators(files[self._ranks.rank], headers[self._ranks.rank], generators)
+        else:
+            _log.warning(
+                "resumed on %d ranks what %d ranks began: dropout and guidance scales are drawn anew",
+                self._ranks.world_size,
+                found.meta["world_size"],
+            )
+
+
+def accumulation_for(found: Found, accumulation: int, world_size: int) -> int:
+    """Micro-batches per rank and step that keep the step of an earlier run the same on another number of ranks.
+
+    Raises:
+        ConfigError: the step's micro-batches cannot be dealt out evenly; both numbers and the cure are named.
+    """
+    per_step, before = int(found.meta["micro_batches_per_step"]), int(found.meta["world_size"])
+    if accumulation * world_size == per_step:
+        return accumulation
+    if world_size == before or per_step % world_size:
+        raise ConfigError(
+            f"the checkpoint of step {found.step} was written by {before} workers, {per_step} micro-batches a step; "
+            f"this run has {world_size} workers with accumulation {accumulation}; choose num_workers and "
+            f"optimizer.accumulation so that {per_step} micro-batches make a step, or another output"
+        )
+    return per_step // world_size
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank_{rank:05d}.safetensors"
+
+
+def _write_rank(
+    path: Path, optimizer: DeepSpeedOptimizer, generators: Mapping[str, torch.Generator], *, is_first: bool
+) -> None:
+    from safetensors.torch import save_file
+
+    # Without sharding all ranks hold the same, and one copy is enough.
+    pieces = optimizer.pieces if is_first or optimizer.is_sharded else []
+    tensors = optimizer_tensors(optimizer.engine, pieces)
+    if optimizer.ema is not None:
+        tensors.update({f"ema/{piece.name}": optimizer.ema[i] for i, piece in enumerate(pieces)})
+    tensors.update({f"random/{name}": state for name, state in _generator_states(generators).items()})
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    metadata = {
+        "starts": json.dumps({piece.name: piece.start for piece in pieces}),
+        "python": json.dumps(random.getstate()),
+        "numpy": json.dumps([kind, keys.tolist(), position, has_gauss, gauss]),  # type: ignore[union-attr]
+    }
+    # Pieces are views of common storage, which safetensors refuses; a copy of one rank's part fits in memory.
+    save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, path, metadata)
+
+
+def _generator_states(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
+    states = {"torch": torch.get_rng_state(), **{name: g.get_state() for name, g in generators.items()}}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _header(path: Path) -> dict[str, str]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata())
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{path}: cannot be read: {error}") from error
+
+
+def _restore_generators(path: Path, header: Mapping[str, str], generators: Mapping[str, torch.Generator]) -> None:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        torch.set_rng_state(file.get_tensor("random/torch"))
+        for name, generator in generators.items():
+            generator.set_state(file.get_tensor(f"random/{name}"))
+        if torch.cuda.is_available() and "random/cuda" in file.keys():  # noqa: SIM118 - not a mapping
+            torch.cuda.set_rng_state(file.get_tensor("random/cuda"))
+    version, state, gauss = json.loads(header["python"])
+    random.setstate((version, tuple(state), gauss))
+    kind, keys, position, has_gauss, cached = json.loads(header["numpy"])
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), position, has_gauss, cached))

@@ -1,0 +1,292 @@
+"""What each Ray Train worker runs. It is pickled by reference: driver and workers must have the same package."""
+
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retort.config import validate
+from retort.data.batches import LMBatch
+from retort.errors import QualityGateError, RetortError
+from retort.inference.synthesizer import save_speaking_model
+from retort.models.codec_lm import CodecLM, count_parameters
+from retort.models.outside.beside import carry_outside
+from retort.models.weights import fingerprint_of
+from retort.nn.precision import pick_dtype
+from retort.nn.transformer import leave_out_cudnn_attention
+from retort.orchestration.failures import read_failure, write_failure
+from retort.orchestration.outputs import CHECKPOINTS
+from retort.orchestration.train.checkpoints import TrainingCheckpoints, accumulation_for
+from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
+from retort.orchestration.train.master_weights import full_parameters
+from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
+from retort.orchestration.train.ranks import Ranks
+from retort.orchestration.train.setup import Problem, TrainJob, build_problem
+from retort.run_config import DistillConfig
+from retort.store.artifact import describe_artifact, write_artifact
+from retort.store.results import RESULT, result_of
+from retort.training.fit import fit
+from retort.training.seam import StepOutput
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What the driver hands to every worker.
+
+    Attributes:
+        config: the run, with absolute paths.
+        recorded_config: the configuration tree that goes into the artifact.
+        inputs: fingerprints of what the run reads.
+        run: tells this run of the driver from others.
+    """
+
+    config: TrainJob
+    recorded_config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    run: str
+
+    def to_tree(self) -> dict[str, Any]:
+        """Plain data, for Ray."""
+        return {
+            "config": self.config.model_dump(mode="json"),
+            "recorded_config": dict(self.recorded_config),
+            "inputs": dict(self.inputs),
+            "run": self.run,
+        }
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any]) -> "Assignment":
+        """Inverse of :meth:`to_tree`; the configuration is validated again."""
+        config: TrainJob = validate(tree["config"], TrainJob, where="the driver's configuration")  # type: ignore[arg-type]
+        return cls(config, tree["recorded_config"], tree["inputs"], tree["run"])
+
+
+def train_worker(tree: dict[str, Any]) -> None:
+    """The function of each Ray Train worker; the process group is already there."""
+    from ray.train import get_context
+    from ray.train.torch import get_device
+
+    context, assignment = get_context(), Assignment.from_tree(tree)
+    if assignment.config.training.workers.use_gpu:
+        torch.cuda.set_device(get_device())
+    run_rank(assignment, Ranks(context.get_world_rank(), context.get_world_size()))
+
+
+def run_rank(assignment: Assignment, ranks: Ranks) -> None:
+    """Train one rank to the end; our own errors are left in a file for the driver.
+
+    Restarting the workers cannot mend such an error, so a restarted group that finds one ends at once.
+
+    Raises:
+        RetortError: among several ranks, so that the others are stopped as well.
+    """
+    output = assignment.config.output
+    if read_failure(output, run=assignment.run) is not None:
+        return
+    try:
+        with _events(output, ranks):
+            train_rank(assignment, ranks)
+    except RetortError as error:
+        write_failure(output, error, run=assignment.run)
+        if ranks.world_size > 1:
+            raise
+
+
+def train_rank(assignment: Assignment, ranks: Ranks) -> None:
+    """Build, resume, train, and write the result."""
+    config = assignment.config
+    training, workers = config.training, config.training.workers
+    torch.set_num_threads(workers.threads_per_worker)
+    device = torch.device("cuda", torch.cuda.current_device()) if workers.use_gpu else torch.device("cpu")
+    if workers.use_gpu:
+        leave_out_cudnn_attention()
+    dtype = pick_dtype(workers.precision, device)
+    problem = build_problem(config, rank=ranks.rank, world_size=ranks.world_size, device=device, dtype=dtype)
+    checkpoints = TrainingCheckpoints(config.output / CHECKPOINTS, ranks, keep_last=training.keep_checkpoints)
+    found = checkpoints.find()
+    settings = training.optimizer
+    if found is not None:
+        accumulation = accumulation_for(found, settings.accumulation, ranks.world_size)
+        settings = settings.replace(accumulation=accumulation)
+    student = problem.objective.student
+    assert isinstance(student, CodecLM)
+    num_parameters = count_parameters(student)  # before ZeRO stage 3 empties them
+    optimizer = DeepSpeedOptimizer(
+        problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
+    )
+    _seed(training.seed, ranks.rank)
+    loop = TrainingLoop(config, problem, optimizer, checkpoints, ranks, num_parameters)
+    _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
+    if found is not None:
+        checkpoints.restore(found, optimizer, loop.generators)
+        _log.info("resuming after step %d", found.step)
+    metrics = loop.run()
+    _write_result(assignment, problem, optimizer, ranks, metrics)
+
+
+class TrainingLoop:
+    """Feeds ``fit`` with this rank's batches, and reports and saves between its steps."""
+
+    def __init__(
+        self,
+        config: TrainJob,
+        problem: Problem,
+        optimizer: DeepSpeedOptimizer,
+        checkpoints: TrainingCheckpoints,
+        ranks: Ranks,
+        num_parameters: int,
+    ) -> None:
+        self._num_parameters = num_parameters
+        self._training, self._output = config.training, config.output
+        self._problem, self._optimizer, self._checkpoints, self._ranks = problem, optimizer, checkpoints, ranks
+        generator = getattr(problem.teacher, "generator", None)
+        self.generators: dict[str, torch.Generator] = {} if generator is None else {"teacher": generator}
+        self._means = RunningMeans(ranks)
+        self._writer: MetricsWriter | None = None
+        self._num_valid = torch.ones(())
+        self._since = (0, 0.0)
+        self._last: dict[str, float] = {}
+
+    def run(self) -> dict[str, float]:
+        """Train from the optimizer's step to the last one; returns the last metrics."""
+        start = self._optimizer.step
+        self._since = (start, time.monotonic())
+        writer = MetricsWriter(self._output, start) if self._ranks.rank == 0 else None
+        with writer or contextlib.nullcontext():
+            self._writer = writer
+            try:
+                fit(
+                    self._optimizer.engine,
+                    self._problem.teacher,
+                    self._batches(start),
+                    self._optimizer,
+                    self._after_micro_batch,
+                )
+            except QualityGateError as error:
+                raise QualityGateError(f"step {self._optimizer.step + 1} of {self._training.steps}: {error}") from None
+        return self._last
+
+    def _batches(self, start: int) -> Iterator[LMBatch]:
+        accumulation, device = self._optimizer.config.accumulation, self._optimizer.device
+        num_micro_batches = accumulation * self._ranks.world_size
+        for step in range(start, self._training.steps):
+            numbers = range(step * accumulation, (step + 1) * accumulation)
+            batches = [self._problem.stream.batch(n).to(device) for n in numbers]
+            counts = [batch.num_valid.float() for batch in batches]
+            total = self._ranks.sum(torch.stack(counts).sum())
+            for batch, count in zip(batches, counts, strict=True):
+                self._num_valid = count
+                weight = micro_batch_weight(count, total, num_micro_batches)
+                self._optimizer.weight = weight if num_micro_batches > 1 else None
+                yield batch
+
+    def _after_micro_batch(self, index: int, out: StepOutput) -> None:
+        self._means.add(out, self._num_valid)
+        step, training = self._optimizer.step, self._training
+        if (index + 1) % self._optimizer.config.accumulation:
+            return
+        if step % training.log_every == 0 or step == training.steps:
+            self._report(step)
+        if step % training.checkpoint_every == 0 or step == training.steps:
+            self._checkpoints.save(self._optimizer, self.generators)
+
+    def _report(self, step: int) -> None:
+        means = self._means.read()
+        since_step, since_time = self._since
+        self._since = (step, time.monotonic())
+        self._last = {
+            "step": step,
+            **means,
+            "parameters": self._num_parameters,
+            "learning_rate": self._optimizer.learning_rate,
+            "steps_per_s": (step - since_step) / (self._since[1] - since_time),
+        }
+        if self._writer is not None:
+            self._writer.write(self._last)
+
+
+def _write_result(
+    assignment: Assignment,
+    problem: Problem,
+    optimizer: DeepSpeedOptimizer,
+    ranks: Ranks,
+    metrics: Mapping[str, float],
+) -> None:
+    """Gather the averaged (or last) fp32 weights and commit them as the job's artifact."""
+    optimizer.use_average()
+    weights = full_parameters(optimizer.engine, optimizer.pieces)
+    if ranks.rank == 0:
+        config = assignment.config
+        student = _student_with(problem, weights)
+        tokens = problem.stream.num_tokens(config.training.steps * optimizer.config.accumulation)
+        info = describe_artifact(
+            "model",
+            config.job,
+            fingerprint_of(student),
+            inputs=assignment.inputs,
+            config=assignment.recorded_config,
+            metrics={**metrics, "parameters": count_parameters(student), "training_tokens": tokens},
+        )
+        data = result_of(config.data)
+
+        def fill(folder: Path) -> None:
+            save_speaking_model(folder, student, problem.lineage, data)
+            if isinstance(config, DistillConfig):
+                carry_outside(result_of(config.teacher), folder)
+
+        write_artifact(config.output / RESULT, info, fill)
+    ranks.barrier()
+
+
+def _student_with(problem: Problem, weights: Mapping[str, Tensor]) -> CodecLM:
+    student = problem.objective.student
+    assert isinstance(student, CodecLM)
+    whole = CodecLM(student.config)
+    prefix = "student."
+    whole.load_state_dict({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)})
+    return whole
+
+
+def _describe(config: TrainJob, optimizer: DeepSpeedOptimizer, ranks: Ranks) -> str:
+    return (
+        f"{config.job}: {config.training.steps} steps on {ranks.world_size} worker(s), "
+        f"ZeRO stage {optimizer.engine.zero_optimization_stage()}"
+    )
+
+
+def _seed(seed: int, rank: int) -> None:
+    """Ranks draw different dropout masks; the batches have generators of their own."""
+    own = (seed << 16) + rank
+    torch.manual_seed(own)
+    random.seed(own)
+    np.random.seed(own % (1 << 32))
+
+
+@contextlib.contextmanager
+def _events(output: Path, ranks: Ranks) -> Iterator[None]:
+    """Let what rank 0 logs reach the driver, which shows the file."""
+    if ranks.rank:
+        yield
+        return
+    logger = logging.getLogger("retort")
+    handler = logging.FileHandler(output / EVENTS_FILE, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        handler.close()

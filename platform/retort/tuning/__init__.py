@@ -1,0 +1,1 @@
+"""Where a sweep looks next, and which trials it ends early; no Ray."""

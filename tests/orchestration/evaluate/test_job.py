@@ -1,0 +1,65 @@
+"""What an evaluation refuses before it starts anything."""
+
+from pathlib import Path
+
+import pytest
+
+from retort.config import load_tree, validate
+from retort.errors import ConfigError, DataError
+from retort.orchestration.evaluate.job import run_evaluate
+from retort.orchestration.progress import QuietProgress
+from retort.run_config import EvaluateConfig
+from tests.orchestration.tiny_runs import write_teacher, write_token_set
+
+
+def config(output: Path, data: Path, systems: list[dict[str, object]], **changes: object) -> EvaluateConfig:
+    tree = load_tree(Path("jobs/configs/demo.yaml"))["jobs"][-1]
+    tree |= {"output": str(output), "data": str(data), "systems": systems, "comparisons": [], "num_strings": 3}
+    tree |= {"confidence_teacher": None, **changes}
+    return validate(tree, EvaluateConfig, where="test")
+
+
+def model(path: Path, **changes: object) -> dict[str, object]:
+    return {"name": "m", "kind": "model", "model": str(path), **changes}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("evaluate")
+    data = write_token_set(root / "data")
+    return data, write_teacher(root / "teacher", data)
+
+
+def test_more_strings_than_there_are_is_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    data, _ = folders
+    asked = config(tmp_path / "out", data, [{"name": "r", "kind": "recordings"}], num_strings=999)
+    with pytest.raises(DataError, match="num_strings asks for 999"):
+        run_evaluate(asked, QuietProgress())
+
+
+def test_guidance_that_the_model_was_not_trained_for_is_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    data, _teacher = folders
+    student = write_teacher(
+        tmp_path / "student", data, method="cfg_distill", distilled_at={"kind": "two_term", "scale": 2.0}
+    )
+    guided = model(student, guidance={"kind": "two_term", "scale": 1.5})
+    with pytest.raises(ConfigError, match="guide twice"):
+        run_evaluate(config(tmp_path / "out", data, [guided]), QuietProgress())
+
+
+def test_a_model_of_another_codec_is_refused_with_both_fingerprints(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    data, _ = folders
+    other = write_teacher(tmp_path / "other", data, codec_fingerprint="mel_rvq-other")
+    with pytest.raises(DataError, match="mel_rvq-other"):
+        run_evaluate(config(tmp_path / "out", data, [model(other)]), QuietProgress())
+
+
+def test_systems_and_comparisons_must_be_named_consistently(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    data, _teacher = folders
+    reference = {"name": "r", "kind": "recordings"}
+    with pytest.raises(ConfigError, match="names must differ"):
+        config(tmp_path, data, [reference, reference])
+    with pytest.raises(ConfigError, match="the systems are"):
+        config(tmp_path, data, [reference], comparisons=[["r", "ghost"]])
+    with pytest.raises(ConfigError, match="path of a system"):
+        config(tmp_path, data, [{"name": "m", "kind": "model"}])

@@ -1,0 +1,264 @@
+"""Training on one and two ranks of DeepSpeed against plain torch, and what survives a fault. No Ray here."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from retort.config import validate
+from retort.data.batches import LMBatch
+from retort.data.stream import BatchStream
+from retort.errors import ConfigError, QualityGateError, ResourceError
+from retort.models.weights import load_model
+from retort.nn.conditions import TEXT_PAD, Conditions
+from retort.orchestration.failures import read_failure
+from retort.orchestration.train.setup import build_problem
+from retort.run_config import PretrainConfig
+from retort.store.checkpoints import CheckpointFolder
+from retort.training.fit import PlainOptimizer, fit
+from tests.orchestration.train_runs import (
+    distill,
+    events_of,
+    losses_of,
+    pretrain,
+    run_ranks,
+    weight_bytes,
+    weights_of,
+    write_teacher,
+    write_tokens,
+)
+
+STAGES = (0, 1, 2, 3)
+EXACT = [*(f"zero-{stage}" for stage in STAGES), *(f"accumulated-zero-{stage}" for stage in (1, 2, 3))]
+
+
+def pad_last(tensors: Sequence[Tensor], value: float, *, left: bool = False) -> Tensor:
+    size = max(t.shape[-1] for t in tensors)
+    padding = [(size - t.shape[-1], 0) if left else (0, size - t.shape[-1]) for t in tensors]
+    return torch.cat([torch.nn.functional.pad(t, p, value=value) for t, p in zip(tensors, padding, strict=True)])
+
+
+def merge(batches: Sequence[LMBatch]) -> LMBatch:
+    """The batches as one."""
+    given = [batch.conditions for batch in batches]
+    conditions = Conditions(
+        pad_last([c.text_BL for c in given], TEXT_PAD, left=True),
+        pad_last([c.prompt_BKP for c in given], 0),
+        pad_last([c.prompt_mask_BP for c in given], False),
+    )
+    return LMBatch(
+        conditions,
+        pad_last([b.inputs_BKS for b in batches], 17),
+        pad_last([b.targets_BKS for b in batches], 0),
+        pad_last([b.mask_BKS for b in batches], False),
+        torch.cat([b.row_B for b in batches]),
+    )
+
+
+def plain_torch(job: PretrainConfig, world_size: int) -> tuple[list[float], dict[str, Tensor]]:
+    """Losses and averaged weights of plain torch that sees each step's micro-batches as one batch."""
+    accumulation = job.training.optimizer.accumulation
+    cpu = torch.device("cpu")
+    problems = [
+        build_problem(job, rank=rank, world_size=world_size, device=cpu, dtype=torch.float32)
+        for rank in range(world_size)
+    ]
+    batches = [
+        merge([p.stream.batch(step * accumulation + i) for i in range(accumulation) for p in problems])
+        for step in range(job.training.steps)
+    ]
+    objective = problems[0].objective
+    config = job.training.optimizer.replace(accumulation=1)
+    optimizer = PlainOptimizer(objective, config, job.training.steps)
+    losses: list[float] = []
+    fit(objective, problems[0].teacher, batches, optimizer, lambda _, out: losses.append(out.loss.item()))
+    optimizer.use_average()
+    return losses, {name.removeprefix("student."): w for name, w in objective.state_dict().items()}
+
+
+def plain_start(job: PretrainConfig) -> dict[str, Tensor]:
+    cpu = torch.device("cpu")
+    objective = build_problem(job, rank=0, world_size=1, device=cpu, dtype=torch.float32).objective
+    return {name.removeprefix("student."): w for name, w in objective.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_tokens(folder / "data")
+    write_teacher(folder / "teacher")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(root: Path) -> dict[str, PretrainConfig]:
+    drops = {"drop_text": 0.1, "drop_speaker": 0.1, "drop_both": 0.2}
+    jobs = {
+        f"zero-{stage}": pretrain(root, f"zero-{stage}", batch=drops, workers={"zero_stage": stage, "num_workers": 2})
+        for stage in STAGES
+    }
+    for name, workers, accumulation in (
+        ("bf16", {"zero_stage": 0, "precision": "bf16"}, 1),
+        ("bf16-zero-3", {"zero_stage": 3, "precision": "bf16"}, 1),
+        ("bf16-accumulated", {"zero_stage": 0, "precision": "bf16"}, 2),
+        ("accumulated-zero-1", {"zero_stage": 1}, 2),
+        ("accumulated-zero-2", {"zero_stage": 2}, 2),
+        ("accumulated-zero-3", {"zero_stage": 3}, 2),
+    ):
+        jobs[name] = pretrain(
+            root, name, batch=drops, workers={**workers, "num_workers": 2}, optimizer={"accumulation": accumulation}
+        )
+    assert run_ranks(root, [(job, {}) for job in jobs.values()], world_size=2) == [0, 0]
+    return jobs
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=tolerance, rtol=0.0, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_two_ranks_learn_what_plain_torch_learns_from_one_batch(
+    on_two_ranks: dict[str, PretrainConfig], name: str
+) -> None:
+    losses, weights = plain_torch(on_two_ranks[name], world_size=2)
+    assert losses_of(on_two_ranks[name]) == pytest.approx(losses, abs=1e-4)
+    assert_close(weights_of(on_two_ranks[name]), weights, 1e-4)
+    # The weights must have moved, or nothing was compared.
+    first = plain_start(on_two_ranks[name])
+    assert max(float((first[key] - weight).abs().max()) for key, weight in weights.items()) > 3e-3
+
+
+def test_bf16_follows_fp32_and_saves_fp32_masters(on_two_ranks: dict[str, PretrainConfig]) -> None:
+    fp32 = losses_of(on_two_ranks["zero-1"])
+    for name in ("bf16", "bf16-zero-3"):
+        assert losses_of(on_two_ranks[name]) == pytest.approx(fp32, abs=0.02)
+        assert losses_of(on_two_ranks[name]) != fp32
+        weight = weights_of(on_two_ranks[name])["heads.weight"]
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight, weight.bfloat16().float())
+    accumulated = losses_of(on_two_ranks["accumulated-zero-1"])
+    assert losses_of(on_two_ranks["bf16-accumulated"]) == pytest.approx(accumulated, abs=0.02)
+
+
+def test_the_result_is_a_model_with_its_lineage(on_two_ranks: dict[str, PretrainConfig]) -> None:
+    job = on_two_ranks["zero-3"]
+    loaded = load_model(job.output / "result")
+    assert (loaded.lineage.codec_fingerprint, loaded.lineage.text_fingerprint) == ("codec-a", "text-a")
+    assert loaded.lineage.trained_drops == ("no_text", "no_speaker", "null")
+    record = json.loads((job.output / "result" / "artifact.json").read_text())
+    assert record["version"] == loaded.fingerprint
+    assert record["inputs"] == {"data": "d"}
+    assert validate(record["config"], PretrainConfig, where="artifact") == job
+
+
+# Faults: which ranks, how they shard, in which precision. Dropout makes the random state matter.
+KILLED = [(1, 0, "fp32"), (1, 1, "bf16"), (2, 2, "fp32"), (2, 3, "bf16")]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(root: Path, world_size: int) -> None:
+    unbroken, killed = [], []
+    for size, stage, precision in KILLED:
+        if size == world_size:
+            workers = {"num_workers": size, "zero_stage": stage, "precision": precision}
+            name = f"killed-{size}-{stage}"
+            unbroken.append(pretrain(root, f"un{name}", dropout=0.1, steps=10, workers=workers))
+            killed.append(pretrain(root, name, dropout=0.1, steps=10, workers=workers))
+    first, second = killed
+    assert run_ranks(root, [*((job, {}) for job in unbroken), (first, {"die_at": 6})], world_size) == [-9] * world_size
+    assert CheckpointFolder(first.output / "checkpoints").steps() == [4]
+    assert [len(losses_of(job)) for job in (unbroken[0], first)] == [10, 6]
+    # The first goes on, and the second is killed after two checkpoints, of which the newer one is then damaged.
+    assert run_ranks(root, [(first, {}), (second, {"die_at": 9})], world_size) == [-9] * world_size
+    shard = second.output / "checkpoints" / "step-00000008" / f"rank_{world_size - 1:05d}.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert run_ranks(root, [(second, {})], world_size) == [0] * world_size
+    assert "checkpoint of step 8 is not usable" in events_of(second)
+    assert "damaged" in events_of(second)
+    assert "resuming after step 4" in events_of(second)
+    for whole, resumed in zip(unbroken, killed, strict=True):
+        assert losses_of(resumed) == losses_of(whole)
+        assert weight_bytes(resumed) == weight_bytes(whole)
+    assert weight_bytes(first) != weight_bytes(second)
+
+
+def test_fewer_ranks_go_on_with_the_same_steps(root: Path) -> None:
+    """Two ranks with ZeRO-3 are killed; one rank without sharding takes over, with twice the micro-batches."""
+    unbroken = pretrain(root, "two", steps=8, workers={"num_workers": 2, "zero_stage": 3})
+    two = pretrain(root, "shrinking", steps=8, workers={"num_workers": 2, "zero_stage": 3})
+    one = pretrain(root, "shrinking", steps=8, workers={"num_workers": 1, "zero_stage": 0})
+    assert run_ranks(root, [(unbroken, {}), (two, {"die_at": 5})], world_size=2) == [-9, -9]
+    assert run_ranks(root, [(one, {})], world_size=1) == [0]
+    assert "2 ranks began" in events_of(one)
+    assert losses_of(one) == pytest.approx(losses_of(unbroken), abs=1e-5)
+    assert_close(weights_of(one), weights_of(unbroken), 1e-5)
+
+
+def test_faults_leave_the_last_checkpoint_and_a_clear_error(root: Path) -> None:
+    full = pretrain(root, "full", steps=8)
+    diverging = pretrain(root, "diverging", steps=8, optimizer={"learning_rate": 1e30, "warmup_steps": 0})
+    odd = pretrain(root, "odd", steps=8, checkpoint_every=2)
+    other = pretrain(root, "odd", steps=8, optimizer={"accumulation": 3})
+    runs = [(full, {"full_at": 5}), (diverging, {}), (odd, {"die_at": 3})]
+    assert run_ranks(root, runs, world_size=1) == [-9]
+    failure = read_failure(full.output, run="run")
+    assert isinstance(failure, ResourceError)
+    assert "step-00000008" in str(failure)
+    assert "what was committed before is intact" in str(failure)
+    good = CheckpointFolder(full.output / "checkpoints").latest_good()
+    assert good is not None
+    assert good.step == 4
+    failure = read_failure(diverging.output, run="run")
+    assert isinstance(failure, QualityGateError)
+    assert "step 2 of 8: the loss is nan" in str(failure)
+    # A group that is started again does not repeat the error, only the driver clears it.
+    assert run_ranks(root, [(diverging, {}), (other, {})], world_size=1) == [0]
+    assert not (diverging.output / "checkpoints").exists()
+    failure = read_failure(other.output, run="run")
+    assert isinstance(failure, ConfigError)
+    assert "1 workers, 1 micro-batches a step; this run has 1 workers with accumulation 3" in str(failure)
+
+
+def test_a_teacher_is_neither_trained_nor_saved(root: Path) -> None:
+    before = (root / "teacher" / "result" / "model.safetensors").read_bytes()
+    small = {"kind": "shape", "dim": 16, "num_layers": 1, "num_heads": 1, "ffn_dim": 32}
+    guided = distill(root, "student", student=small, init="teacher", training={"workers": {"precision": "bf16"}})
+    scales = distill(root, "scales", method={"guidance_scales": [1.0, 2.0]}, training={"steps": 10})
+    again = distill(root, "scales-killed", method={"guidance_scales": [1.0, 2.0]}, training={"steps": 10})
+    alone = distill(root, "alone", method={"kl_weight": 0.0, "ce_weight": 1.0})
+    runs = [(guided, {}), (scales, {}), (alone, {}), (again, {"die_at": 6})]
+    assert run_ranks(root, runs, world_size=1) == [-9]
+    assert run_ranks(root, [(again, {})], world_size=1) == [0]
+    assert (root / "teacher" / "result" / "model.safetensors").read_bytes() == before
+    student = load_model(guided.output / "result")
+    assert student.lineage.teacher_fingerprint == load_model(root / "teacher" / "result").fingerprint
+    assert student.lineage.distilled_at == guided.method.guidance
+    assert load_model(alone.output / "result").lineage.distilled_at is None
+    with safe_open(guided.output / "checkpoints" / "step-00000006" / "rank_00000.safetensors", framework="pt") as file:
+        saved = {key: file.get_tensor(key).numel() for key in file.keys()}  # noqa: SIM118 - not a mapping
+    expected = {f"student.{name}": p.numel() for name, p in student.model.named_parameters()}
+    for kind in ("fp32", "exp_avg", "exp_avg_sq", "ema"):
+        assert {k.removeprefix(kind + "/"): n for k, n in saved.items() if k.startswith(kind + "/")} == expected
+    # The scales are the teacher's random numbers: they too go on where they stopped.
+    assert "random/torch" in saved
+    assert losses_of(again) == losses_of(scales)
+    assert weight_bytes(again) == weight_bytes(scales)
+
+
+def test_batches_of_the_ranks_are_not_shared(root: Path) -> None:
+    """The comparison with plain torch would also hold for ranks that all see the same batch."""
+    job = pretrain(root, "unused")
+    streams: list[BatchStream] = [
+        build_problem(job, rank=rank, world_size=2, device=torch.device("cpu"), dtype=torch.float32).stream
+        for rank in range(2)
+    ]
+    seen = [set(stream.batch(0).row_B.tolist()) for stream in streams]
+    assert not seen[0] & seen[1]
