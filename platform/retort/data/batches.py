@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retort.data.tokens import TokenRow
 from retort.nn.conditions import TEXT_NULL, TEXT_PAD, Conditions
 from retort.nn.delays import apply_delays, delay_mask, num_steps
 
@@ -127,3 +128,37 @@ def conditions_for(
     if drop_speaker_B is not None:
         prompt_mask_BP &= ~drop_speaker_B[:, None]
     return Conditions(text_BL, prompt_BKP, prompt_mask_BP)
+
+
+def teacher_forced(
+    rows: Sequence[TokenRow],
+    prompts: Sequence[Tensor | None],
+    layout: CodebookLayout,
+    *,
+    drop_text_B: Tensor | None = None,
+    drop_speaker_B: Tensor | None = None,
+    row_B: Tensor | None = None,
+    scale_index: int | None = None,
+) -> LMBatch:
+    """The batch in which a model sees the rows' own tokens: the only way from rows to such a batch.
+
+    Args:
+        rows: utterances with their codes and text ids.
+        prompts: codes [K, P] of another utterance of each row's speaker; None is the null speaker.
+        layout: codebooks and delays of the model.
+        drop_text_B: rows whose text is replaced by its null.
+        drop_speaker_B: rows whose prompt is replaced by its null.
+        row_B: what each row is called in caches; counted from 0 if it is not given.
+        scale_index: index of the guidance scale, for students that take one as an input.
+    """
+    given = conditions_for(
+        [row.text_ids for row in rows],
+        prompts,
+        layout.num_codebooks,
+        drop_text_B=drop_text_B,
+        drop_speaker_B=drop_speaker_B,
+    )
+    if scale_index is not None:
+        given = Conditions(given.text_BL, given.prompt_BKP, given.prompt_mask_BP, torch.full((len(rows),), scale_index))
+    inputs, targets, mask = lay_out([row.codes_KT for row in rows], layout)
+    return LMBatch(given, inputs, targets, mask, torch.arange(len(rows)) if row_B is None else row_B)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retort.config import Config
-from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.data.batches import CodebookLayout, LMBatch, teacher_forced
 from retort.data.prompts import PROMPT_MAX_FRAMES, PromptsById, crop_prompt
 from retort.data.tokens import TokenRow
 from retort.errors import DataError
@@ -111,15 +111,14 @@ class BatchStream:
         drop_speaker = ((u >= config.drop_text) & (u < config.total_drop)).bool()
         prompts = [self._prompt(i, generator) for i in indices]
         rows = [self.rows[i] for i in indices]
-        conditions = conditions_for(
-            [row.text_ids for row in rows],
+        return teacher_forced(
+            rows,
             prompts,
-            self.layout.num_codebooks,
+            self.layout,
             drop_text_B=drop_text,
             drop_speaker_B=drop_speaker,
+            row_B=torch.tensor(list(indices)),
         )
-        inputs, targets, mask = lay_out([row.codes_KT for row in rows], self.layout)
-        return LMBatch(conditions, inputs, targets, mask, torch.tensor(list(indices)))
 
     def _prompt(self, index: int, generator: torch.Generator) -> Tensor | None:
         """A crop of another utterance of the speaker; None where there is no other."""

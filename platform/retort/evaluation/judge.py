@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec
 from retort.audio.files import read_audio
-from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.data.batches import CodebookLayout, LMBatch, teacher_forced
 from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import DataError
 from retort.evaluation.confidence import Confidence, ConfidenceAccumulator
@@ -22,7 +22,6 @@ from retort.evaluation.items import Expected, ItemResult
 from retort.evaluation.scoring import Scorers, Spoken, score_item
 from retort.inference.sampling import SamplerConfig
 from retort.inference.synthesizer import Request, Synthesizer, pick_voices
-from retort.nn.conditions import Conditions
 from retort.nn.guidance import Guidance
 from retort.nn.guided_rows import combine_rows, stack_for_guidance
 
@@ -226,13 +225,10 @@ def measure_confidence(
 
 
 def _teacher_forced(rows: Sequence[TokenRow], strings: TestStrings, system: System, layout: CodebookLayout) -> LMBatch:
-    inputs, targets, mask = lay_out([row.codes_KT for row in rows], layout)
-    prompts = [strings.prompt_for(row) for row in rows]
-    given = conditions_for([row.text_ids for row in rows], prompts, layout.num_codebooks)
+    index = None
     if system.scale_input is not None and system.synthesizer is not None:
         index = system.synthesizer.loaded.model.config.guidance_scales.index(system.scale_input)
-        given = Conditions(given.text_BL, given.prompt_BKP, given.prompt_mask_BP, torch.full((len(rows),), index))
-    return LMBatch(given, inputs, targets, mask, torch.arange(len(rows)))
+    return teacher_forced(rows, [strings.prompt_for(row) for row in rows], layout, scale_index=index)
 
 
 def _system_logits(system: System, batch: LMBatch) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from retort.audio.codec import open_codec
 from retort.config import validate
-from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.data.batches import CodebookLayout, conditions_for, lay_out, teacher_forced
 from retort.data.logit_cache import encode_top_k
 from retort.data.prompts import Prompt, PromptsById, crop_prompt
 from retort.data.synthetic import (
@@ -97,11 +97,7 @@ class GenerateWorker:
 
     def targets(self, rows: Sequence[TokenRow], prompts: Sequence[Prompt | None]) -> list[TopK]:
         """Guided top-k [S, K, k] of each row's own tokens, all conditions in one forward pass."""
-        inputs, targets, mask = lay_out([row.codes_KT for row in rows], self.layout)
-        conditions = conditions_for(
-            [row.text_ids for row in rows], self._crops(prompts), self.layout.num_codebooks
-        )  # fmt: skip
-        batch = LMBatch(conditions, inputs, targets, mask, torch.arange(len(rows))).to(self.device)
+        batch = teacher_forced(rows, self._crops(prompts), self.layout).to(self.device)
         logits = guided_logits(self.model, batch, self.config.guidance)
         top = top_k_of(logits, self.description.top_k, temperature=self.config.temperature)
         steps = [self.layout.num_steps(row.num_frames) for row in rows]

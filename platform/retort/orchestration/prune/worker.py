@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from retort.config import Config, validate
-from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.data.batches import CodebookLayout, teacher_forced
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.layer_importance import MISHEARD, scored_wer
@@ -102,9 +102,8 @@ class PruneWorker:
         shape = self.teacher.loaded.model.config
         rows = [self.strings.rows[name] for name in ids]
         prompts = [self.strings.prompt_for(row) for row in rows]
-        given = conditions_for([row.text_ids for row in rows], prompts, shape.num_codebooks)
-        tensors = lay_out([row.codes_KT for row in rows], CodebookLayout(shape.codebook_size, shape.codebook_delays))
-        batch = LMBatch(given, *tensors, row_B=torch.arange(len(rows))).to(self.teacher.device)
+        layout = CodebookLayout(shape.codebook_size, shape.codebook_delays)
+        batch = teacher_forced(rows, prompts, layout).to(self.teacher.device)
         trace = model.trace(batch.conditions, batch.inputs_BKS)
         whole_BSKV = self.teacher.loaded.model(batch.conditions, batch.inputs_BKS)
         valid_BT = valid_columns(trace.columns.prefix_valid_BC, batch.mask_BKS)
