@@ -5,8 +5,9 @@ import torch
 
 from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
-from retort.models.weights import Lineage, fingerprint_of, load_model, save_model
+from retort.models.weights import fingerprint_of, load_model, save_model
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
 
 
@@ -15,8 +16,10 @@ def model(seed: int = 0) -> CodecLM:
     return CodecLM(tiny((12, 2, 16)))
 
 
-def lineage(**changes: object) -> Lineage:
-    base = Lineage(method="pretrain", codec_fingerprint="c", text_fingerprint="t", trained_drops=("no_text", "null"))
+def lineage(**changes: object) -> CodecLMLineage:
+    base = CodecLMLineage(
+        method="pretrain", codec_fingerprint="c", text_fingerprint="t", trained_drops=("no_text", "null")
+    )
     return base.replace(**changes)
 
 
@@ -35,19 +38,21 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
 def test_a_distilled_student_refuses_to_be_guided_again(tmp_path: Path) -> None:
     save_model(tmp_path, model(), lineage(method="cfg_distill", distilled_at=TwoTermGuidance(scale=2.0)))
     loaded = load_model(tmp_path)
-    loaded.check_guidance(NoGuidance().build())
-    loaded.check_guidance(TwoTermGuidance(scale=1.0).build())
+    loaded.lineage.check_guidance(NoGuidance().build())
+    loaded.lineage.check_guidance(TwoTermGuidance(scale=1.0).build())
     with pytest.raises(ConfigError, match="guide twice"):
-        loaded.check_guidance(TwoTermGuidance(scale=1.5).build())
+        loaded.lineage.check_guidance(TwoTermGuidance(scale=1.5).build())
 
 
 def test_guidance_against_an_untrained_null_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, model(), lineage())
     loaded = load_model(tmp_path)
-    loaded.check_guidance(TwoTermGuidance(scale=2.0, against="null").build())
-    loaded.check_guidance(ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_text").build())
+    loaded.lineage.check_guidance(TwoTermGuidance(scale=2.0, against="null").build())
+    loaded.lineage.check_guidance(ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_text").build())
     with pytest.raises(ConfigError, match="no_speaker"):
-        loaded.check_guidance(ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_speaker").build())
+        loaded.lineage.check_guidance(
+            ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_speaker").build()
+        )
 
 
 def test_what_is_not_a_model_is_refused_with_its_name(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from retort.config import validate
 from retort.data.batches import LMBatch
 from retort.data.stream import BatchStream
 from retort.errors import ConfigError, QualityGateError, ResourceError
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.nn.conditions import TEXT_PAD, Conditions
 from retort.orchestration.failures import read_failure
 from retort.orchestration.train.setup import build_problem
@@ -148,7 +148,7 @@ def test_bf16_follows_fp32_and_saves_fp32_masters(on_two_ranks: dict[str, Pretra
 
 def test_the_result_is_a_model_with_its_lineage(on_two_ranks: dict[str, PretrainConfig]) -> None:
     job = on_two_ranks["zero-3"]
-    loaded = load_model(job.output / "result")
+    loaded = load_codec_lm(job.output / "result")
     assert (loaded.lineage.codec_fingerprint, loaded.lineage.text_fingerprint) == ("codec-a", "text-a")
     assert loaded.lineage.trained_drops == ("no_text", "no_speaker", "null")
     record = json.loads((job.output / "result" / "artifact.json").read_text())
@@ -238,10 +238,10 @@ def test_a_teacher_is_neither_trained_nor_saved(root: Path) -> None:
     assert run_ranks(root, runs, world_size=1) == [-9]
     assert run_ranks(root, [(again, {})], world_size=1) == [0]
     assert (root / "teacher" / "result" / "model.safetensors").read_bytes() == before
-    student = load_model(guided.output / "result")
-    assert student.lineage.teacher_fingerprint == load_model(root / "teacher" / "result").fingerprint
+    student = load_codec_lm(guided.output / "result")
+    assert student.lineage.teacher_fingerprint == load_codec_lm(root / "teacher" / "result").fingerprint
     assert student.lineage.distilled_at == guided.method.guidance
-    assert load_model(alone.output / "result").lineage.distilled_at is None
+    assert load_codec_lm(alone.output / "result").lineage.distilled_at is None
     with safe_open(guided.output / "checkpoints" / "step-00000006" / "rank_00000.safetensors", framework="pt") as file:
         saved = {key: file.get_tensor(key).numel() for key in file.keys()}  # noqa: SIM118 - not a mapping
     expected = {f"student.{name}": p.numel() for name, p in student.model.named_parameters()}
