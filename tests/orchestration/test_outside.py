@@ -11,20 +11,19 @@ from safetensors.torch import load_file, save_file
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.cli import run
 from retort.config import validate
-from retort.data.tokens import TokenSetDescription
 from retort.errors import ConfigError, DataError
 from retort.inference.runner import plan_for
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speech import SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.inference.torch_runner import TorchRunner
+from retort.methods.cfg_distill import CFGDistillConfig, check_teacher
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.initialise import student_from
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import fingerprint_of, load_codec_lm, save_model
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from retort.orchestration.outside import run_export, run_import
-from retort.orchestration.train.setup import check_teacher
 from retort.run_config import ExportConfig, ImportConfig
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from retort.store.results import result_of
@@ -42,7 +41,6 @@ from tests.models.checkpoints import (
     write_checkpoint,
 )
 from tests.orchestration.tiny_runs import Lines, tone
-from tests.orchestration.train_runs import distill
 
 
 def imported(tmp_path: Path, kind: str = "llama_gqa_untied", **changes: object) -> Path:
@@ -167,15 +165,10 @@ def test_the_engine_of_say_and_serve_takes_an_imported_model(tmp_path: Path) -> 
 
 def test_the_scale_cannot_be_an_input_of_such_a_student(tmp_path: Path) -> None:
     teacher = load_codec_lm(result_of(imported(tmp_path, null_text=["<|text_end|>"])))
-    config = distill(tmp_path, "student", method={"guidance_scales": [1.5, 2.0]})
-    made = TokenSetDescription(
-        codec_fingerprint="outside-tiny", text_fingerprint=teacher.lineage.text_fingerprint,
-        text_vocabulary_size=teacher.model.config.text_vocabulary_size, num_codebooks=1, codebook_size=NUM_CODES,
-        sample_rate=16_000, frame_rate=50.0,
-    )  # fmt: skip
+    guidance = TwoTermGuidance(scale=1.5)
     with pytest.raises(ConfigError, match="without a prompt column"):
-        check_teacher(config, teacher, made)
-    check_teacher(distill(tmp_path, "student"), teacher, made)
+        check_teacher(CFGDistillConfig(guidance=guidance, guidance_scales=(1.5, 2.0)), teacher)
+    check_teacher(CFGDistillConfig(guidance=guidance), teacher)
 
 
 def test_guidance_needs_a_declared_null(tmp_path: Path) -> None:
