@@ -11,7 +11,6 @@ from retort.models.presets import tiny
 from retort.models.weights import fingerprint_of, load_codec_lm, load_model, save_model
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
 
-
 GOLDEN_CONFIG = """{
   "model": {
     "text_vocabulary_size": 12,
@@ -128,7 +127,7 @@ def test_another_family_is_refused_where_a_codec_lm_is_needed(tmp_path: Path) ->
     save_model(tmp_path, model(), lineage())
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"model": {', '"model": {"type": "another", '))
-    with pytest.raises(ConfigError, match="holds a another model, and a codec_lm is needed here; give the folder"):
+    with pytest.raises(ConfigError, match="of the family another, and a codec_lm is needed here; give the folder"):
         load_codec_lm(tmp_path)
     with pytest.raises(DataError, match=r"not a usable model.*another"):
         load_model(tmp_path)

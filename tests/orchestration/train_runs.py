@@ -123,7 +123,7 @@ def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, int]]], world
 
     Args:
         root: where the list of runs and the processes' output are written.
-        runs: each a job and its faults, ``die_at`` or ``full_at`` batch n; ``{}`` for none.
+        runs: each a job and what :mod:`tests.orchestration.train_ranks` can do to it; ``{}`` for nothing.
         world_size: number of processes.
     """
     assignments = [Assignment(job, job.model_dump(mode="json"), {"data": "d"}, "run") for job, _ in runs]

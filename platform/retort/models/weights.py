@@ -109,7 +109,7 @@ def load_codec_lm(folder: Path) -> LoadedCodecLM:
     family = family_of(_config_tree(folder))
     if family != "codec_lm":
         raise ConfigError(
-            f"{folder} holds a {family} model, and a codec_lm is needed here; "
+            f"{folder} is a model of the family {family}, and a codec_lm is needed here; "
             "give the folder of a model that `retort pretrain`, `distill`, `prune` or `import` made of codec tokens"
         )
     return load_model(folder)
