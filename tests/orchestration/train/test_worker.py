@@ -1,6 +1,7 @@
 """Training on one and two ranks of DeepSpeed against plain torch, and what survives a fault. No Ray here."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from retort.errors import ConfigError, QualityGateError, ResourceError
 from retort.models.weights import load_codec_lm
 from retort.nn.conditions import TEXT_PAD, Conditions
 from retort.orchestration.failures import read_failure
+from retort.orchestration.train.metrics import read_metrics
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.run_config import PretrainConfig
 from retort.store.checkpoints import CheckpointFolder
@@ -285,21 +287,25 @@ def teacher_state_of(job: PretrainConfig, step: int = 6) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_a_teacher_that_follows_the_student_moves_once_per_step_and_goes_on(root: Path, world_size: int) -> None:
-    """An averaged teacher, a head beside the student, accumulation, every ZeRO stage; unbroken and stopped halfway."""
-    unbroken, killed = [], []
-    for stage in STAGES if world_size == 1 else (1, 2, 3):
+    """An averaged teacher, a head beside the student, accumulation, every ZeRO stage; unbroken, and from step 3 on."""
+    unbroken, resumed_jobs = [], []
+    for stage in (0, 3) if world_size == 1 else (1, 2, 3):
         changes = {"checkpoint_every": 3, "workers": {"num_workers": world_size, "zero_stage": stage}}
         name = f"ema-{world_size}-{stage}"
         unbroken.append(pretrain(root, name, optimizer={"accumulation": 2}, **changes))
-        killed.append(pretrain(root, f"{name}-killed", optimizer={"accumulation": 2}, **changes))
+        resumed_jobs.append(pretrain(root, f"{name}-resumed", optimizer={"accumulation": 2}, **changes))
     taught = {"is_taught_by_its_average": 1}
     assert run_ranks(root, [(job, taught) for job in unbroken], world_size) == [0] * world_size
-    for job in killed:  # batch 8 is in step 5: step 4 is done, and was not saved
-        assert run_ranks(root, [(job, {**taught, "die_at": 8})], world_size) == [-9] * world_size
-        assert CheckpointFolder(job.output / "checkpoints").steps() == [3]
-    assert run_ranks(root, [(job, taught) for job in killed], world_size) == [0] * world_size
+    for whole, job in zip(unbroken, resumed_jobs, strict=True):
+        step_3 = Path("checkpoints") / "step-00000003"
+        shutil.copytree(whole.output / step_3, job.output / step_3)
+        records = (whole.output / "metrics.jsonl").read_text()
+        (job.output / "metrics.jsonl").write_text(records.replace('{"step": ', '{"is_copied": 1, "step": '))
+    assert run_ranks(root, [(job, taught) for job in resumed_jobs], world_size) == [0] * world_size
     plain = plain_torch(unbroken[0], world_size, taught_by_its_average)
-    for whole, resumed in zip(unbroken, killed, strict=True):
+    for whole, resumed in zip(unbroken, resumed_jobs, strict=True):
+        records = [record for _, record in read_metrics(resumed.output / "metrics.jsonl")]
+        assert ["is_copied" in record for record in records] == [True] * 3 + [False] * 3, "it went on after step 3"
         assert losses_of(resumed) == losses_of(whole)
         assert weight_bytes(resumed) == weight_bytes(whole)
         averages, again = teacher_state_of(whole), teacher_state_of(resumed)
