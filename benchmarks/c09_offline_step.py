@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table, timed
-from retort.data.batches import CodebookLayout, LMBatch
+from retort.data.batches import CodebookLayout
 from retort.data.logit_cache import encode_top_k
 from retort.data.stream import BatchConfig, BatchStream
 from retort.data.synthetic import CachedTargets
@@ -26,34 +25,21 @@ from retort.methods.cfg_distill import (
     CachedTeacher,
     CFGDistillConfig,
     CFGDistillObjective,
-    GuidedTargets,
     LiveTeacher,
-    guided_logits,
 )
+from retort.methods.codec_lm_distillation import in_precision
 from retort.models.codec_lm import CodecLM, count_parameters
 from retort.models.presets import demo, sized, tiny
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
+from retort.nn.guided_rows import guided_logits
 from retort.nn.precision import pick_dtype
-from retort.orchestration.train.setup import in_precision
 from retort.training.fit import PlainOptimizer, fit
 from retort.training.schedule import OptimizerConfig
+from retort.training.seam import NoTeacher
 
 VOCABULARIES = (40, 4, 256)
 TOP_K, ROWS, MEAN_FRAMES = 32, 48, 40
 GUIDANCE = TwoTermGuidance(scale=2.0)
-
-
-class OwnTokens:
-    """No teacher: the batch's own tokens are the targets."""
-
-    def targets(self, batch: LMBatch) -> GuidedTargets:
-        """Nothing."""
-        del batch
-        return GuidedTargets()
-
-    def update(self, student: nn.Module) -> None:
-        """Nothing."""
-        del student
 
 
 class DecodedById(Mapping[int, TopK]):
@@ -117,7 +103,7 @@ def cached(stream: BatchStream, teacher: CodecLM) -> DecodedById:
     for begin in range(0, len(stream.rows), ROWS):
         places = range(begin, min(begin + ROWS, len(stream.rows)))
         batch = stream.build(places, torch.Generator())
-        top = top_k_of(guided_logits(teacher, batch, GUIDANCE), TOP_K)
+        top = top_k_of(guided_logits(teacher, batch.conditions, batch.inputs_BKS, GUIDANCE.build()), TOP_K)
         for b, place in enumerate(places):
             S = layout.num_steps(stream.rows[place].num_frames)
             one = TopK(top.ids[b, :S], top.log_probs[b, :S], top.log_tail[b, :S])
@@ -148,7 +134,7 @@ class Peer:
             self.losses.append(float(out.loss.detach()))
 
         def train() -> None:
-            fit(self.objective, self.teacher, batches, self.optimizer, note)
+            fit(self.objective, self.teacher, ((batch, None) for batch in batches), self.optimizer, note)
 
         return timed(train) / self.steps
 
@@ -191,7 +177,7 @@ def main() -> None:
     guided = CFGDistillConfig(guidance=GUIDANCE)
     tokens_only = CFGDistillConfig(guidance=NoGuidance(), kl_weight=0.0, ce_weight=1.0)
     peers = {
-        "cross-entropy": Peer(problem, tokens_only, OwnTokens(), args),
+        "cross-entropy": Peer(problem, tokens_only, NoTeacher(), args),
         "cached targets": Peer(problem, guided, CachedTeacher(problem.cache, VOCABULARIES[1]), args),
         "live teacher": Peer(problem, guided, LiveTeacher(problem.teacher, guided), args),
     }

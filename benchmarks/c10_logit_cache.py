@@ -23,11 +23,11 @@ from retort.data.logit_cache import decode_top_k, encode_top_k, spread_tail
 from retort.data.stream import BatchConfig, BatchStream
 from retort.data.tokens import TokenRow, TokenSet
 from retort.losses.divergence import TopK, legal_log_softmax, top_k_of
-from retort.methods.cfg_distill import guided_logits
 from retort.models.codec_lm import CodecLM
 from retort.models.presets import demo
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.nn.guidance import TwoTermGuidance
+from retort.nn.guided_rows import guided_logits
 from retort.store.results import result_of
 
 ROUNDS = 5
@@ -81,7 +81,7 @@ def rows_of(args: argparse.Namespace) -> tuple[CodecLM, list[TokenRow]]:
     """Teacher and training rows: given, or the demo preset with random codes."""
     if args.teacher:
         data = TokenSet.open(result_of(args.data)).split("train")
-        return load_model(result_of(args.teacher)).model, data[: args.utterances]
+        return load_codec_lm(result_of(args.teacher)).model, data[: args.utterances]
     generator = torch.Generator().manual_seed(0)
     rows = []
     for i in range(args.utterances):
@@ -114,7 +114,7 @@ def main() -> None:
     with torch.inference_mode():
         for _ in range(ROUNDS):
             begin = time.perf_counter()
-            logits = guided_logits(model, batch, guidance)
+            logits = guided_logits(model, batch.conditions, batch.inputs_BKS, guidance.build())
             top_k_of(logits, args.top_k)
             forward_s = min(forward_s, time.perf_counter() - begin)
     utterances = [z[: layout.num_steps(row.num_frames)] for z, row in zip(logits, rows, strict=True)]

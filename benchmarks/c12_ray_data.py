@@ -21,7 +21,7 @@ from retort.config import validate
 from retort.data.logit_cache import DEFAULT_ENCODING
 from retort.data.synthetic import SyntheticDescription
 from retort.data.tokens import TokenSet
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.orchestration.chunks import ChunkFolder, run_chunks, sum_numbers
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.generate.plan import plan_generation
@@ -115,7 +115,7 @@ class Job:
 
 def describe(config: GenerateConfig) -> SyntheticDescription:
     """The description that ``retort generate`` would write."""
-    model, tokens = load_model(config.teacher), TokenSet.open(config.data)
+    model, tokens = load_codec_lm(config.teacher), TokenSet.open(config.data)
     return SyntheticDescription(
         teacher_fingerprint=model.fingerprint,
         data_fingerprint="made-up",

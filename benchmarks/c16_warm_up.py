@@ -20,8 +20,8 @@ from retort.data.tokens import TokenRow, TokenSetDescription, write_description,
 from retort.inference.speech import GuardConfig, SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer, save_speaking_model
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import demo
-from retort.models.weights import Lineage
 from retort.nn.guidance import NoGuidance
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
@@ -53,7 +53,7 @@ def write_model(root: Path) -> Path:
             sample_rate=codec.sample_rate, frame_rate=codec.frame_rate,
         ),
     )  # fmt: skip
-    lineage = Lineage(
+    lineage = CodecLMLineage(
         method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint()
     )  # fmt: skip
     save_speaking_model(model, CodecLM(demo(sizes)), lineage, data)

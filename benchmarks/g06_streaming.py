@@ -19,8 +19,9 @@ from retort.audio.encodec_codec import Encodec, EncodecConfig
 from retort.inference.speech import GuardConfig, SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import spotify_500m, tiny
-from retort.models.weights import Lineage, LoadedModel
+from retort.models.weights import LoadedModel
 from retort.nn.guidance import NoGuidance
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
@@ -55,7 +56,7 @@ def engine(device: torch.device, *, slots: int, is_tiny: bool) -> SpeechEngine:
     front_end = build_text_front_end(CharactersConfig(kind="characters"))
     preset = tiny if is_tiny else spotify_500m
     model = CodecLM(preset((front_end.vocabulary_size, codec.num_codebooks, codec.codebook_size))).to(device)
-    lineage = Lineage(
+    lineage = CodecLMLineage(
         method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint()
     )  # fmt: skip
     voices = {"s": torch.randint(1024, (codec.num_codebooks, 150))}

@@ -7,8 +7,9 @@ import torch
 
 from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import PresetName, preset
-from retort.models.weights import Lineage, save_model
+from retort.models.weights import save_model
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
@@ -62,7 +63,7 @@ def write_teacher(folder: Path, size: PresetName) -> Path:
     model = CodecLM(preset(size)((front_end.vocabulary_size, NUM_CODEBOOKS, CODEBOOK_SIZE))).eval()
     with torch.no_grad():  # at chance, an utterance of this length would rarely end by itself
         model.heads.weight[model.config.eos].mul_(EOS_SCALE)
-    lineage = Lineage(
+    lineage = CodecLMLineage(
         method="pretrain",
         codec_fingerprint="made-up",
         text_fingerprint=front_end.fingerprint(),

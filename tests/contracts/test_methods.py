@@ -1,9 +1,9 @@
 """What every method must keep: gradients for all that it trains, a teacher that it neither changes nor saves."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -11,22 +11,23 @@ from torch import Tensor, nn
 
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.losses.divergence import TopK, top_k_of
-from retort.methods import pretrain
 from retort.methods.cfg_distill import (
     CachedTeacher,
     CFGDistillConfig,
     CFGDistillObjective,
     GuidedTargets,
     LiveTeacher,
-    guided_logits,
 )
 from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
+from retort.methods.pretrain import CrossEntropyObjective
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.initialise import Initialisation, student_from
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
+from retort.nn.guided_rows import guided_logits
+from retort.run_config import Method, PretrainConfig
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
-from retort.training.seam import StepOutput, Teacher
+from retort.training.seam import NoTeacher, StepOutput, Teacher
 
 K, V, TEXTS = 3, 12, 9
 LAYOUT = CodebookLayout(codebook_size=V, delays=(0, 1, 2))
@@ -39,7 +40,7 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 
 @dataclass(frozen=True)
 class Built:
-    """One stage, ready to train; ``frozen`` is what must stay as it is."""
+    """A method, ready to train; ``frozen`` is what must stay as it is."""
 
     objective: nn.Module
     teacher: Teacher[Any, Any]
@@ -66,9 +67,7 @@ def teacher_model() -> CodecLM:
 
 
 def build_pretrain() -> Built:
-    (stage,) = pretrain.stages(steps=2)
-    teacher, objective = stage.build(teacher_model())
-    return Built(objective, teacher, None)
+    return Built(CrossEntropyObjective(teacher_model()), NoTeacher(), None)
 
 
 def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher", num_layers: int = 2) -> Built:
@@ -76,6 +75,8 @@ def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher",
     shape = TEACHER.replace(num_layers=num_layers, guidance_scales=config.guidance_scales)
     student = student_from(model, shape, init=init)
     objective = CFGDistillObjective(student, config)
+    if not config.needs_teacher:
+        return Built(objective, NoTeacher(), model)
     if config.targets == "live":
         return Built(objective, LiveTeacher(model, config, seed=5), model)
     return Built(objective, CachedTeacher(cached_rows(model, config), K), model)
@@ -91,7 +92,8 @@ def build_multilevel(config: MultilevelDistillConfig) -> Built:
 def cached_rows(model: CodecLM, config: CFGDistillConfig) -> Mapping[int, TopK]:
     whole = batch()
     with torch.no_grad():
-        top = top_k_of(guided_logits(model.eval(), whole, config.guidance), 5, temperature=config.temperature)
+        logits = guided_logits(model.eval(), whole.conditions, whole.inputs_BKS, config.guidance.build())
+        top = top_k_of(logits, 5, temperature=config.temperature)
     entries = {}
     for b, row in enumerate(whole.row_B.tolist()):
         steps = int(whole.mask_BKS[b].any(0).sum())
@@ -100,53 +102,80 @@ def cached_rows(model: CodecLM, config: CFGDistillConfig) -> Mapping[int, TopK]:
 
 
 TWO = TwoTermGuidance(scale=1.5)
-CASES = {
-    "pretrain": build_pretrain,
-    "unguided": lambda: build_distill(CFGDistillConfig(guidance=NoGuidance())),
-    "two_term": lambda: build_distill(CFGDistillConfig(guidance=TWO)),
-    "two_term_against_text": lambda: build_distill(
-        CFGDistillConfig(guidance=TwoTermGuidance(scale=2.0, against="no_text"))
-    ),
-    "three_term": lambda: build_distill(
-        CFGDistillConfig(guidance=ThreeTermGuidance(first_scale=1.5, second_scale=2.0))
-    ),
-    "with_cross_entropy": lambda: build_distill(CFGDistillConfig(guidance=TWO, ce_weight=0.5)),
-    "cross_entropy_alone": lambda: build_distill(CFGDistillConfig(guidance=TWO, kl_weight=0.0, ce_weight=1.0)),
-    "warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, temperature=2.0)),
-    "cached": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached")),
-    "cached_warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached", temperature=2.0)),
-    "scale_as_input": lambda: build_distill(CFGDistillConfig(guidance=TWO, guidance_scales=(1.0, 1.5, 2.0))),
-    "same_shape": lambda: build_distill(CFGDistillConfig(guidance=TWO), num_layers=3),
-    "multilevel": lambda: build_multilevel(MultilevelDistillConfig()),
-    "multilevel_as_published": lambda: build_multilevel(MultilevelDistillConfig(relative=False, matching="static")),
-    "multilevel_guided": lambda: build_multilevel(MultilevelDistillConfig(guidance=TWO, direction="reverse")),
-    "random_start": lambda: build_distill(CFGDistillConfig(guidance=TWO), init="random"),
+CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
+    PretrainConfig: {"pretrain": build_pretrain},
+    CFGDistillConfig: {
+        "unguided": lambda: build_distill(CFGDistillConfig(guidance=NoGuidance())),
+        "two_term": lambda: build_distill(CFGDistillConfig(guidance=TWO)),
+        "two_term_against_text": lambda: build_distill(
+            CFGDistillConfig(guidance=TwoTermGuidance(scale=2.0, against="no_text"))
+        ),
+        "three_term": lambda: build_distill(
+            CFGDistillConfig(guidance=ThreeTermGuidance(first_scale=1.5, second_scale=2.0))
+        ),
+        "with_cross_entropy": lambda: build_distill(CFGDistillConfig(guidance=TWO, ce_weight=0.5)),
+        "cross_entropy_alone": lambda: build_distill(CFGDistillConfig(guidance=TWO, kl_weight=0.0, ce_weight=1.0)),
+        "warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, temperature=2.0)),
+        "cached": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached")),
+        "cached_warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached", temperature=2.0)),
+        "scale_as_input": lambda: build_distill(CFGDistillConfig(guidance=TWO, guidance_scales=(1.0, 1.5, 2.0))),
+        "same_shape": lambda: build_distill(CFGDistillConfig(guidance=TWO), num_layers=3),
+        "random_start": lambda: build_distill(CFGDistillConfig(guidance=TWO), init="random"),
+    },
+    MultilevelDistillConfig: {
+        "multilevel": lambda: build_multilevel(MultilevelDistillConfig()),
+        "multilevel_as_published": lambda: build_multilevel(MultilevelDistillConfig(relative=False, matching="static")),
+        "multilevel_guided": lambda: build_multilevel(MultilevelDistillConfig(guidance=TWO, direction="reverse")),
+    },
 }
+CASES = {name: build for cases in CASES_OF.values() for name, build in cases.items()}
+
+
+def test_every_method_has_a_case() -> None:
+    """The methods are those that a run file may name: pretraining, and the union of ``method`` in a distillation."""
+    union, *_ = get_args(Method)
+    methods = {PretrainConfig, *get_args(union)}
+    assert len(methods) >= 3
+    assert set(CASES_OF) == methods
+    assert all(CASES_OF.values())
 
 
 def train(built: Built, steps: int) -> list[StepOutput]:
     """Train on one batch; returns what each step gave."""
     outputs: list[StepOutput] = []
     optimizer = PlainOptimizer(built.objective, OPTIMIZER, steps)
-    fit(built.objective, built.teacher, [batch()] * steps, optimizer, lambda _, out: outputs.append(out))
+    fit(built.objective, built.teacher, [(batch(), None)] * steps, optimizer, lambda _, out: outputs.append(out))
     return outputs
+
+
+class Gradients:
+    """In an optimizer's place: keeps the gradient of every trainable parameter, and changes nothing."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        self.objective = objective
+        self.found: dict[str, Tensor | None] = {}
+
+    def apply_gradients(self, loss: Tensor, weight: Tensor | None) -> bool:
+        assert weight is None
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.found = {name: p.grad for name, p in self.objective.named_parameters() if p.requires_grad}
+        return False
+
+    def weights(self) -> dict[str, Tensor]:
+        return dict(self.objective.named_parameters())
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_trainable_parameter_gets_a_finite_gradient(case: str) -> None:
     built = CASES[case]()
-    missing: list[str] = []
-
-    def check(loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
-        for name, parameter in built.objective.named_parameters():
-            if parameter.requires_grad:
-                gradient = parameter.grad
-                # All zero is as bad as none: nothing in the loss depends on the parameter.
-                if gradient is None or not bool(torch.isfinite(gradient).all()) or not bool(gradient.any()):
-                    missing.append(name)
-
-    fit(built.objective, built.teacher, [batch()], check, lambda *_: None)
+    gradients = Gradients(built.objective)
+    fit(built.objective, built.teacher, [(batch(), None)], gradients, lambda *_: None)
+    # All zero is as bad as none: nothing in the loss depends on the parameter.
+    missing = [
+        name
+        for name, gradient in gradients.found.items()
+        if gradient is None or not bool(torch.isfinite(gradient).all()) or not bool(gradient.any())
+    ]
     assert missing == []
 
 
@@ -163,7 +192,8 @@ def test_teacher_stays_as_it_is_and_is_not_saved(case: str) -> None:
     assert set(saved) == {f"student.{name}" for name in student}
     if frozen is not None:
         assert all(torch.equal(frozen.state_dict()[name], value) for name, value in before.items())
-        assert all(p.grad is None and not p.requires_grad for p in frozen.parameters() if case[:6] != "cached")
+        runs = not isinstance(built.teacher, NoTeacher | CachedTeacher)
+        assert all(p.grad is None and not (runs and p.requires_grad) for p in frozen.parameters())
         shared = {p.data_ptr() for p in frozen.parameters()} & {value.data_ptr() for value in saved.values()}
         assert not shared, "a student that shares memory with its teacher would change it"
 
@@ -196,7 +226,7 @@ def test_full_cache_and_live_teacher_give_the_same_loss() -> None:
     live = build_distill(CFGDistillConfig(guidance=TWO))
     assert live.frozen is not None
     with torch.no_grad():
-        logits = guided_logits(live.frozen, batch(), TWO)
+        logits = guided_logits(live.frozen, batch().conditions, batch().inputs_BKS, TWO.build())
         everything = GuidedTargets(top_k=top_k_of(logits, V))
         live.objective.eval()
         exact = live.objective(batch(), GuidedTargets(logits_BSKV=logits)).loss

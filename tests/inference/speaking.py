@@ -9,8 +9,8 @@ from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
 from retort.inference.synthesizer import save_speaking_model
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
-from retort.models.weights import Lineage
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
@@ -41,7 +41,7 @@ def speaking_model(root: Path, *, weights_seed: int = 0, mean_frames: float | No
         frame_rate=codec.frame_rate,
     )  # fmt: skip
     write_description(data, description)
-    lineage = Lineage(
+    lineage = CodecLMLineage(
         method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
         trained_drops=("null",),
     )  # fmt: skip

@@ -9,12 +9,12 @@ from retort.methods.cfg_distill import (
     CFGDistillConfig,
     CFGDistillObjective,
     LiveTeacher,
-    guided_logits,
 )
 from retort.models.codec_lm import CodecLM
 from retort.models.initialise import student_from
 from retort.models.presets import tiny
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
+from retort.nn.guided_rows import guided_logits
 
 SHAPE = tiny((12, 2, 16))
 GUIDED = CFGDistillConfig(guidance=TwoTermGuidance(scale=2.0))
@@ -45,7 +45,7 @@ def test_guided_targets_equal_separate_passes() -> None:
             (text, speaker): model(given.conditions.dropped(text=text, speaker=speaker), given.inputs_BKS)
             for text, speaker in ((False, False), (False, True), (True, True))
         }
-        got = guided_logits(model, given, three)
+        got = guided_logits(model, given.conditions, given.inputs_BKS, three.build())
     full, partial, null = z[False, False], z[False, True], z[True, True]
     assert torch.allclose(got, null + 1.5 * (partial - null) + 2.5 * (full - partial), atol=1e-4)
 
@@ -103,7 +103,8 @@ def test_the_scale_as_an_input_reaches_targets_and_student() -> None:
     assert targets.scale_B is not None
     assert targets.logits_BSKV is not None
     for b, index in enumerate(targets.scale_B.tolist()):
-        expected = guided_logits(model, given, TwoTermGuidance(scale=config.guidance_scales[index]))
+        guidance = TwoTermGuidance(scale=config.guidance_scales[index]).build()
+        expected = guided_logits(model, given.conditions, given.inputs_BKS, guidance)
         assert torch.allclose(targets.logits_BSKV[b], expected[b], atol=1e-4)
     out = CFGDistillObjective(student, config)(given, targets)
     out.loss.backward()

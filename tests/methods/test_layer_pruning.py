@@ -8,7 +8,6 @@ from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.errors import ConfigError
 from retort.losses.features import valid_columns
 from retort.methods.layer_pruning import (
-    LayerChoice,
     LayerPruningConfig,
     block_influence,
     divergence,
@@ -79,20 +78,6 @@ def test_choices_by_count_are_nested_and_those_that_do_not_look_obey_force() -> 
     assert choices["random"] == unmeasured_choices(6, frozenset({0, 5}), seed=1)["random"]
     drawn = {unmeasured_choices(6, frozenset({0, 5}), seed=seed)["random"][3] for seed in range(40)}
     assert len(drawn) == 4, "every layer that may stay does so under some seed"
-
-
-def test_a_choice_survives_its_file_and_says_what_it_lacks() -> None:
-    choice = LayerChoice(
-        teacher_fingerprint="t", num_layers=4, criterion="wer", num_kept=2,
-        kept={"wer": {4: (0, 1, 2, 3), 2: (0, 3)}, "random": {2: (1, 2)}}, recogniser="r",
-    )  # fmt: skip
-    back = LayerChoice.model_validate_json(choice.model_dump_json())
-    assert back == choice
-    assert (back.layers(), back.layers("random"), back.layers(num_kept=4)) == ((0, 3), (1, 2), (0, 1, 2, 3))
-    with pytest.raises(ConfigError, match="no choice of 3 layers by wer; it has 2, 4"):
-        back.layers(num_kept=3)
-    with pytest.raises(ConfigError, match="no choice of 2 layers by kl"):
-        back.layers("kl")
 
 
 def batch() -> LMBatch:

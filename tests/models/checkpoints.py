@@ -32,9 +32,9 @@ def outside_model(kind: str, *, seed: int = 0, **changes: object) -> torch.nn.Mo
     """A model of ``transformers`` with weights large enough that every part of it matters to the logits."""
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-    family, own = KINDS[kind]
+    style, own = KINDS[kind]
     classes = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}
-    make_config, make_model = classes[family]
+    make_config, make_model = classes[style]
     torch.manual_seed(seed)
     model = make_model(make_config(**{**SHAPE, **own, **changes})).float().eval()
     with torch.no_grad():

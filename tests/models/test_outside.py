@@ -15,7 +15,7 @@ from retort.inference.native.model import NativeModel
 from retort.models.codec_lm import CodecLM
 from retort.models.initialise import kept_layers, student_from
 from retort.models.outside.checkpoint import INDEX_FILE, WEIGHTS_FILE, Checkpoint
-from retort.models.outside.family import read_family, written_config
+from retort.models.outside.checkpoint_style import read_style, written_config
 from retort.models.outside.translate import HEAD, Translated, expected_shapes, from_codec_lm, to_codec_lm
 from retort.nn.conditions import TEXT_NULL
 from retort.text.hf_tokenizer import AudioTokens, HFTokenizer, HFTokenizerConfig
@@ -41,7 +41,7 @@ TEXT = HFTokenizerConfig(
 
 def translated(folder: Path, null_ids: tuple[int, ...] = ()) -> Translated:
     checkpoint = Checkpoint.open(folder)
-    return to_codec_lm(checkpoint.tensor, read_family(checkpoint.config), TEXT, null_ids)
+    return to_codec_lm(checkpoint.tensor, read_style(checkpoint.config), TEXT, null_ids)
 
 
 def sequence(folder: Path, *, frames: int = 40) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -134,7 +134,7 @@ def test_a_pruned_student_goes_back_to_transformers(tmp_path: Path, kind: str) -
     for block, expected in zip(student.blocks, kept, strict=True):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in block.state_dict().items())
     config = Checkpoint.open(source).config
-    tensors, is_tied = from_codec_lm(student, TEXT, teacher.rest, was_tied=read_family(config).tie_word_embeddings)
+    tensors, is_tied = from_codec_lm(student, TEXT, teacher.rest, was_tied=read_style(config).tie_word_embeddings)
     target.mkdir()
     save_file(tensors, target / WEIGHTS_FILE, metadata={"format": "pt"})
     tree = written_config(config, student.config, is_tied=is_tied, dtype="float32")
@@ -208,7 +208,7 @@ def test_what_our_blocks_do_not_compute_is_refused_by_name(
     write_checkpoint(tmp_path, "llama_gqa_untied")
     tree = {**Checkpoint.open(tmp_path).config, **change}
     with pytest.raises(DataError, match=message):
-        read_family(tree).codec_lm(text_vocabulary_size=9, codebook_size=4)
+        read_style(tree).codec_lm(text_vocabulary_size=9, codebook_size=4)
 
 
 def test_configurations_of_transformers_4_are_read_too(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_configurations_of_transformers_4_are_read_too(tmp_path: Path) -> None:
     new = Checkpoint.open(tmp_path).config
     old = {name: value for name, value in new.items() if name != "rope_parameters"}
     scaling = {name: value for name, value in LLAMA3.items() if name != "rope_theta"}
-    assert read_family({**old, "rope_theta": 500_000.0, "rope_scaling": scaling}) == read_family(new)
+    assert read_style({**old, "rope_theta": 500_000.0, "rope_scaling": scaling}) == read_style(new)
 
 
 def without_a_tensor(shard: Path) -> None:
@@ -285,8 +285,8 @@ def test_damage_is_told_with_its_place(tmp_path: Path, what: str) -> None:
 def test_weights_that_do_not_fit_the_configuration_are_named(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, "llama_gqa_untied")
     checkpoint = Checkpoint.open(tmp_path)
-    family = read_family(checkpoint.config)
-    checkpoint.check(expected_shapes(family, has_head=True))
+    style = read_style(checkpoint.config)
+    checkpoint.check(expected_shapes(style, has_head=True))
     for change, message in (
         ({"num_hidden_layers": 5}, "model.layers.4.self_attn.q_proj.weight is missing"),
         ({"num_hidden_layers": 3}, "model.layers.3.* is unexpected"),
@@ -294,7 +294,7 @@ def test_weights_that_do_not_fit_the_configuration_are_named(tmp_path: Path) -> 
         ({"vocab_size": 300}, r"embed_tokens.weight has shape \(288, 32\) instead of \(300, 32\)"),
     ):
         with pytest.raises(DataError, match=message):
-            checkpoint.check(expected_shapes(family.replace(**change), has_head=True))
+            checkpoint.check(expected_shapes(style.replace(**change), has_head=True))
 
 
 def test_a_truncated_tensor_file_and_a_broken_config_are_data_errors(tmp_path: Path) -> None:

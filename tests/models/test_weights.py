@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -5,9 +6,40 @@ import torch
 
 from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
-from retort.models.weights import Lineage, fingerprint_of, load_model, save_model
+from retort.models.weights import fingerprint_of, load_codec_lm, load_model, save_model
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
+
+GOLDEN_CONFIG = """{
+  "model": {
+    "text_vocabulary_size": 12,
+    "num_codebooks": 2,
+    "codebook_size": 16,
+    "dim": 32,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 2,
+    "ffn_dim": 64,
+    "qkv_bias": false,
+    "rope_theta": 10000.0,
+    "dropout": 0.0,
+    "delays": null,
+    "guidance_scales": []
+  },
+  "lineage": {
+    "method": "pretrain",
+    "codec_fingerprint": "c",
+    "text_fingerprint": "t",
+    "teacher_fingerprint": null,
+    "distilled_at": null,
+    "trained_drops": [],
+    "kept_layers": null,
+    "selected_by": null
+  }
+}
+"""
+GOLDEN_FINGERPRINT = "codec_lm-7674b6879debd775"
 
 
 def model(seed: int = 0) -> CodecLM:
@@ -15,8 +47,10 @@ def model(seed: int = 0) -> CodecLM:
     return CodecLM(tiny((12, 2, 16)))
 
 
-def lineage(**changes: object) -> Lineage:
-    base = Lineage(method="pretrain", codec_fingerprint="c", text_fingerprint="t", trained_drops=("no_text", "null"))
+def lineage(**changes: object) -> CodecLMLineage:
+    base = CodecLMLineage(
+        method="pretrain", codec_fingerprint="c", text_fingerprint="t", trained_drops=("no_text", "null")
+    )
     return base.replace(**changes)
 
 
@@ -35,19 +69,21 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
 def test_a_distilled_student_refuses_to_be_guided_again(tmp_path: Path) -> None:
     save_model(tmp_path, model(), lineage(method="cfg_distill", distilled_at=TwoTermGuidance(scale=2.0)))
     loaded = load_model(tmp_path)
-    loaded.check_guidance(NoGuidance().build())
-    loaded.check_guidance(TwoTermGuidance(scale=1.0).build())
+    loaded.lineage.check_guidance(NoGuidance().build())
+    loaded.lineage.check_guidance(TwoTermGuidance(scale=1.0).build())
     with pytest.raises(ConfigError, match="guide twice"):
-        loaded.check_guidance(TwoTermGuidance(scale=1.5).build())
+        loaded.lineage.check_guidance(TwoTermGuidance(scale=1.5).build())
 
 
 def test_guidance_against_an_untrained_null_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, model(), lineage())
     loaded = load_model(tmp_path)
-    loaded.check_guidance(TwoTermGuidance(scale=2.0, against="null").build())
-    loaded.check_guidance(ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_text").build())
+    loaded.lineage.check_guidance(TwoTermGuidance(scale=2.0, against="null").build())
+    loaded.lineage.check_guidance(ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_text").build())
     with pytest.raises(ConfigError, match="no_speaker"):
-        loaded.check_guidance(ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_speaker").build())
+        loaded.lineage.check_guidance(
+            ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_speaker").build()
+        )
 
 
 def test_what_is_not_a_model_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -67,3 +103,34 @@ def test_what_is_not_a_model_is_refused_with_its_name(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(DataError, match="not a usable model"):
         load_model(tmp_path)
+
+
+def test_what_is_written_and_its_fingerprint_are_those_of_models_before_there_were_families(tmp_path: Path) -> None:
+    """Golden: a folder without a ``type`` is a codec LM, byte for byte and in its fingerprint."""
+    found = CodecLM(tiny((12, 2, 16)))
+    with torch.no_grad():  # weights that no generator decides
+        for i, parameter in enumerate(found.parameters()):
+            parameter.copy_((torch.arange(parameter.numel()).remainder(7 + i) / 8).view(parameter.shape))
+    save_model(tmp_path, found, CodecLMLineage(method="pretrain", codec_fingerprint="c", text_fingerprint="t"))
+    text = (tmp_path / "config.json").read_text()
+    assert text == GOLDEN_CONFIG
+    assert "type" not in json.loads(text)["model"]
+    assert fingerprint_of(found) == GOLDEN_FINGERPRINT
+    loaded = load_codec_lm(tmp_path)
+    assert (loaded.fingerprint, loaded.model.config.type) == (GOLDEN_FINGERPRINT, "codec_lm")
+    # Who writes the type says the same.
+    (tmp_path / "config.json").write_text(text.replace('"model": {', '"model": {"type": "codec_lm", '))
+    assert load_model(tmp_path).fingerprint == GOLDEN_FINGERPRINT
+
+
+def test_another_family_is_refused_where_a_codec_lm_is_needed(tmp_path: Path) -> None:
+    save_model(tmp_path, model(), lineage())
+    config = tmp_path / "config.json"
+    config.write_text(config.read_text().replace('"model": {', '"model": {"type": "another", '))
+    with pytest.raises(ConfigError, match="of the family another, and a codec_lm is needed here; give the folder"):
+        load_codec_lm(tmp_path)
+    with pytest.raises(DataError, match=r"not a usable model.*another"):
+        load_model(tmp_path)
+    config.write_text("[]")
+    with pytest.raises(DataError, match=r"config.json is no mapping"):
+        load_codec_lm(tmp_path)

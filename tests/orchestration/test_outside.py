@@ -11,19 +11,19 @@ from safetensors.torch import load_file, save_file
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.cli import run
 from retort.config import validate
-from retort.data.tokens import TokenSetDescription
 from retort.errors import ConfigError, DataError
 from retort.inference.runner import plan_for
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speech import SpeechEngine, Wish
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.inference.torch_runner import TorchRunner
+from retort.methods.cfg_distill import CFGDistillConfig, check_teacher
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.initialise import student_from
 from retort.models.outside.beside import carry_outside
-from retort.models.weights import Lineage, fingerprint_of, load_model, save_model
+from retort.models.weights import fingerprint_of, load_codec_lm, save_model
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from retort.orchestration.outside import run_export, run_import
-from retort.orchestration.train.setup import check_teacher
 from retort.run_config import ExportConfig, ImportConfig
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from retort.store.results import result_of
@@ -41,7 +41,6 @@ from tests.models.checkpoints import (
     write_checkpoint,
 )
 from tests.orchestration.tiny_runs import Lines, tone
-from tests.orchestration.train_runs import distill
 
 
 def imported(tmp_path: Path, kind: str = "llama_gqa_untied", **changes: object) -> Path:
@@ -87,7 +86,7 @@ def test_a_student_of_fewer_blocks_loads_in_transformers_with_the_same_logits(tm
     from transformers import AutoModelForCausalLM
 
     teacher_folder = result_of(imported(tmp_path, kind))
-    teacher = load_model(teacher_folder)
+    teacher = load_codec_lm(teacher_folder)
     student = student_from(teacher.model, teacher.model.config.replace(num_layers=2), init="teacher").eval()
     with torch.no_grad():  # as if it had been trained
         for parameter in student.parameters():
@@ -114,7 +113,7 @@ def test_a_student_of_fewer_blocks_loads_in_transformers_with_the_same_logits(tm
     assert torch.allclose(ours, expected, atol=1e-4, rtol=0)
 
 
-def write_student(folder: Path, student, lineage: Lineage, teacher: Path) -> None:
+def write_student(folder: Path, student, lineage: CodecLMLineage, teacher: Path) -> None:
     """A student's output folder, as a training job leaves it."""
 
     def fill(target: Path) -> None:
@@ -133,7 +132,7 @@ def synthesizer_of(folder: Path) -> Synthesizer:
         num_codebooks = 1
 
     voices = {"default": torch.zeros(1, 0, dtype=torch.int64)}
-    return Synthesizer(load_model(folder), NoCodec(), open_text_front_end(folder / "text"), voices)
+    return Synthesizer(load_codec_lm(folder), NoCodec(), open_text_front_end(folder / "text"), voices)
 
 
 def test_an_imported_model_with_a_codec_speaks_and_both_decoders_agree(tmp_path: Path) -> None:
@@ -165,22 +164,17 @@ def test_the_engine_of_say_and_serve_takes_an_imported_model(tmp_path: Path) -> 
 
 
 def test_the_scale_cannot_be_an_input_of_such_a_student(tmp_path: Path) -> None:
-    teacher = load_model(result_of(imported(tmp_path, null_text=["<|text_end|>"])))
-    config = distill(tmp_path, "student", method={"guidance_scales": [1.5, 2.0]})
-    made = TokenSetDescription(
-        codec_fingerprint="outside-tiny", text_fingerprint=teacher.lineage.text_fingerprint,
-        text_vocabulary_size=teacher.model.config.text_vocabulary_size, num_codebooks=1, codebook_size=NUM_CODES,
-        sample_rate=16_000, frame_rate=50.0,
-    )  # fmt: skip
+    teacher = load_codec_lm(result_of(imported(tmp_path, null_text=["<|text_end|>"])))
+    guidance = TwoTermGuidance(scale=1.5)
     with pytest.raises(ConfigError, match="without a prompt column"):
-        check_teacher(config, teacher, made)
-    check_teacher(distill(tmp_path, "student"), teacher, made)
+        check_teacher(CFGDistillConfig(guidance=guidance, guidance_scales=(1.5, 2.0)), teacher)
+    check_teacher(CFGDistillConfig(guidance=guidance), teacher)
 
 
 def test_guidance_needs_a_declared_null(tmp_path: Path) -> None:
-    loaded = load_model(result_of(imported(tmp_path)))
+    loaded = load_codec_lm(result_of(imported(tmp_path)))
     with pytest.raises(ConfigError, match="trained with those drops"):
-        loaded.check_guidance(TwoTermGuidance(scale=1.5).build())
+        loaded.lineage.check_guidance(TwoTermGuidance(scale=1.5).build())
 
 
 def test_a_model_of_an_outside_codec_says_why_it_is_mute(tmp_path: Path) -> None:
@@ -254,7 +248,7 @@ def test_a_tokenizer_that_is_missing_or_another_models_is_refused(tmp_path: Path
 
 def test_what_was_not_imported_cannot_be_exported(tmp_path: Path) -> None:
     teacher = result_of(imported(tmp_path))
-    loaded = load_model(teacher)
+    loaded = load_codec_lm(teacher)
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "text").symlink_to(teacher / "text")
     write_student(tmp_path / "student", loaded.model, loaded.lineage, tmp_path / "plain")

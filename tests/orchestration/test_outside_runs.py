@@ -11,7 +11,7 @@ import torch
 from retort.config import validate
 from retort.errors import DataError
 from retort.inference.synthesizer import Synthesizer
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outside import run_export, run_import
 from retort.orchestration.prepare.job import run_prepare
@@ -56,7 +56,7 @@ def loads_in_transformers(root: Path, student: Path) -> None:
     tree = {"job": "export", "output": str(root / "exported"), "model": str(student)}
     target = run_export(validate(tree, ExportConfig, where="test"), Lines())["result"]
     theirs, report = AutoModelForCausalLM.from_pretrained(target, dtype=torch.float32, output_loading_info=True)
-    ours = load_model(result_of(student)).model
+    ours = load_codec_lm(result_of(student)).model
     assert not any(report.values()), report
     assert torch.equal(theirs.model.layers[1].mlp.down_proj.weight, ours.blocks[1].feed_forward.down.weight)
     assert theirs.config.num_hidden_layers == 2
@@ -78,7 +78,7 @@ def test_with_a_codec_of_retort_the_student_also_speaks(tmp_path: Path) -> None:
     loads_in_transformers(tmp_path, student)
     synthesizer = Synthesizer.open(result_of(student))
     assert list(synthesizer.voices) == ["default"]
-    assert synthesizer.loaded.lineage.teacher_fingerprint == load_model(result_of(tmp_path / "teacher")).fingerprint
+    assert synthesizer.loaded.lineage.teacher_fingerprint == load_codec_lm(result_of(tmp_path / "teacher")).fingerprint
 
 
 @pytest.mark.usefixtures("_ray")

@@ -16,8 +16,9 @@ from retort.audio.files import wav_bytes
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.data.tokens import TokenRow, TokenSet, TokenSetDescription, write_description, write_shard
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
-from retort.models.weights import Lineage, save_model
+from retort.models.weights import save_model
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
@@ -123,7 +124,9 @@ def write_teacher(folder: Path, data: Path, *, seed=0, **lineage) -> Path:
         **lineage,
     }
     info = describe_artifact("model", "teacher", "1", inputs={}, config={})
-    return write_artifact(folder / "result", info, lambda target: save_model(target, model, Lineage(**values))).path
+    return write_artifact(
+        folder / "result", info, lambda target: save_model(target, model, CodecLMLineage(**values))
+    ).path
 
 
 class Lines:

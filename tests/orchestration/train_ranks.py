@@ -2,7 +2,8 @@
 
 Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
 (RANK, WORLD_SIZE, ...) are set. A run may name faults: ``die_at`` kills the process with SIGKILL when it asks for batch
-n, ``full_at`` lets no file grow beyond a few thousand bytes from batch n on.
+n, ``full_at`` lets no file grow beyond a few thousand bytes from batch n on. A run may be ``is_taught_by_its_average``,
+which no run file can ask for.
 """
 
 import json
@@ -17,7 +18,10 @@ import torch
 from retort.data.batches import LMBatch
 from retort.data.stream import BatchStream
 from retort.orchestration.train.ranks import Ranks
-from retort.orchestration.train.worker import Assignment, run_rank
+from retort.orchestration.train.task import task_of
+from retort.orchestration.train.worker import Assignment, run_rank, train_problem
+from retort.training.seam import Place
+from tests.orchestration.ema_problem import taught_by_its_average
 
 _UNHARMED = BatchStream.batch
 
@@ -38,7 +42,12 @@ def main(runs: Path, rank: int, world_size: int) -> None:
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     for run in json.loads(runs.read_text()):
         harm(run.get("die_at"), run.get("full_at"))
-        run_rank(Assignment.from_tree(run["assignment"]), Ranks(rank, world_size))
+        assignment, ranks = Assignment.from_tree(run["assignment"]), Ranks(rank, world_size)
+        if run.get("is_taught_by_its_average"):
+            problem = task_of(assignment.config).build(Place(rank, world_size))
+            train_problem(assignment, ranks, taught_by_its_average(problem), torch.float32)
+        else:
+            run_rank(assignment, ranks)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     torch.distributed.destroy_process_group()
 

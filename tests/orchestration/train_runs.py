@@ -15,10 +15,11 @@ from torch import Tensor
 from retort.config import validate
 from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
-from retort.models.weights import Lineage, save_model
+from retort.models.weights import save_model
 from retort.orchestration.train.metrics import read_metrics
-from retort.orchestration.train.setup import TrainJob
+from retort.orchestration.train.task import TrainJob
 from retort.orchestration.train.worker import Assignment
 from retort.run_config import DistillConfig, PretrainConfig
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
@@ -78,7 +79,7 @@ def write_teacher(folder: Path, **lineage: Any) -> CodecLM:
         **lineage,
     }
     info = describe_artifact("model", "teacher", "1", inputs={}, config={})
-    write_artifact(folder / "result", info, lambda temporary: save_model(temporary, model, Lineage(**facts)))
+    write_artifact(folder / "result", info, lambda temporary: save_model(temporary, model, CodecLMLineage(**facts)))
     return model
 
 
@@ -122,7 +123,7 @@ def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, int]]], world
 
     Args:
         root: where the list of runs and the processes' output are written.
-        runs: each a job and its faults, ``die_at`` or ``full_at`` batch n; ``{}`` for none.
+        runs: each a job and what :mod:`tests.orchestration.train_ranks` can do to it; ``{}`` for nothing.
         world_size: number of processes.
     """
     assignments = [Assignment(job, job.model_dump(mode="json"), {"data": "d"}, "run") for job, _ in runs]

@@ -97,7 +97,7 @@ class BatchStream:
         for n in range(start, stop):
             yield self.batch(n)
 
-    def num_tokens(self, stop: int) -> int:
+    def num_valid(self, stop: int) -> int:
         """Valid (utterance, codebook, step) triples in batches ``0 .. stop - 1`` of all ranks together."""
         rows = (index for number in range(stop * self.world_size) for index in self._indices(number))
         # Each frame has a code of each codebook, and each row one end of speech.

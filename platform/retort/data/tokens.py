@@ -30,6 +30,11 @@ class TokenSetDescription(Config):
     sample_rate: int
     frame_rate: float
 
+    @property
+    def vocabularies(self) -> tuple[int, int, int]:
+        """Text vocabulary, number of codebooks, codes per codebook."""
+        return self.text_vocabulary_size, self.num_codebooks, self.codebook_size
+
 
 @dataclass(frozen=True)
 class TokenRow:

@@ -23,7 +23,7 @@ from retort.evaluation.scoring import Scorers, Spoken, score_item
 from retort.inference.sampling import SamplerConfig
 from retort.inference.synthesizer import Request, Synthesizer, pick_voices
 from retort.nn.guidance import Guidance
-from retort.nn.guided_rows import combine_rows, stack_for_guidance
+from retort.nn.guided_rows import guided_logits
 
 RECORDINGS_OF_A_VOICE = 8
 """Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
@@ -235,9 +235,7 @@ def _system_logits(system: System, batch: LMBatch) -> Tensor:
     assert system.synthesizer is not None
     assert system.guidance is not None
     on_device = batch.to(system.synthesizer.device)
-    stacked = stack_for_guidance(on_device.conditions, system.guidance)
-    inputs = on_device.inputs_BKS.repeat(len(system.guidance.conditions), 1, 1)
+    model, given, inputs = system.synthesizer.loaded.model, on_device.conditions, on_device.inputs_BKS
     device, dtype = system.synthesizer.device.type, system.synthesizer.dtype
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        logits = system.synthesizer.loaded.model(stacked, inputs)
-    return combine_rows(logits, system.guidance).float().cpu()
+        return guided_logits(model, given, inputs, system.guidance).cpu()

@@ -21,7 +21,8 @@ from retort.inference.decode import Decoder
 from retort.inference.runner import Plan
 from retort.inference.sampling import SamplerConfig
 from retort.models.codec_lm import CodecLM
-from retort.models.weights import Lineage, LoadedModel, load_model, save_model
+from retort.models.codec_lm_lineage import CodecLMLineage
+from retort.models.weights import LoadedCodecLM, load_codec_lm, save_model
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import Guidance
 from retort.nn.precision import Precision, pick_dtype
@@ -56,7 +57,7 @@ class Synthesizer:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        loaded: LoadedCodecLM,
         codec: Codec,
         front_end: TextFrontEnd,
         voices: Mapping[str, Tensor],
@@ -82,7 +83,7 @@ class Synthesizer:
         """
         from safetensors.torch import load_file
 
-        loaded = load_model(folder)
+        loaded = load_codec_lm(folder)
         outside = outside_codec(loaded.lineage.codec_fingerprint)
         if outside is not None:
             raise DataError(
@@ -158,7 +159,7 @@ class Synthesizer:
             ConfigError: the guidance, the voice or the scale is not valid for this model.
             DataError: the text has nothing to say.
         """
-        self.loaded.check_guidance(guidance)
+        self.loaded.lineage.check_guidance(guidance)
         conditions = self.conditions([request], scale_input=scale_input)
         return self.decoder.plans(
             conditions, guidance=guidance, sampler=sampler, seeds=[request.seed], max_frames=max_frames
@@ -176,9 +177,9 @@ class Synthesizer:
         """Synthesise a batch.
 
         Raises:
-            ConfigError: the guidance is not valid for this model (see ``LoadedModel.check_guidance``).
+            ConfigError: the guidance is not valid for this model (see ``CodecLMLineage.check_guidance``).
         """
-        self.loaded.check_guidance(guidance)
+        self.loaded.lineage.check_guidance(guidance)
         decoded = self.decoder.decode(
             self.conditions(requests, scale_input=scale_input),
             guidance=guidance,
@@ -204,7 +205,7 @@ def pick_voices(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
     return voices
 
 
-def save_speaking_model(folder: Path, model: CodecLM, lineage: Lineage, data: Path) -> None:
+def save_speaking_model(folder: Path, model: CodecLM, lineage: CodecLMLineage, data: Path) -> None:
     """Write a model folder that speaks by itself: the weights, and the codec, text front-end and voices of its data.
 
     Args:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from retort.config import Config
 from retort.data.batches import LMBatch
+from retort.data.synthetic import SyntheticSet
+from retort.errors import ConfigError
 from retort.losses.divergence import (
     TopK,
     masked_mean,
@@ -27,11 +29,24 @@ from retort.losses.divergence import (
     token_forward_kl,
     token_forward_kl_top_k,
 )
-from retort.models.codec_lm import CodecLM
+from retort.methods.codec_lm_data import stream_of
+from retort.methods.codec_lm_distillation import (
+    Distillation,
+    Opened,
+    build_student,
+    check_inputs,
+    in_precision,
+    open_inputs,
+    open_synthetic,
+    rows_of,
+)
+from retort.models.codec_lm import CodecLM, CodecLMConfig
+from retort.models.student_shape import PrunedTeacher, student_shape
+from retort.models.weights import LoadedCodecLM
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import GuidanceConfig, TwoTermGuidance
-from retort.nn.guided_rows import combine_rows, stack_for_guidance
-from retort.training.seam import StepOutput
+from retort.nn.guided_rows import guided_logits, guided_logits_by_row
+from retort.training.seam import NoTeacher, Place, Problem, StepOutput, Task, Teacher
 
 
 class CFGDistillConfig(Config):
@@ -73,7 +88,7 @@ class GuidedTargets:
     scale_B: Tensor | None = None
 
 
-class LiveTeacher:
+class LiveTeacher(Teacher[LMBatch, GuidedTargets]):
     """Runs the frozen teacher under guidance, all conditions in one forward pass."""
 
     def __init__(self, model: CodecLM, config: CFGDistillConfig, *, seed: int = 0) -> None:
@@ -84,20 +99,24 @@ class LiveTeacher:
     @torch.no_grad()
     def targets(self, batch: LMBatch) -> GuidedTargets:
         """Guided logits for the batch."""
+        guidance, given, inputs_BKS = self.config.guidance, batch.conditions, batch.inputs_BKS
         if not self.config.guidance_scales:
-            return GuidedTargets(logits_BSKV=guided_logits(self.model, batch, self.config.guidance))
-        assert isinstance(self.config.guidance, TwoTermGuidance)
+            return GuidedTargets(logits_BSKV=guided_logits(self.model, given, inputs_BKS, guidance.build()))
+        assert isinstance(guidance, TwoTermGuidance)
         scales = torch.tensor(self.config.guidance_scales)
-        index_B = torch.randint(len(scales), (batch.inputs_BKS.shape[0],), generator=self.generator)
-        doubled = guided_logits_by_row(self.model, batch, self.config.guidance.against, scales[index_B])
-        return GuidedTargets(logits_BSKV=doubled, scale_B=index_B.to(batch.inputs_BKS.device))
+        index_B = torch.randint(len(scales), (inputs_BKS.shape[0],), generator=self.generator)
+        logits_BSKV = guided_logits_by_row(
+            self.model, given, inputs_BKS, against=guidance.against, scale_B=scales[index_B]
+        )
+        return GuidedTargets(logits_BSKV=logits_BSKV, scale_B=index_B.to(inputs_BKS.device))
 
-    def update(self, student: nn.Module) -> None:
-        """A frozen teacher stays as it is."""
-        del student
+    @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Of the scales."""
+        return {"scales": self.generator}
 
 
-class CachedTeacher:
+class CachedTeacher(Teacher[LMBatch, GuidedTargets]):
     """Looks the guided top-k up by row; indistinguishable from a live teacher to the objective."""
 
     def __init__(self, lookup: Mapping[int, TopK], num_codebooks: int) -> None:
@@ -118,29 +137,6 @@ class CachedTeacher:
         device = batch.inputs_BKS.device
         return GuidedTargets(top_k=TopK(ids.to(device), log_probs.to(device), log_tail.to(device)))
 
-    def update(self, student: nn.Module) -> None:
-        """A cache stays as it is."""
-        del student
-
-
-def guided_logits(teacher: CodecLM, batch: LMBatch, guidance_config: GuidanceConfig) -> Tensor:
-    """Guided logits [B, S, K, V + 1] in fp32; every condition sees the same tokens with the same delays (trap 14)."""
-    guidance = guidance_config.build()
-    inputs = batch.inputs_BKS.repeat(len(guidance.conditions), 1, 1)
-    return combine_rows(teacher(stack_for_guidance(batch.conditions, guidance), inputs).float(), guidance)
-
-
-def guided_logits_by_row(
-    teacher: CodecLM, batch: LMBatch, against: Literal["no_text", "no_speaker", "null"], scale_B: Tensor
-) -> Tensor:
-    """Two-term guided logits with one scale per row."""
-    pair = TwoTermGuidance(scale=2.0, against=against).build()  # any scale but 1: only its conditions are used
-    logits = teacher(stack_for_guidance(batch.conditions, pair), batch.inputs_BKS.repeat(2, 1, 1)).float()
-    by_name = dict(zip(pair.conditions, logits.chunk(2), strict=True))
-    full, null = by_name["full"], by_name[against]
-    guided: Tensor = null + scale_B.to(full)[:, None, None, None] * (full - null)
-    return guided
-
 
 class CFGDistillObjective(nn.Module):
     """Forward KL to the guided teacher, and cross-entropy on the batch's tokens, each with its weight."""
@@ -149,15 +145,16 @@ class CFGDistillObjective(nn.Module):
         super().__init__()
         self.student, self.config = student, config
 
-    def forward(self, batch: LMBatch, targets: GuidedTargets) -> StepOutput:
-        """Loss of one batch."""
+    def forward(self, batch: LMBatch, targets: GuidedTargets | None) -> StepOutput:
+        """Loss of one batch; cross-entropy alone needs no targets."""
         config, given = self.config, batch.conditions
-        if targets.scale_B is not None:
+        if targets is not None and targets.scale_B is not None:
             given = Conditions(given.text_BL, given.prompt_BKP, given.prompt_mask_BP, targets.scale_B)
         logits = self.student(given, batch.inputs_BKS)
         loss = logits.new_zeros((), dtype=torch.float32)
         metrics: dict[str, Tensor] = {}
         if config.kl_weight:
+            assert targets is not None, "a KL needs targets"
             kl_BSK = self._token_kl(logits, targets)
             kl = masked_mean(kl_BSK, batch.mask_BKS)
             loss = loss + config.kl_weight * kl
@@ -173,5 +170,84 @@ class CFGDistillObjective(nn.Module):
     def _token_kl(self, logits: Tensor, targets: GuidedTargets) -> Tensor:
         if targets.top_k is not None:
             return token_forward_kl_top_k(logits, targets.top_k, temperature=self.config.temperature)
-        assert targets.logits_BSKV is not None, "a KL needs targets"
+        assert targets.logits_BSKV is not None, "a KL needs logits"
         return token_forward_kl(logits, targets.logits_BSKV, temperature=self.config.temperature)
+
+
+@dataclass(frozen=True)
+class CFGDistillation(Task):
+    """A guided teacher, or its synthetic data → a student without guidance."""
+
+    method: CFGDistillConfig
+    given: Distillation
+
+    @property
+    def is_cached(self) -> bool:
+        """Whether the targets come from the synthetic set."""
+        return self.method.needs_teacher and self.method.targets == "cached"
+
+    def check(self) -> dict[str, str]:
+        """See :meth:`retort.training.seam.Task.check`."""
+        opened, fingerprints = check_inputs(self.given)
+        check_teacher(self.method, opened.teacher)
+        self._shape(opened)
+        self._synthetic(opened)
+        return fingerprints
+
+    def build(self, place: Place) -> Problem:
+        """See :meth:`retort.training.seam.Task.build`."""
+        method, given = self.method, self.given
+        torch.manual_seed(given.seed)  # the same first weights on every rank
+        opened = open_inputs(given)
+        synthetic = self._synthetic(opened)
+        rows, prompt_rows = rows_of(opened, synthetic)
+        student = build_student(opened, self._shape(opened), prompt_rows)
+        batch = given.batch.replace(prompts="by_id") if self.is_cached else given.batch
+        teacher: Teacher[LMBatch, GuidedTargets | None]
+        if not method.needs_teacher:
+            teacher = NoTeacher()
+        elif self.is_cached:
+            assert synthetic is not None, "the run file was checked"
+            teacher = CachedTeacher(synthetic.lookup(rows), student.config.num_codebooks)
+        else:
+            model = in_precision(opened.teacher.model, place.dtype).to(place.device)
+            teacher = LiveTeacher(model, method, seed=(given.seed << 16) + place.rank)
+        batches = stream_of(rows, student.config, batch, seed=given.seed, place=place, prompt_rows=prompt_rows)
+        lineage = opened.lineage(
+            "cfg_distill",
+            taught_with=method.guidance if method.needs_teacher else None,
+            is_choice_of_layers=isinstance(given.student, PrunedTeacher),
+        )
+        return Problem(CFGDistillObjective(student, method), teacher, batches, opened.result(student.config, lineage))
+
+    def _shape(self, opened: Opened) -> CodecLMConfig:
+        teacher = opened.teacher.model.config
+        return student_shape(self.given.student, opened.kept, teacher, guidance_scales=self.method.guidance_scales)
+
+    def _synthetic(self, opened: Opened) -> SyntheticSet | None:
+        synthetic = open_synthetic(opened)
+        if synthetic is not None and self.is_cached:
+            synthetic.refuse_unfit(
+                data_fingerprint=opened.data_fingerprint,
+                guidance=self.method.guidance,
+                temperature=self.method.temperature,
+                prompt_max_frames=self.given.batch.prompt_max_frames,
+            )
+        return synthetic
+
+
+def check_teacher(method: CFGDistillConfig, teacher: LoadedCodecLM) -> None:
+    """Refuse guidance that the teacher was not trained for, or that its students cannot take.
+
+    Raises:
+        ConfigError: names the guidance and the cure.
+    """
+    if method.needs_teacher:
+        teacher.lineage.check_guidance(method.guidance.build())
+    elif method.guidance_scales:
+        raise ConfigError("method.guidance_scales need method.kl_weight above 0; without it no guidance is learned")
+    if method.guidance_scales and teacher.model.config.speaker_prompt == "none":
+        raise ConfigError(
+            f"method.guidance_scales {method.guidance_scales}: a model without a prompt column takes no scale "
+            "as an input; leave them empty and distil at one guidance"
+        )

@@ -13,7 +13,7 @@ unless the run file says otherwise.
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,9 +27,8 @@ from retort.errors import ConfigError
 from retort.losses.divergence import token_forward_kl
 from retort.models.codec_lm import Trace
 from retort.models.initialise import kept_layers
+from retort.models.layer_choice import Criterion
 
-Criterion = Literal["wer", "block_influence", "kl", "stride", "random"]
-CRITERIA: tuple[Criterion, ...] = get_args(Criterion)
 MEASURED: tuple[Criterion, ...] = ("wer", "block_influence", "kl")
 """Criteria that give each layer an importance; the others choose without looking."""
 WHOLE = -1
@@ -78,35 +77,6 @@ class LayerPruningConfig(Config):
     def removed_per_round(self, num_removed: int) -> int:
         """How many layers go before the rest is measured again."""
         return {"one_shot": max(1, num_removed), "greedy": 1, "iterative": self.layers_per_round}[self.removal]
-
-
-class LayerChoice(Config):
-    """``layers.json``: which layers of a teacher stay, by criterion and by their number."""
-
-    teacher_fingerprint: str
-    num_layers: int
-    """Of the teacher."""
-    criterion: Criterion
-    """The one that the job was asked for, with the number of layers that it was asked for."""
-    num_kept: int
-    kept: dict[Criterion, dict[int, tuple[int, ...]]]
-    recogniser: str
-    """What the word error rates were measured with."""
-
-    def layers(self, criterion: Criterion | None = None, num_kept: int | None = None) -> tuple[int, ...]:
-        """The layers that stay; by default those that the job was asked for.
-
-        Raises:
-            ConfigError: there is no choice of so many layers.
-        """
-        by_count = self.kept.get(criterion or self.criterion, {})
-        count = num_kept or self.num_kept
-        if count not in by_count:
-            raise ConfigError(
-                f"the pruning holds no choice of {count} layers by {criterion or self.criterion}; "
-                f"it has {', '.join(map(str, sorted(by_count)))}"
-            )
-        return by_count[count]
 
 
 def removal_orders(scores_RL: NDArray[np.float64], forced: frozenset[int]) -> NDArray[np.int64]:

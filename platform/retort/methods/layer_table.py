@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from retort.evaluation.bootstrap import confidence_interval, paired_comparison
 from retort.evaluation.layer_importance import kendall_tau, resampled_means
-from retort.methods.layer_pruning import MEASURED, WHOLE, Criterion, LayerChoice, LayerPruningConfig, removal_orders
+from retort.methods.layer_pruning import MEASURED, WHOLE, LayerPruningConfig, removal_orders
+from retort.models.layer_choice import Criterion, LayerChoice
 
 Values = NDArray[np.float64]
 

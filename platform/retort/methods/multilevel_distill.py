@@ -27,11 +27,23 @@ from retort.data.batches import LMBatch
 from retort.errors import ConfigError
 from retort.losses.divergence import masked_mean, token_cross_entropy, token_skew_kl
 from retort.losses.features import attention_mse, latent_mse, valid_columns
+from retort.methods.codec_lm_data import stream_of
+from retort.methods.codec_lm_distillation import (
+    Distillation,
+    Opened,
+    build_student,
+    check_inputs,
+    in_precision,
+    open_inputs,
+    open_synthetic,
+    rows_of,
+)
 from retort.models.codec_lm import CodecLM, CodecLMConfig, Trace
 from retort.models.initialise import check_kept
+from retort.models.student_shape import student_shape
 from retort.nn.guidance import Condition, GuidanceConfig, NoGuidance
 from retort.nn.guided_rows import for_condition
-from retort.training.seam import StepOutput
+from retort.training.seam import NoTeacher, Place, Problem, StepOutput, Task, Teacher
 
 
 class MultilevelDistillConfig(Config):
@@ -118,7 +130,7 @@ class MultilevelTargets:
     trace: Trace
 
 
-class TracedTeacher:
+class TracedTeacher(Teacher[LMBatch, MultilevelTargets]):
     """Runs the frozen teacher, and keeps what its blocks were given."""
 
     def __init__(self, model: CodecLM, config: MultilevelDistillConfig) -> None:
@@ -135,10 +147,6 @@ class TracedTeacher:
             if name != "full":  # which the trace has run already
                 logits[name] = self.model(for_condition(batch.conditions, name), batch.inputs_BKS)
         return MultilevelTargets(guidance.combine(logits), trace)
-
-    def update(self, student: nn.Module) -> None:
-        """A frozen teacher stays as it is."""
-        del student
 
 
 class MultilevelObjective(nn.Module):
@@ -163,14 +171,26 @@ class MultilevelObjective(nn.Module):
         self.student, self.config = student, config
         self.matched = matched_layers(kept, num_teacher_layers, config.matching)
 
-    def forward(self, batch: LMBatch, targets: MultilevelTargets) -> StepOutput:
-        """Loss of one batch; every term is logged without its weight."""
+    def forward(self, batch: LMBatch, targets: MultilevelTargets | None) -> StepOutput:
+        """Loss of one batch; every term is logged without its weight. Cross-entropy alone needs no targets."""
         config, weights = self.config, self.config.term_weights
         trace = self.student.trace(batch.conditions, batch.inputs_BKS)
-        valid_BT = valid_columns(trace.columns.prefix_valid_BC, batch.mask_BKS)
         terms: dict[str, Tensor] = {}
         if config.ce_weight:
             terms["ce"] = masked_mean(token_cross_entropy(trace.logits_BSKV, batch.targets_BKS), batch.mask_BKS)
+        if config.needs_teacher:
+            assert targets is not None, "what is learned from a teacher needs targets"
+            terms |= self._taught(batch, trace, targets)
+        loss = sum(
+            ((config.ce_weight if name == "ce" else weights[name]) * term for name, term in terms.items()),
+            start=trace.logits_BSKV.new_zeros((), dtype=torch.float32),
+        )
+        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+
+    def _taught(self, batch: LMBatch, trace: Trace, targets: MultilevelTargets) -> dict[str, Tensor]:
+        config, weights = self.config, self.config.term_weights
+        valid_BT = valid_columns(trace.columns.prefix_valid_BC, batch.mask_BKS)
+        terms: dict[str, Tensor] = {}
         if weights["skew_kl"]:
             kl_BSK = token_skew_kl(
                 trace.logits_BSKV,
@@ -192,11 +212,7 @@ class MultilevelObjective(nn.Module):
             terms["embedding"] = latent_mse(
                 trace.states_BTD[0], targets.trace.states_BTD[0], valid_BT, is_relative=config.relative
             )
-        loss = sum(
-            ((config.ce_weight if name == "ce" else weights[name]) * term for name, term in terms.items()),
-            start=trace.logits_BSKV.new_zeros((), dtype=torch.float32),
-        )
-        return StepOutput(loss, {name: term.detach() for name, term in terms.items()})
+        return terms
 
     def _over_layers(self, distance: Callable[[int, int], Tensor]) -> Tensor:
         return torch.stack([distance(n, t) for n, t in enumerate(self.matched)]).mean()
@@ -212,3 +228,46 @@ class MultilevelObjective(nn.Module):
 
         found: Tensor = checkpoint(distance, trace.states_BTD[n], use_reentrant=False)
         return found
+
+
+@dataclass(frozen=True)
+class MultilevelDistillation(Task):
+    """A teacher and a choice among its layers → a student that imitates it layer by layer."""
+
+    method: MultilevelDistillConfig
+    given: Distillation
+
+    def check(self) -> dict[str, str]:
+        """See :meth:`retort.training.seam.Task.check`."""
+        opened, fingerprints = check_inputs(self.given)
+        if self.method.needs_teacher:
+            opened.teacher.lineage.check_guidance(self.method.guidance.build())
+        self._shape(opened)
+        open_synthetic(opened)
+        return fingerprints
+
+    def build(self, place: Place) -> Problem:
+        """See :meth:`retort.training.seam.Task.build`."""
+        method, given = self.method, self.given
+        torch.manual_seed(given.seed)  # the same first weights on every rank
+        opened = open_inputs(given)
+        rows, prompt_rows = rows_of(opened, open_synthetic(opened))
+        student = build_student(opened, self._shape(opened), prompt_rows)
+        teacher: Teacher[LMBatch, MultilevelTargets | None] = NoTeacher()
+        if method.needs_teacher:
+            teacher = TracedTeacher(in_precision(opened.teacher.model, place.dtype).to(place.device), method)
+        batches = stream_of(rows, student.config, given.batch, seed=given.seed, place=place, prompt_rows=prompt_rows)
+        lineage = opened.lineage(
+            "multilevel_distill",
+            taught_with=method.guidance if method.needs_teacher else None,
+            is_choice_of_layers=True,
+        )
+        num_layers = opened.teacher.model.config.num_layers
+        objective = MultilevelObjective(student, opened.kept.layers, num_layers, method)
+        return Problem(objective, teacher, batches, opened.result(student.config, lineage))
+
+    def _shape(self, opened: Opened) -> CodecLMConfig:
+        teacher = opened.teacher.model.config
+        shape = student_shape(self.given.student, opened.kept, teacher)
+        self.method.check_shapes(teacher, shape)
+        return shape

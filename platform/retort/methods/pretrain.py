@@ -4,12 +4,24 @@ The batches drop text and speaker independently per row, so that the null condit
 are trained (METHODS.md 1.4, traps 12 and 13).
 """
 
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
 from torch import nn
 
 from retort.data.batches import LMBatch
+from retort.data.stream import BatchConfig
+from retort.data.tokens import TokenSet
 from retort.losses.divergence import masked_mean, per_codebook_mean, token_cross_entropy
+from retort.methods.codec_lm_data import check_tokens, stream_of
+from retort.methods.trained_codec_lm import CodecLMResult
 from retort.models.codec_lm import CodecLM
-from retort.training.seam import NoTeacher, Stage, StepOutput
+from retort.models.codec_lm_lineage import CodecLMLineage
+from retort.models.student_shape import ModelSize, model_of
+from retort.store.results import result_of
+from retort.training.seam import NoTeacher, Place, Problem, StepOutput, Task
 
 
 class CrossEntropyObjective(nn.Module):
@@ -29,11 +41,43 @@ class CrossEntropyObjective(nn.Module):
         return StepOutput(loss, {"ce": loss.detach(), **metrics})
 
 
-def stages(steps: int) -> list[Stage]:
-    """One stage: train the source itself."""
+@dataclass(frozen=True)
+class Pretraining(Task):
+    """Token set → teacher; the attributes are those of a run file."""
 
-    def build(source: nn.Module) -> tuple[NoTeacher, nn.Module]:
-        assert isinstance(source, CodecLM)
-        return NoTeacher(), CrossEntropyObjective(source)
+    data: Path
+    model: ModelSize
+    batch: BatchConfig
+    seed: int
 
-    return [Stage("pretrain", build, steps)]
+    def check(self) -> dict[str, str]:
+        """See :meth:`retort.training.seam.Task.check`."""
+        tokens, fingerprint = check_tokens(self.data)
+        model_of(self.model, tokens.description.vocabularies)
+        return {"data": fingerprint}
+
+    def build(self, place: Place) -> Problem:
+        """See :meth:`retort.training.seam.Task.build`."""
+        data = result_of(self.data)
+        tokens = TokenSet.open(data)
+        torch.manual_seed(self.seed)  # the same first weights on every rank
+        student = CodecLM(model_of(self.model, tokens.description.vocabularies))
+        lineage = CodecLMLineage(
+            method="pretrain",
+            codec_fingerprint=tokens.description.codec_fingerprint,
+            text_fingerprint=tokens.description.text_fingerprint,
+            trained_drops=_drops(self.batch),
+        )
+        batches = stream_of(list(tokens.split("train")), student.config, self.batch, seed=self.seed, place=place)
+        result = CodecLMResult(student.config, lineage, data)
+        return Problem(CrossEntropyObjective(student), NoTeacher(), batches, result)
+
+
+def _drops(batch: BatchConfig) -> tuple[Literal["no_text", "no_speaker", "null"], ...]:
+    """The null conditions that such batches hold."""
+    probabilities: tuple[tuple[Literal["no_text", "no_speaker", "null"], float], ...] = (
+        ("no_text", batch.drop_text),
+        ("no_speaker", batch.drop_speaker),
+        ("null", batch.drop_both),
+    )
+    return tuple(name for name, probability in probabilities if probability > 0)

@@ -19,12 +19,14 @@ from retort.nn.conditions import TEXT_PAD, Conditions
 from retort.nn.dropout import Dropout
 from retort.nn.transformer import Attention, Block, FeedForward, LayerCache, Llama3Rope, RMSNorm, rotary_tables
 
-_LATER_FIELDS = frozenset({"norm_eps", "rope_scaling", "head_dim", "speaker_prompt"})
+_LATER_FIELDS = frozenset({"type", "norm_eps", "rope_scaling", "head_dim", "speaker_prompt"})
 
 
 class CodecLMConfig(Config):
     """Shape of a :class:`CodecLM`; it is stored beside the weights."""
 
+    type: Literal["codec_lm"] = "codec_lm"
+    """The family (:mod:`retort.models.weights`)."""
     text_vocabulary_size: int = Field(ge=3)
     num_codebooks: int = Field(ge=1)
     codebook_size: int = Field(ge=2)
@@ -77,6 +79,11 @@ class CodecLMConfig(Config):
     def head_size(self) -> int:
         """Dimensions of one attention head."""
         return self.dim // self.num_heads if self.head_dim is None else self.head_dim
+
+    @property
+    def vocabularies(self) -> tuple[int, int, int]:
+        """Text vocabulary, number of codebooks, codes per codebook."""
+        return self.text_vocabulary_size, self.num_codebooks, self.codebook_size
 
     @property
     def codebook_delays(self) -> tuple[int, ...]:

@@ -21,9 +21,15 @@ Condition = Literal["full", "no_text", "no_speaker", "null"]
 CONDITIONS: tuple[Condition, ...] = ("full", "no_text", "no_speaker", "null")
 
 
-def guide(*, cond: Tensor, null: Tensor, scale: float) -> Tensor:
-    """``null + scale * (cond - null)`` in fp32; ``scale = 1.0`` returns ``cond`` exactly."""
-    if scale == 1.0:
+def guide(*, cond: Tensor, null: Tensor, scale: float | Tensor) -> Tensor:
+    """``null + scale * (cond - null)`` in fp32; a ``scale`` of 1.0, one number, returns ``cond`` exactly.
+
+    Args:
+        cond: what the model says under the condition.
+        null: what it says without it, of the same shape.
+        scale: for all, or a tensor that broadcasts against them (one scale per row).
+    """
+    if not isinstance(scale, Tensor) and scale == 1.0:
         return cond
     # bf16 would lose the small differences that the scale multiplies (METHODS.md, trap 5).
     cond, null = cond.float(), null.float()

@@ -9,6 +9,7 @@ import yaml
 
 from retort.config import load_config
 from retort.errors import ConfigError
+from retort.models.student_shape import PrunedTeacher
 from retort.orchestration.progress import Progress
 from retort.run_config import (
     AnyConfig,
@@ -21,7 +22,6 @@ from retort.run_config import (
     PrepareConfig,
     PretrainConfig,
     PruneConfig,
-    PrunedTeacher,
     ReportConfig,
     RunConfig,
     TuneConfig,

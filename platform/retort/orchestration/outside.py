@@ -10,11 +10,12 @@ from retort.audio.codec import Codec, OutsideCodecConfig, open_codec
 from retort.errors import ConfigError, DataError
 from retort.inference.synthesizer import no_voices, save_voices
 from retort.models.codec_lm import count_parameters
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.outside.beside import DTYPES, copy_files, read_outside, write_outside
 from retort.models.outside.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
-from retort.models.outside.family import Family, read_family, written_config
+from retort.models.outside.checkpoint_style import CheckpointStyle, read_style, written_config
 from retort.models.outside.translate import EMBEDDING, HEAD, expected_shapes, from_codec_lm, to_codec_lm
-from retort.models.weights import Lineage, fingerprint_of, load_model, save_model
+from retort.models.weights import fingerprint_of, load_codec_lm, save_model
 from retort.orchestration.outputs import finished_result, job_output
 from retort.orchestration.progress import Progress
 from retort.run_config import ExportConfig, ImportConfig, SavedCodec
@@ -40,18 +41,18 @@ def run_import(config: ImportConfig, progress: Progress) -> dict[str, Any]:
         progress.log(f"{config.output} is already done")
         return _summary(config, done, 0.0)
     checkpoint = Checkpoint.open(config.checkpoint)
-    family = read_family(checkpoint.config)
+    style = read_style(checkpoint.config)
     if "auto_map" in checkpoint.config:
         progress.log(f"{config.checkpoint} names code of its own (auto_map); it is ignored, and none of it is run")
     content = _tokenizer_content(config.checkpoint)
-    text, null_ids = _vocabulary(config, family, content)
+    text, null_ids = _vocabulary(config, style, content)
     front_end = hf_front_end(content, text)
     codec = _codec(config, text)
-    _check_weights(checkpoint, family)
+    _check_weights(checkpoint, style)
     progress.log(f"reading {len(checkpoint.shapes)} tensors of {config.checkpoint}")
-    translated = to_codec_lm(checkpoint.tensor, family, text, null_ids)
+    translated = to_codec_lm(checkpoint.tensor, style, text, null_ids)
     fingerprint = checkpoint.fingerprint()
-    lineage = Lineage(
+    lineage = CodecLMLineage(
         method="import",
         codec_fingerprint=codec.fingerprint(),
         text_fingerprint=front_end.fingerprint(),
@@ -91,16 +92,18 @@ def _tokenizer_content(folder: Path) -> str:
         raise DataError(f"{path}: cannot be read: {error}; copy it again from where it came") from error
 
 
-def _vocabulary(config: ImportConfig, family: Family, content: str) -> tuple[HFTokenizerConfig, tuple[int, ...]]:
+def _vocabulary(
+    config: ImportConfig, style: CheckpointStyle, content: str
+) -> tuple[HFTokenizerConfig, tuple[int, ...]]:
     """Speech tokens and template as ids, and the ids of the null text."""
     tokenizer = read_tokenizer(content)
     after = ids_of(tokenizer, config.template.after, where="template.after")
     if not after:
         raise ConfigError("template.after: it is empty; its last token is what the model reads before its first code")
     null_ids = tuple(id_of(tokenizer, token, where="null_text") for token in config.null_text)
-    wrong = [i for i in null_ids if not 0 <= i < family.vocab_size]
+    wrong = [i for i in null_ids if not 0 <= i < style.vocab_size]
     if wrong:
-        raise ConfigError(f"null_text: id {wrong[0]} is not in the vocabulary of {family.vocab_size}; correct it")
+        raise ConfigError(f"null_text: id {wrong[0]} is not in the vocabulary of {style.vocab_size}; correct it")
     try:
         text = HFTokenizerConfig(
             language=config.template.language,
@@ -108,7 +111,7 @@ def _vocabulary(config: ImportConfig, family: Family, content: str) -> tuple[HFT
             before=ids_of(tokenizer, config.template.before, where="template.before"),
             after=after[:-1],
             start=after[-1],
-            vocabulary_size=family.vocab_size,
+            vocabulary_size=style.vocab_size,
             audio=AudioTokens(
                 first=id_of(tokenizer, config.audio.first, where="audio.first"),
                 count=config.audio.count,
@@ -134,10 +137,10 @@ def _codec(config: ImportConfig, text: HFTokenizerConfig) -> Codec | OutsideCode
     return codec
 
 
-def _check_weights(checkpoint: Checkpoint, family: Family) -> None:
+def _check_weights(checkpoint: Checkpoint, style: CheckpointStyle) -> None:
     """Names and shapes; and a tied checkpoint that stores its output all the same must store the same numbers."""
-    is_tied = family.tie_word_embeddings
-    checkpoint.check(expected_shapes(family, has_head=not is_tied or HEAD in checkpoint.shapes))
+    is_tied = style.tie_word_embeddings
+    checkpoint.check(expected_shapes(style, has_head=not is_tied or HEAD in checkpoint.shapes))
     if is_tied and HEAD in checkpoint.shapes and not checkpoint.tensor(HEAD).equal(checkpoint.tensor(EMBEDDING)):
         raise DataError(
             f"{checkpoint.folder}: tie_word_embeddings is true, and {HEAD} differs from {EMBEDDING}; "
@@ -160,12 +163,12 @@ def run_export(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         progress.log(f"{config.output} is already done")
         return _summary(config, done, 0.0)
     folder = result_of(config.model)
-    loaded = load_model(folder)
+    loaded = load_codec_lm(folder)
     outside, rest = read_outside(folder)
     text = open_text_front_end(folder / "text").config
     if not isinstance(text, HFTokenizerConfig):
         raise DataError(f"{folder / 'text'}: not the tokenizer of an outside model; restore the folder")
-    was_tied = read_family(outside.config).tie_word_embeddings
+    was_tied = read_style(outside.config).tie_word_embeddings
     number_format = outside.number_format if config.number_format == "as_imported" else config.number_format
     tensors, is_tied = from_codec_lm(loaded.model, text, rest, was_tied=was_tied)
     tree = written_config(outside.config, loaded.model.config, is_tied=is_tied, dtype=number_format)

@@ -14,7 +14,7 @@ from retort.evaluation.pareto import OBJECTIVES, figures_of
 from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
 from retort.evaluation.results import read_summary
 from retort.models.codec_lm import count_parameters
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.orchestration.tune.job import FRONT_FILE
 from retort.store.artifact import Artifact, code_version, read_artifact
 from retort.store.registry import Card, Registry
@@ -144,7 +144,7 @@ def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
 
 
 def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, checks: list[str]) -> dict[str, Any]:
-    loaded = load_model(model.path)
+    loaded = load_codec_lm(model.path)
     lineage = loaded.lineage.model_dump(mode="json")
     figures = {
         key: {"value": candidate.system.get(objective.field), "ci95": candidate.system.get(objective.interval or "")}

@@ -18,18 +18,7 @@ from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
 from retort.run_config.prepare import PrepareConfig, SavedCodec, SavedText
 from retort.run_config.prune import PruneConfig
-from retort.run_config.training import (
-    DistillConfig,
-    Method,
-    ModelPreset,
-    ModelShape,
-    ModelSize,
-    PretrainConfig,
-    PrunedTeacher,
-    SameAsTeacher,
-    StudentSize,
-    TrainingConfig,
-)
+from retort.run_config.training import DistillConfig, Method, PretrainConfig, TrainingConfig
 from retort.run_config.tune import TuneConfig
 
 __all__ = [
@@ -46,22 +35,16 @@ __all__ = [
     "ImportConfig",
     "JobConfig",
     "Method",
-    "ModelPreset",
-    "ModelShape",
-    "ModelSize",
     "PoolConfig",
     "PrepareConfig",
     "PretrainConfig",
     "PruneConfig",
-    "PrunedTeacher",
     "ReportConfig",
     "RunConfig",
-    "SameAsTeacher",
     "SavedCodec",
     "SavedText",
     "SpeechTokensConfig",
     "SpeedConfig",
-    "StudentSize",
     "SystemConfig",
     "TemplateConfig",
     "TextSource",

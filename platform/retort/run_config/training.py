@@ -1,4 +1,4 @@
-"""Training jobs: a model's size, the loop, a teacher from data, a student from a teacher."""
+"""Training jobs: the loop, a teacher from data, a student from a teacher."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,67 +8,12 @@ from pydantic import Field, model_validator
 from retort.config import Config
 from retort.data.stream import BatchConfig
 from retort.methods.cfg_distill import CFGDistillConfig
-from retort.methods.layer_pruning import Criterion
 from retort.methods.multilevel_distill import MultilevelDistillConfig
 from retort.models.initialise import Initialisation
-from retort.models.presets import PresetName
+from retort.models.student_shape import ModelSize, StudentSize
 from retort.run_config.machines import WorkersConfig
 from retort.training.schedule import OptimizerConfig
 
-
-class ModelShape(Config):
-    """A model's size; what the data decide (vocabularies) is filled in."""
-
-    kind: Literal["shape"] = "shape"
-    dim: int = Field(ge=8)
-    num_layers: int = Field(ge=1)
-    num_heads: int = Field(ge=1)
-    num_kv_heads: int | None = None
-    """``None`` is as many as heads."""
-    ffn_dim: int = Field(ge=8)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    qkv_bias: bool = False
-
-
-class ModelPreset(Config):
-    """A size of :mod:`retort.models.presets`."""
-
-    kind: Literal["preset"] = "preset"
-    name: PresetName
-
-
-class SameAsTeacher(Config):
-    """The teacher's own shape."""
-
-    kind: Literal["teacher"] = "teacher"
-
-
-class PrunedTeacher(Config):
-    """Some of the teacher's layers, and as much of its width as is asked for."""
-
-    kind: Literal["pruned"] = "pruned"
-    layers: Path | tuple[int, ...]
-    """Output of `retort prune`, or the layers themselves in ascending order."""
-    criterion: Criterion | None = None
-    """Which of the choices of `retort prune`; ``None`` is the one that it was asked for."""
-    num_layers: int | None = Field(default=None, ge=1)
-    """How many layers of that choice; ``None`` is as many as it was asked for."""
-    dim: int | None = Field(default=None, ge=8)
-    """``None`` is the teacher's, here and below."""
-    num_heads: int | None = Field(default=None, ge=1)
-    num_kv_heads: int | None = Field(default=None, ge=1)
-    """``None`` keeps the teacher's query heads per key-value head."""
-    ffn_dim: int | None = Field(default=None, ge=8)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "PrunedTeacher":
-        if not isinstance(self.layers, Path) and (self.criterion is not None or self.num_layers is not None):
-            raise ValueError("criterion and num_layers choose from the output of `retort prune`; `layers` is a list")
-        return self
-
-
-ModelSize = Annotated[ModelShape | ModelPreset, Field(discriminator="kind")]
-StudentSize = Annotated[ModelShape | ModelPreset | SameAsTeacher | PrunedTeacher, Field(discriminator="kind")]
 Method = Annotated[CFGDistillConfig | MultilevelDistillConfig, Field(discriminator="kind")]
 
 

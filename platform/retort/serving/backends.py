@@ -119,7 +119,7 @@ class LocalBackend:
         synthesizer = Synthesizer.open(folder, precision=model.precision, device="cuda" if model.gpus else "cpu")
         self.model, self.guidance = model, model.guidance.build()
         self.created = int(folder.stat().st_mtime)
-        synthesizer.loaded.check_guidance(self.guidance)
+        synthesizer.loaded.lineage.check_guidance(self.guidance)
         self.engine = SpeechEngine(
             synthesizer,
             max_slots=model.slots,

@@ -1,1 +1,1 @@
-"""The Teacher/Objective/Stage seam, the loop, optimizer, EMA and metrics."""
+"""The seam between method and loop, the loop, the plain optimizer, its schedule, and teachers that follow students."""

@@ -1,7 +1,7 @@
-"""The one loop. It knows teachers and step outputs, and nothing of losses, devices, Ray or DeepSpeed."""
+"""The one loop. It knows teachers, step outputs and optimizers, and nothing of losses, devices, Ray or DeepSpeed."""
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +10,45 @@ from retort.errors import QualityGateError
 from retort.training.schedule import OptimizerConfig, ema_decay_at, learning_rate_at, parameter_groups
 from retort.training.seam import StepOutput, Teacher
 
+_STUDENT = "student."
+
+
+class Optimizer(Protocol):
+    """Plain torch in tests, the DeepSpeed engine in production."""
+
+    def apply_gradients(self, loss: Tensor, weight: Tensor | None) -> bool:
+        """Take in the loss of a micro-batch, times ``weight`` (``None`` is 1); True when that ended a step."""
+        ...
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The objective's whole fp32 masters by name; every rank must call it."""
+        ...
+
 
 def fit(
     objective: nn.Module,
     teacher: Teacher[Any, Any],
-    batches: Iterable[Any],
-    apply_gradients: Callable[[Tensor], None],
+    batches: Iterable[tuple[Any, Tensor | None]],
+    optimizer: Optimizer,
     on_step: Callable[[int, StepOutput], None],
 ) -> None:
     """Train: targets, loss, gradients, teacher update, report; one round per batch.
 
+    Args:
+        objective: holds the student.
+        teacher: makes the targets.
+        batches: each with the weight of its loss; see ``apply_gradients``.
+        optimizer: of the objective.
+        on_step: gets the batch's number and what it gave.
+
     Raises:
         QualityGateError: the loss is not finite; the message names the step.
     """
-    for step, batch in enumerate(batches):
+
+    def student() -> Mapping[str, Tensor]:
+        return student_weights(optimizer.weights())
+
+    for step, (batch, weight) in enumerate(batches):
         with torch.no_grad():
             targets = teacher.targets(batch)
         out: StepOutput = objective(batch, targets)
@@ -32,26 +57,30 @@ def fit(
                 f"the loss is {float(out.loss)} at batch {step}; lower optimizer.learning_rate or check the data. "
                 "The last checkpoint is intact"
             )
-        apply_gradients(out.loss)
-        teacher.update(student_of(objective))
+        if optimizer.apply_gradients(out.loss, weight):
+            teacher.update(student)
         on_step(step, out)
 
 
 def student_of(objective: nn.Module) -> nn.Module:
-    """The student inside an objective, through a DeepSpeed or DDP wrapper if there is one."""
-    inner = getattr(objective, "module", objective)
-    student = inner.student
-    if not isinstance(student, nn.Module):
-        raise TypeError(f"{type(inner).__name__}.student must be a module")
+    """The student inside an objective."""
+    student = objective.student
+    assert isinstance(student, nn.Module), f"{type(objective).__name__}.student must be a module"
     return student
 
 
+def student_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The student's part of an objective's weights, by the student's own names; extra heads are left out."""
+    return {name.removeprefix(_STUDENT): w for name, w in weights.items() if name.startswith(_STUDENT)}
+
+
 class PlainOptimizer:
-    """``apply_gradients`` in plain torch: AdamW, accumulation, clipping, schedule, EMA. The reference for DeepSpeed."""
+    """An :class:`Optimizer` in plain torch: AdamW, accumulation, clipping, schedule, average. DeepSpeed's reference."""
 
     def __init__(self, objective: nn.Module, config: OptimizerConfig, num_steps: int) -> None:
         self.config, self.num_steps = config, num_steps
-        self.parameters = [p for p in objective.parameters() if p.requires_grad]
+        self.named = {name: p for name, p in objective.named_parameters() if p.requires_grad}
+        self.parameters = list(self.named.values())
         self.adam = torch.optim.AdamW(
             parameter_groups(objective, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
         )
@@ -63,12 +92,13 @@ class PlainOptimizer:
         """Completed optimizer steps."""
         return self.micro_step // self.config.accumulation
 
-    def __call__(self, loss: Tensor) -> None:
-        """Accumulate; on the last micro-batch of a step, clip and update."""
-        (loss / self.config.accumulation).backward()  # type: ignore[no-untyped-call]
+    def apply_gradients(self, loss: Tensor, weight: Tensor | None) -> bool:
+        """Accumulate; on the last micro-batch of a step, clip, update and move the average."""
+        weighted = loss if weight is None else loss * weight
+        (weighted / self.config.accumulation).backward()  # type: ignore[no-untyped-call]
         self.micro_step += 1
         if self.micro_step % self.config.accumulation:
-            return
+            return False
         done = self.step - 1
         for group in self.adam.param_groups:
             group["lr"] = learning_rate_at(done, self.num_steps, self.config)
@@ -79,15 +109,11 @@ class PlainOptimizer:
             decay = ema_decay_at(done, self.config.ema_decay)
             # One call for all tensors: with many small ones, the calls cost more than the arithmetic.
             torch._foreach_lerp_(self.ema, [p.detach().float() for p in self.parameters], 1.0 - decay)
+        return True
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a bit-equal continuation needs."""
-        return {"adam": self.adam.state_dict(), "ema": self.ema, "micro_step": self.micro_step}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from :meth:`state_dict`."""
-        self.adam.load_state_dict(state["adam"])
-        self.ema, self.micro_step = state["ema"], state["micro_step"]
+    def weights(self) -> dict[str, Tensor]:
+        """The parameters in fp32."""
+        return {name: p.detach().float() for name, p in self.named.items()}
 
     @torch.no_grad()
     def use_average(self) -> None:

@@ -1,6 +1,7 @@
 """Optimizer settings and the learning-rate schedule, as plain functions of the step."""
 
 import math
+from typing import Literal
 
 from pydantic import Field
 from torch import nn
@@ -9,12 +10,14 @@ from retort.config import Config
 
 
 class OptimizerConfig(Config):
-    """AdamW with a linear warm-up and a cosine decay."""
+    """AdamW with a linear warm-up and a decay."""
 
     learning_rate: float = Field(gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     final_fraction: float = Field(default=0.1, ge=0, le=1)
     """Learning rate at the last step, as a fraction of the peak."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """From the peak to ``final_fraction``; linear to 0 is what progressive distillation uses (METHODS.md 2.4)."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
@@ -26,12 +29,13 @@ class OptimizerConfig(Config):
 
 
 def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> float:
-    """Learning rate of 0-based ``step``: linear from 1/warm-up to the peak, then cosine to ``final_fraction``."""
+    """Learning rate of 0-based ``step``: linear from 1/warm-up to the peak, then ``decay`` to ``final_fraction``."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * cosine)
+    done = min(1.0, progress)
+    left = 0.5 * (1.0 + math.cos(math.pi * done)) if config.decay == "cosine" else 1.0 - done
+    return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * left)
 
 
 def ema_decay_at(step: int, decay: float) -> float:

@@ -17,8 +17,9 @@ from retort.data.tokens import TokenSet, record_to_row
 from retort.errors import ConfigError, DataError
 from retort.inference.decode import Decoded
 from retort.losses.divergence import legal_log_softmax, token_forward_kl_top_k
-from retort.methods.cfg_distill import CachedTeacher, guided_logits
-from retort.models.weights import load_model
+from retort.methods.cfg_distill import CachedTeacher
+from retort.models.weights import load_codec_lm
+from retort.nn.guided_rows import guided_logits
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.generate.job import run_generate
 from retort.orchestration.generate.plan import plan_generation
@@ -67,7 +68,7 @@ def _worker(made, tmp_path, **changes):
     config = validate(tree, GenerateConfig, where="test")
     tokens = TokenSet.open(config.data)
     plan_generation(config, tokens).write(tmp_path / "plan.json")
-    model = load_model(config.teacher)
+    model = load_codec_lm(config.teacher)
     description = SyntheticDescription(
         teacher_fingerprint=model.fingerprint, data_fingerprint="d", tokens=tokens.description,
         delays=model.model.config.codebook_delays, guidance=config.guidance,
@@ -88,7 +89,7 @@ def _work(worker, table):
 
 def _guided_alone(made, rows, prompts, scale=1.5):
     """Guided log-probabilities of each row alone, two separate forward passes, straight from the definition."""
-    model = load_model(result_of(made / "teacher")).model
+    model = load_codec_lm(result_of(made / "teacher")).model
     layout = CodebookLayout(model.config.codebook_size, model.config.codebook_delays)
     found = []
     for row, prompt in zip(rows, prompts, strict=True):
@@ -125,14 +126,14 @@ def test_forced_targets_are_the_guided_distributions_of_each_row_alone(made, tmp
 def test_the_stream_by_id_gives_the_student_the_prompt_that_the_target_was_made_with(made, tmp_path):
     records, _ = _work(_worker(made, tmp_path, num_sampled=0), TARGETS)
     train = list(TokenSet.open(result_of(made / "data")).split("train"))
-    model = load_model(result_of(made / "teacher")).model
+    model = load_codec_lm(result_of(made / "teacher")).model
     layout = CodebookLayout(model.config.codebook_size, model.config.codebook_delays)
     stream = BatchStream(train, layout, BatchConfig(max_utterances=5, max_frames=1000, prompts="by_id"), seed=3)
     lookup = {index: decode_top_k(records[row.id]["top_k"]) for index, row in enumerate(train)}
     cached = CachedTeacher(lookup, layout.num_codebooks)
     for batch in stream.iterate(0, 5):
         with torch.no_grad():
-            logits = guided_logits(model, batch, _config(made, tmp_path).guidance)
+            logits = guided_logits(model, batch.conditions, batch.inputs_BKS, _config(made, tmp_path).guidance.build())
         kl_BSK = token_forward_kl_top_k(logits, cached.targets(batch).top_k)
         # The teacher's own guided logits lose nothing against what was cached of them.
         assert float(kl_BSK[batch.mask_BKS.transpose(1, 2)].max()) < 1e-3
@@ -273,7 +274,7 @@ def _shards(output):
 
 
 def _check_provenance(made, output, synthetic):
-    teacher = load_model(result_of(made / "teacher"))
+    teacher = load_codec_lm(result_of(made / "teacher"))
     law = _law(made)
     assert synthetic.description.precision == "float32"
     assert synthetic.description.teacher_fingerprint == teacher.fingerprint

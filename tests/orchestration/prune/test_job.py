@@ -14,11 +14,13 @@ from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
 from retort.inference.sampling import SamplerConfig
 from retort.inference.synthesizer import Request, Synthesizer, save_speaking_model
-from retort.methods.layer_pruning import WHOLE, LayerChoice
+from retort.methods.layer_pruning import WHOLE
 from retort.methods.layer_table import Measured, Selection, describe
 from retort.models.codec_lm import CodecLM
+from retort.models.codec_lm_lineage import CodecLMLineage
+from retort.models.layer_choice import LayerChoice
 from retort.models.presets import tiny
-from retort.models.weights import Lineage, load_model
+from retort.models.weights import load_codec_lm
 from retort.nn.guidance import NoGuidance
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.prune.job import run_prune
@@ -57,7 +59,9 @@ def write_speaking_teacher(folder: Path, data: Path, **lineage: Any) -> None:
         **lineage,
     }
     info = describe_artifact("model", "teacher", "1", inputs={}, config={})
-    write_artifact(folder / "result", info, lambda target: save_speaking_model(target, model, Lineage(**values), data))
+    write_artifact(
+        folder / "result", info, lambda target: save_speaking_model(target, model, CodecLMLineage(**values), data)
+    )
 
 
 def tree_of(made: Path, output: Path, **changes: Any) -> dict[str, Any]:
@@ -207,7 +211,7 @@ def test_killed_driver_and_killed_actor_change_nothing_and_the_pruned_model_spea
     assert not (tmp_path / "driver" / "work").exists()
     assert [sweep["present"] for sweep in tables[0]["sweeps"]] == [[0, 1, 2, 3], [0, 1, 3]]
     assert summary["kept"] == [0, 3]
-    pruned, teacher = load_model(result_of(tmp_path / "driver")), load_model(result_of(made / "teacher"))
+    pruned, teacher = load_codec_lm(result_of(tmp_path / "driver")), load_codec_lm(result_of(made / "teacher"))
     assert pruned.lineage.method == "layer_pruning"
     assert (pruned.lineage.kept_layers, pruned.lineage.selected_by) == ((0, 3), None)
     assert pruned.lineage.teacher_fingerprint == teacher.fingerprint

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from retort.errors import ConfigError, QualityGateError
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.train.job import run_distill, run_pretrain
 from retort.orchestration.train.metrics import read_metrics
@@ -101,7 +101,7 @@ def test_a_teacher_and_its_student_with_a_killed_worker_on_the_way(root: Path) -
     assert (job.output / RUN_FILE).is_file()
     assert not (job.output / "ray").exists()
 
-    loaded = load_model(Path(summary["result"]))
+    loaded = load_codec_lm(Path(summary["result"]))
     assert (summary["fingerprint"], summary["steps"], summary["job"]) == (loaded.fingerprint, 150, "pretrain")
     assert summary["metrics"]["loss"] == losses_of(job)[-1]
     began = time.monotonic()
@@ -111,7 +111,7 @@ def test_a_teacher_and_its_student_with_a_killed_worker_on_the_way(root: Path) -
         run_pretrain(job.replace(training=job.training.replace(steps=151)), progress)
 
     student = run_distill(distill(root, "student", init="teacher", training={"workers": {"zero_stage": 1}}), progress)
-    lineage = load_model(Path(student["result"])).lineage
+    lineage = load_codec_lm(Path(student["result"])).lineage
     assert lineage.teacher_fingerprint == loaded.fingerprint
     assert student["metrics"]["kl"] > 0
 

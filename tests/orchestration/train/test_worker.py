@@ -1,7 +1,9 @@
 """Training on one and two ranks of DeepSpeed against plain torch, and what survives a fault. No Ray here."""
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -11,15 +13,17 @@ from torch import Tensor
 
 from retort.config import validate
 from retort.data.batches import LMBatch
-from retort.data.stream import BatchStream
 from retort.errors import ConfigError, QualityGateError, ResourceError
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.nn.conditions import TEXT_PAD, Conditions
 from retort.orchestration.failures import read_failure
-from retort.orchestration.train.setup import build_problem
+from retort.orchestration.train.metrics import read_metrics
+from retort.orchestration.train.task import TrainJob, task_of
 from retort.run_config import PretrainConfig
 from retort.store.checkpoints import CheckpointFolder
-from retort.training.fit import PlainOptimizer, fit
+from retort.training.fit import PlainOptimizer, fit, student_weights
+from retort.training.seam import Place, Problem
+from tests.orchestration.ema_problem import taught_by_its_average
 from tests.orchestration.train_runs import (
     distill,
     events_of,
@@ -33,7 +37,17 @@ from tests.orchestration.train_runs import (
 )
 
 STAGES = (0, 1, 2, 3)
+Teach = Callable[[Problem], Problem]
 EXACT = [*(f"zero-{stage}" for stage in STAGES), *(f"accumulated-zero-{stage}" for stage in (1, 2, 3))]
+
+
+@dataclass(frozen=True)
+class PlainRun:
+    """Losses, averaged weights of the student, and what the teacher has learned."""
+
+    losses: list[float]
+    weights: dict[str, Tensor]
+    teacher: dict[str, Tensor]
 
 
 def pad_last(tensors: Sequence[Tensor], value: float, *, left: bool = False) -> Tensor:
@@ -59,31 +73,36 @@ def merge(batches: Sequence[LMBatch]) -> LMBatch:
     )
 
 
-def plain_torch(job: PretrainConfig, world_size: int) -> tuple[list[float], dict[str, Tensor]]:
-    """Losses and averaged weights of plain torch that sees each step's micro-batches as one batch."""
+def problem_of(job: TrainJob, rank: int = 0, world_size: int = 1) -> Problem:
+    return task_of(job).build(Place(rank, world_size))
+
+
+def plain_torch(job: PretrainConfig, world_size: int, teach: Teach = lambda problem: problem) -> PlainRun:
+    """Plain torch that sees each step's micro-batches as one batch.
+
+    Args:
+        job: the run.
+        world_size: of how many ranks the batches are merged.
+        teach: what is done with the problem before it is trained.
+    """
     accumulation = job.training.optimizer.accumulation
-    cpu = torch.device("cpu")
-    problems = [
-        build_problem(job, rank=rank, world_size=world_size, device=cpu, dtype=torch.float32)
-        for rank in range(world_size)
-    ]
+    problems = [problem_of(job, rank, world_size) for rank in range(world_size)]
     batches = [
-        merge([p.stream.batch(step * accumulation + i) for i in range(accumulation) for p in problems])
+        (merge([p.batches.batch(step * accumulation + i) for i in range(accumulation) for p in problems]), None)
         for step in range(job.training.steps)
     ]
-    objective = problems[0].objective
+    problem = teach(problems[0])
+    objective = problem.objective
     config = job.training.optimizer.replace(accumulation=1)
     optimizer = PlainOptimizer(objective, config, job.training.steps)
     losses: list[float] = []
-    fit(objective, problems[0].teacher, batches, optimizer, lambda _, out: losses.append(out.loss.item()))
+    fit(objective, problem.teacher, batches, optimizer, lambda _, out: losses.append(out.loss.item()))
     optimizer.use_average()
-    return losses, {name.removeprefix("student."): w for name, w in objective.state_dict().items()}
+    return PlainRun(losses, student_weights(objective.state_dict()), dict(problem.teacher.state()))
 
 
 def plain_start(job: PretrainConfig) -> dict[str, Tensor]:
-    cpu = torch.device("cpu")
-    objective = build_problem(job, rank=0, world_size=1, device=cpu, dtype=torch.float32).objective
-    return {name.removeprefix("student."): w for name, w in objective.state_dict().items()}
+    return student_weights(problem_of(job).objective.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -126,12 +145,12 @@ def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], toleranc
 def test_two_ranks_learn_what_plain_torch_learns_from_one_batch(
     on_two_ranks: dict[str, PretrainConfig], name: str
 ) -> None:
-    losses, weights = plain_torch(on_two_ranks[name], world_size=2)
-    assert losses_of(on_two_ranks[name]) == pytest.approx(losses, abs=1e-4)
-    assert_close(weights_of(on_two_ranks[name]), weights, 1e-4)
+    plain = plain_torch(on_two_ranks[name], world_size=2)
+    assert losses_of(on_two_ranks[name]) == pytest.approx(plain.losses, abs=1e-4)
+    assert_close(weights_of(on_two_ranks[name]), plain.weights, 1e-4)
     # The weights must have moved, or nothing was compared.
     first = plain_start(on_two_ranks[name])
-    assert max(float((first[key] - weight).abs().max()) for key, weight in weights.items()) > 3e-3
+    assert max(float((first[key] - weight).abs().max()) for key, weight in plain.weights.items()) > 3e-3
 
 
 def test_bf16_follows_fp32_and_saves_fp32_masters(on_two_ranks: dict[str, PretrainConfig]) -> None:
@@ -148,7 +167,7 @@ def test_bf16_follows_fp32_and_saves_fp32_masters(on_two_ranks: dict[str, Pretra
 
 def test_the_result_is_a_model_with_its_lineage(on_two_ranks: dict[str, PretrainConfig]) -> None:
     job = on_two_ranks["zero-3"]
-    loaded = load_model(job.output / "result")
+    loaded = load_codec_lm(job.output / "result")
     assert (loaded.lineage.codec_fingerprint, loaded.lineage.text_fingerprint) == ("codec-a", "text-a")
     assert loaded.lineage.trained_drops == ("no_text", "no_speaker", "null")
     record = json.loads((job.output / "result" / "artifact.json").read_text())
@@ -238,27 +257,77 @@ def test_a_teacher_is_neither_trained_nor_saved(root: Path) -> None:
     assert run_ranks(root, runs, world_size=1) == [-9]
     assert run_ranks(root, [(again, {})], world_size=1) == [0]
     assert (root / "teacher" / "result" / "model.safetensors").read_bytes() == before
-    student = load_model(guided.output / "result")
-    assert student.lineage.teacher_fingerprint == load_model(root / "teacher" / "result").fingerprint
+    student = load_codec_lm(guided.output / "result")
+    assert student.lineage.teacher_fingerprint == load_codec_lm(root / "teacher" / "result").fingerprint
     assert student.lineage.distilled_at == guided.method.guidance
-    assert load_model(alone.output / "result").lineage.distilled_at is None
+    assert load_codec_lm(alone.output / "result").lineage.distilled_at is None
     with safe_open(guided.output / "checkpoints" / "step-00000006" / "rank_00000.safetensors", framework="pt") as file:
         saved = {key: file.get_tensor(key).numel() for key in file.keys()}  # noqa: SIM118 - not a mapping
-    expected = {f"student.{name}": p.numel() for name, p in student.model.named_parameters()}
-    for kind in ("fp32", "exp_avg", "exp_avg_sq", "ema"):
-        assert {k.removeprefix(kind + "/"): n for k, n in saved.items() if k.startswith(kind + "/")} == expected
+    expected = {
+        f"student/{kind}/student.{name}": p.numel()
+        for kind in ("fp32", "exp_avg", "exp_avg_sq", "ema")
+        for name, p in student.model.named_parameters()
+    }
+    assert {name: count for name, count in saved.items() if not name.startswith("random/")} == expected
     # The scales are the teacher's random numbers: they too go on where they stopped.
     assert "random/torch" in saved
     assert losses_of(again) == losses_of(scales)
     assert weight_bytes(again) == weight_bytes(scales)
 
 
+def teacher_state_of(job: PretrainConfig, step: int = 6) -> dict[str, Tensor]:
+    found: list[dict[str, Tensor]] = []
+    for path in sorted((job.output / "checkpoints" / f"step-{step:08d}").glob("rank_*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith("teacher/")]  # noqa: SIM118 - not a mapping
+            found.append({name.removeprefix("teacher/"): file.get_tensor(name) for name in names})
+    assert not any(found[1:]), "one rank's copy is enough"
+    return found[0]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_teacher_that_follows_the_student_moves_once_per_step_and_goes_on(root: Path, world_size: int) -> None:
+    """An averaged teacher, a head beside the student, accumulation, every ZeRO stage; unbroken, and from step 3 on."""
+    unbroken, resumed_jobs = [], []
+    for stage in (0, 3) if world_size == 1 else (1, 2, 3):
+        changes = {"checkpoint_every": 3, "workers": {"num_workers": world_size, "zero_stage": stage}}
+        name = f"ema-{world_size}-{stage}"
+        unbroken.append(pretrain(root, name, optimizer={"accumulation": 2}, **changes))
+        resumed_jobs.append(pretrain(root, f"{name}-resumed", optimizer={"accumulation": 2}, **changes))
+    taught = {"is_taught_by_its_average": 1}
+    assert run_ranks(root, [(job, taught) for job in unbroken], world_size) == [0] * world_size
+    for whole, job in zip(unbroken, resumed_jobs, strict=True):
+        step_3 = Path("checkpoints") / "step-00000003"
+        shutil.copytree(whole.output / step_3, job.output / step_3)
+        records = (whole.output / "metrics.jsonl").read_text()
+        (job.output / "metrics.jsonl").write_text(records.replace('{"step": ', '{"is_copied": 1, "step": '))
+    assert run_ranks(root, [(job, taught) for job in resumed_jobs], world_size) == [0] * world_size
+    plain = plain_torch(unbroken[0], world_size, taught_by_its_average)
+    for whole, resumed in zip(unbroken, resumed_jobs, strict=True):
+        records = [record for _, record in read_metrics(resumed.output / "metrics.jsonl")]
+        assert ["is_copied" in record for record in records] == [True] * 3 + [False] * 3, "it went on after step 3"
+        assert losses_of(resumed) == losses_of(whole)
+        assert weight_bytes(resumed) == weight_bytes(whole)
+        averages, again = teacher_state_of(whole), teacher_state_of(resumed)
+        assert averages.keys() == again.keys()
+        assert all(torch.equal(averages[name], value) for name, value in again.items())
+        assert losses_of(whole) == pytest.approx(plain.losses, abs=1e-4)
+        assert_close(averages, plain.teacher, 1e-4)
+        # The head trained with the student and is no part of the result.
+        assert_close(weights_of(whole), plain.weights, 1e-4)
+    first = plain_start(unbroken[0])
+    assert max(float((first[name] - value).abs().max()) for name, value in plain.teacher.items()) > 3e-3
+    assert "head.weight" in saved_masters(unbroken[-1])
+
+
+def saved_masters(job: PretrainConfig) -> set[str]:
+    prefix, path = "student/fp32/", job.output / "checkpoints" / "step-00000006" / "rank_00000.safetensors"
+    with safe_open(path, framework="pt") as file:
+        return {name.removeprefix(prefix) for name in file.keys() if name.startswith(prefix)}  # noqa: SIM118
+
+
 def test_batches_of_the_ranks_are_not_shared(root: Path) -> None:
     """The comparison with plain torch would also hold for ranks that all see the same batch."""
     job = pretrain(root, "unused")
-    streams: list[BatchStream] = [
-        build_problem(job, rank=rank, world_size=2, device=torch.device("cpu"), dtype=torch.float32).stream
-        for rank in range(2)
-    ]
-    seen = [set(stream.batch(0).row_B.tolist()) for stream in streams]
+    seen = [set(problem_of(job, rank, 2).batches.batch(0).row_B.tolist()) for rank in range(2)]
     assert not seen[0] & seen[1]

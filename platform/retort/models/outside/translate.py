@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retort.errors import ConfigError
 from retort.models.codec_lm import CodecLM, CodecLMConfig
-from retort.models.outside.family import Family
+from retort.models.outside.checkpoint_style import CheckpointStyle
 from retort.nn.conditions import TEXT_NULL
 from retort.nn.transformer import Block
 from retort.text.hf_tokenizer import HFTokenizerConfig
@@ -37,10 +37,10 @@ class Translated:
     rest: dict[str, Tensor]
 
 
-def expected_shapes(family: Family, *, has_head: bool) -> dict[str, tuple[int, ...]]:
+def expected_shapes(style: CheckpointStyle, *, has_head: bool) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a checkpoint of this configuration."""
-    config = family.codec_lm(text_vocabulary_size=NUM_RESERVED, codebook_size=2)
-    D, F, V = config.dim, config.ffn_dim, family.vocab_size
+    config = style.codec_lm(text_vocabulary_size=NUM_RESERVED, codebook_size=2)
+    D, F, V = config.dim, config.ffn_dim, style.vocab_size
     rows = {
         "q": config.num_heads * config.head_size,
         "k": config.num_kv_heads * config.head_size,
@@ -62,20 +62,20 @@ def expected_shapes(family: Family, *, has_head: bool) -> dict[str, tuple[int, .
     return shapes
 
 
-def to_codec_lm(read: Read, family: Family, text: HFTokenizerConfig, null_ids: tuple[int, ...]) -> Translated:
+def to_codec_lm(read: Read, style: CheckpointStyle, text: HFTokenizerConfig, null_ids: tuple[int, ...]) -> Translated:
     """Build our model from the tensors that ``read`` gives by name, in fp32.
 
     Args:
         read: a tensor of the checkpoint.
-        family: its configuration.
+        style: its configuration.
         text: vocabulary and template.
         null_ids: outside ids whose mean embedding stands for "no text"; none leaves that row zero.
     """
-    config = family.codec_lm(
+    config = style.codec_lm(
         text_vocabulary_size=NUM_RESERVED + text.vocabulary_size - text.audio.count, codebook_size=text.audio.count
     )
     table_VD = read(EMBEDDING)
-    head_VD = table_VD if family.tie_word_embeddings else read(HEAD)
+    head_VD = table_VD if style.tie_word_embeddings else read(HEAD)
     codes = torch.arange(text.audio.first, text.audio.codes.stop)
     reserved = table_VD.new_zeros(NUM_RESERVED, config.dim)
     if null_ids:
@@ -89,7 +89,7 @@ def to_codec_lm(read: Read, family: Family, text: HFTokenizerConfig, null_ids: t
     }
     for layer in range(config.num_layers):
         weights |= _block_weights(read, f"model.layers.{layer}.", f"blocks.{layer}.", config)
-    rest = {} if family.tie_word_embeddings else {REST: head_VD[_text_ids(text)].clone()}
+    rest = {} if style.tie_word_embeddings else {REST: head_VD[_text_ids(text)].clone()}
     with torch.device("meta"):  # no time for weights that are replaced at once
         model = CodecLM(config)
     model.load_state_dict({name: tensor.contiguous() for name, tensor in weights.items()}, assign=True)

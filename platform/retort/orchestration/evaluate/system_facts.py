@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from retort.errors import DataError
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import Role, SystemInfo
+from retort.methods.codec_lm_data import check_fits_tokens
 from retort.models.codec_lm import count_parameters
-from retort.models.weights import Lineage, load_model
+from retort.models.codec_lm_lineage import CodecLMLineage
+from retort.models.weights import load_codec_lm
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import ARTIFACT_FILE, read_artifact
 
@@ -17,15 +18,9 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
     """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad guidance."""
     if system.model is None:
         return SystemInfo(name=system.name, method=system.kind, role="reference")
-    loaded = load_model(system.model)
-    for what, ours, theirs in (
-        ("codec", loaded.lineage.codec_fingerprint, strings.description.codec_fingerprint),
-        ("text front-end", loaded.lineage.text_fingerprint, strings.description.text_fingerprint),
-    ):
-        if ours != theirs:
-            raise DataError(f"system {system.name} was trained with {what} {ours}, {config.data} has {theirs}")
-    guidance = system.guidance.build()
-    loaded.check_guidance(guidance)
+    loaded = load_codec_lm(system.model)
+    check_fits_tokens(loaded, strings.description, who=f"system {system.name}", data=config.data)
+    loaded.lineage.check_guidance(system.guidance.build())
     return SystemInfo(
         name=system.name,
         method=loaded.lineage.method,
@@ -38,7 +33,7 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
     )
 
 
-def _role(name: str, lineage: Lineage) -> Role:
+def _role(name: str, lineage: CodecLMLineage) -> Role:
     """Who was trained without a teacher, or not at all, is there to be beaten."""
     match lineage.method:
         case "pretrain" | "import":
@@ -49,7 +44,7 @@ def _role(name: str, lineage: Lineage) -> Role:
             return "control" if name.startswith("control") else "student"
 
 
-def _training_tokens(folder: Path, lineage: Lineage) -> int | None:
+def _training_tokens(folder: Path, lineage: CodecLMLineage) -> int | None:
     """Tokens that the model's own training saw; None where its record does not say."""
     if lineage.method == "layer_pruning":
         return 0
@@ -72,7 +67,9 @@ def note_of(config: EvaluateConfig, items: Sequence[ItemResult]) -> str | None:
             "not comparable with published numbers."
         )
     judges = {item.recogniser for item in items} - {None}
-    lineages = {system.name: load_model(system.model).lineage for system in config.systems if system.model is not None}
+    lineages = {
+        system.name: load_codec_lm(system.model).lineage for system in config.systems if system.model is not None
+    }
     fitted = [name for name, lineage in lineages.items() if lineage.selected_by in judges]
     if fitted:
         notes.append(

@@ -11,10 +11,11 @@ from typing import Any
 from retort.data.logit_cache import DEFAULT_ENCODING
 from retort.data.prompts import PROMPT_MAX_FRAMES
 from retort.data.synthetic import SAMPLED, SYNTHETIC_FILE, TARGETS, SyntheticDescription
-from retort.data.tokens import TokenSet, refuse_mismatch
+from retort.data.tokens import TokenSet
 from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
-from retort.models.weights import LoadedModel, load_model
+from retort.methods.codec_lm_data import check_fits_tokens
+from retort.models.weights import LoadedCodecLM, load_codec_lm
 from retort.orchestration.chunks import (
     ChunkFolder,
     ChunkRecord,
@@ -80,29 +81,19 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
     return _summary(artifact)
 
 
-def _fitting_teacher(config: GenerateConfig, tokens: TokenSet) -> LoadedModel:
+def _fitting_teacher(config: GenerateConfig, tokens: TokenSet) -> LoadedCodecLM:
     """The teacher, if it may be guided so and was made for these tokens."""
     if not config.teacher_forced and not config.num_sampled:
         raise ConfigError("nothing to generate: set teacher_forced: true, or num_sampled above 0")
-    teacher = load_model(config.teacher)
-    teacher.check_guidance(config.guidance.build())
-    made, cure = tokens.description, "use the token set that the teacher was trained on, or train a teacher on this one"
-    lineage, model = teacher.lineage, teacher.model.config
-    refuse_mismatch("the teacher", lineage.codec_fingerprint, str(config.data), made.codec_fingerprint, cure)
-    refuse_mismatch("the teacher", lineage.text_fingerprint, str(config.data), made.text_fingerprint, cure)
-    refuse_mismatch(
-        "the teacher",
-        f"{model.num_codebooks} codebooks of {model.codebook_size}",
-        str(config.data),
-        f"{made.num_codebooks} codebooks of {made.codebook_size}",
-        cure,
-    )
-    if model.guidance_scales:
+    teacher = load_codec_lm(config.teacher)
+    teacher.lineage.check_guidance(config.guidance.build())
+    check_fits_tokens(teacher, tokens.description, who=f"the teacher {config.teacher}", data=config.data)
+    if teacher.model.config.guidance_scales:
         raise ConfigError(f"{config.teacher} takes its guidance scale as an input: it is a student, not a teacher")
     return teacher
 
 
-def _describe(config: GenerateConfig, teacher: LoadedModel, tokens: TokenSet) -> SyntheticDescription:
+def _describe(config: GenerateConfig, teacher: LoadedCodecLM, tokens: TokenSet) -> SyntheticDescription:
     return SyntheticDescription(
         teacher_fingerprint=teacher.fingerprint,
         data_fingerprint=read_artifact(config.data, verify=False).fingerprint,

@@ -31,8 +31,8 @@ from retort.evaluation.wer import score_text, word_errors
 from retort.inference.decode import Decoded, Decoder
 from retort.inference.runaway import longest_repeat
 from retort.losses.divergence import top_k_of
-from retort.methods.cfg_distill import guided_logits
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
+from retort.nn.guided_rows import guided_logits
 from retort.nn.precision import pick_dtype
 from retort.nn.top_k import TopK
 from retort.orchestration.chunks import ChunkResult
@@ -59,7 +59,7 @@ class GenerateWorker:
         self.config, self.plan = config, GenerationPlan.read(plan)
         self.description = SyntheticDescription.model_validate_json(description)
         self.device = torch.device("cuda" if config.pool.gpus_per_worker > 0 else "cpu")
-        self.model = load_model(config.teacher).model.to(self.device)
+        self.model = load_codec_lm(config.teacher).model.to(self.device)
         self.dtype = pick_dtype(config.precision, self.device)
         self.decoder = Decoder(self.model, precision=config.precision)
         self.guidance = config.guidance.build()
@@ -98,7 +98,7 @@ class GenerateWorker:
     def targets(self, rows: Sequence[TokenRow], prompts: Sequence[Prompt | None]) -> list[TopK]:
         """Guided top-k [S, K, k] of each row's own tokens, all conditions in one forward pass."""
         batch = teacher_forced(rows, self._crops(prompts), self.layout).to(self.device)
-        logits = guided_logits(self.model, batch, self.config.guidance)
+        logits = guided_logits(self.model, batch.conditions, batch.inputs_BKS, self.guidance)
         top = top_k_of(logits, self.description.top_k, temperature=self.config.temperature)
         steps = [self.layout.num_steps(row.num_frames) for row in rows]
         return [_cut(TopK(top.ids[b], top.log_probs[b], top.log_tail[b]), S) for b, S in enumerate(steps)]

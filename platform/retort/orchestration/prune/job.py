@@ -8,23 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from retort.data.tokens import TokenSet, TokenSetDescription, refuse_mismatch
+from retort.data.tokens import TokenSet, TokenSetDescription
 from retort.errors import ConfigError
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.judge import TestStrings
 from retort.inference.synthesizer import save_speaking_model
-from retort.methods.layer_pruning import WHOLE, Criterion, LayerChoice, kept_by_count, removal_order, unmeasured_choices
+from retort.methods.codec_lm_data import check_fits_tokens
+from retort.methods.layer_pruning import WHOLE, kept_by_count, removal_order, unmeasured_choices
 from retort.methods.layer_table import Measured, Selection, describe
 from retort.models.codec_lm import CodecLM, count_parameters
+from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.initialise import bypass
+from retort.models.layer_choice import LAYERS_FILE, Criterion, LayerChoice
 from retort.models.outside.beside import carry_outside
-from retort.models.weights import Lineage, LoadedModel, fingerprint_of, load_model
+from retort.models.weights import LoadedCodecLM, fingerprint_of, load_codec_lm
 from retort.orchestration.chunks import ChunkFolder, open_work_folder, run_chunks
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outputs import absolute_paths, finished_result, job_output
 from retort.orchestration.progress import Progress
 from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sweep
-from retort.orchestration.train.student_setup import LAYERS_FILE
 from retort.run_config import PruneConfig
 from retort.store.artifact import Artifact, describe_artifact, read_artifact, write_artifact
 from retort.store.commit import write_json_atomic
@@ -84,13 +86,10 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
     return _summary(artifact)
 
 
-def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> LoadedModel:
-    teacher = load_model(config.teacher)
-    teacher.check_guidance(config.guidance.build())
-    cure = "use the token set that the teacher was trained on"
-    lineage, where = teacher.lineage, str(config.data)
-    refuse_mismatch("the teacher", lineage.codec_fingerprint, where, tokens.codec_fingerprint, cure)
-    refuse_mismatch("the teacher", lineage.text_fingerprint, where, tokens.text_fingerprint, cure)
+def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> LoadedCodecLM:
+    teacher = load_codec_lm(config.teacher)
+    teacher.lineage.check_guidance(config.guidance.build())
+    check_fits_tokens(teacher, tokens, who=f"the teacher {config.teacher}", data=config.data)
     if teacher.model.config.guidance_scales:
         raise ConfigError(f"{config.teacher} takes its guidance scale as an input; prune the teacher that it came from")
     config.method.num_kept(teacher.model.config.num_layers)
@@ -141,7 +140,7 @@ def _measure(config: PruneConfig, sweep: Sweep, folder: Path, progress: Progress
     return Measured.gather(sweep.present, chunks.table_rows(SCORES), chunks.table_rows(INFLUENCE))
 
 
-def _choose(config: PruneConfig, teacher: LoadedModel, removal: _Removal) -> LayerChoice:
+def _choose(config: PruneConfig, teacher: LoadedCodecLM, removal: _Removal) -> LayerChoice:
     """What each criterion keeps; the one that was asked for by its own removal, the others in one shot."""
     method, num_layers = config.method, teacher.model.config.num_layers
     forced = method.forced(num_layers)
@@ -176,7 +175,7 @@ def _figures(table: Mapping[str, Any], teacher: CodecLM, pruned: CodecLM, second
 def _write_result(
     config: PruneConfig,
     resolved: PruneConfig,
-    model: tuple[CodecLM, Lineage],
+    model: tuple[CodecLM, CodecLMLineage],
     found: tuple[LayerChoice, Mapping[str, Any]],
     metrics: Mapping[str, Any],
 ) -> Artifact:

@@ -23,8 +23,35 @@ from retort.orchestration.train.master_weights import (
 from retort.orchestration.train.ranks import Ranks
 from retort.store.checkpoints import CheckpointFolder
 from retort.store.disk import full_disk_as_resource_error
+from retort.training.seam import Teacher
 
 _log = logging.getLogger(__name__)
+_TEACHER = "teacher/"
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a checkpoint holds, beside the random numbers of torch, Python and numpy.
+
+    Attributes:
+        optimizers: by name; all make their steps together.
+        teacher: its state and its random numbers.
+    """
+
+    optimizers: Mapping[str, DeepSpeedOptimizer]
+    teacher: Teacher[Any, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        (step,) = {optimizer.step for optimizer in self.optimizers.values()}
+        return step
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a step on one rank."""
+        (accumulation,) = {optimizer.config.accumulation for optimizer in self.optimizers.values()}
+        return accumulation
 
 
 @dataclass(frozen=True)
@@ -59,53 +86,48 @@ class TrainingCheckpoints:
         tree = self._ranks.from_rank_zero(tree)
         return None if tree is None else Found(tree["step"], Path(tree["path"]), tree["meta"])
 
-    def save(self, optimizer: DeepSpeedOptimizer, generators: Mapping[str, torch.Generator]) -> None:
-        """Write the checkpoint of the optimizer's step; every rank must call it.
+    def save(self, state: RunState) -> None:
+        """Write the checkpoint of the optimizers' step; every rank must call it.
 
         Raises:
             QualityGateError: a weight is not a number; what is worth resuming from is kept.
             ResourceError: the disk is full; the checkpoints before are intact.
         """
-        step, ranks = optimizer.step, self._ranks
-        if not optimizer.is_finite():
+        step, ranks = state.step, self._ranks
+        finite = [optimizer.is_finite() for optimizer in state.optimizers.values()]  # on every rank all are asked
+        if not all(finite):
             raise QualityGateError(
                 f"a weight is not a number after step {step}; lower optimizer.learning_rate. "
                 "The last checkpoint is intact"
             )
         folder = self._folder.begin(step)
         with full_disk_as_resource_error(folder, written=folder):
-            _write_rank(folder / _rank_file(ranks.rank), optimizer, generators, is_first=ranks.rank == 0)
+            _write_rank(folder / _rank_file(ranks.rank), state, is_first=ranks.rank == 0)
         ranks.barrier()
         if ranks.rank == 0:
             meta = {
                 "world_size": ranks.world_size,
-                "micro_batches_per_step": optimizer.config.accumulation * ranks.world_size,
-                "has_average": optimizer.ema is not None,
+                "micro_batches_per_step": state.accumulation * ranks.world_size,
+                "has_average": any(optimizer.ema is not None for optimizer in state.optimizers.values()),
             }
             self._folder.finish(step, meta, expected_files=[_rank_file(rank) for rank in range(ranks.world_size)])
         ranks.barrier()
 
-    def restore(self, found: Found, optimizer: DeepSpeedOptimizer, generators: Mapping[str, torch.Generator]) -> None:
-        """Put the state of a checkpoint into a fresh optimizer and into the random number generators.
+    def restore(self, found: Found, state: RunState) -> None:
+        """Put a checkpoint into fresh optimizers, a fresh teacher, and the random number generators.
 
         Raises:
-            StorageError: the checkpoint is of another model.
+            StorageError: the checkpoint is of another model or teacher.
         """
         files = [found.path / _rank_file(rank) for rank in range(int(found.meta["world_size"]))]
         headers = [_header(path) for path in files]
-        reader = PieceReader(files, [json.loads(header["starts"]) for header in headers])
-        prepare_moments(optimizer.engine, optimizer.pieces, found.step)
-        tensors = optimizer_tensors(optimizer.engine, optimizer.pieces)
-        with torch.no_grad():
-            for i, piece in enumerate(optimizer.pieces):
-                for kind in ("fp32", *MOMENTS):
-                    reader.read_into(tensors[f"{kind}/{piece.name}"], kind, piece)
-                if optimizer.ema is not None:
-                    reader.read_into(optimizer.ema[i], "ema", piece)
-        optimizer.step = found.step
-        optimizer.refresh()
+        starts = [json.loads(header["starts"]) for header in headers]
+        for name, optimizer in state.optimizers.items():
+            reader = PieceReader(files, [start.get(name, {}) for start in starts], prefix=f"{name}/")
+            _restore_optimizer(reader, optimizer, found.step)
+        _restore_teacher(files[0], state.teacher)
         if int(found.meta["world_size"]) == self._ranks.world_size:
-            _restore_generators(files[self._ranks.rank], headers[self._ranks.rank], generators)
+            _restore_generators(files[self._ranks.rank], headers[self._ranks.rank], state.teacher.generators)
         else:
             _log.warning(
                 "resumed on %d ranks what %d ranks began: dropout and guidance scales are drawn anew",
@@ -136,20 +158,26 @@ def _rank_file(rank: int) -> str:
     return f"rank_{rank:05d}.safetensors"
 
 
-def _write_rank(
-    path: Path, optimizer: DeepSpeedOptimizer, generators: Mapping[str, torch.Generator], *, is_first: bool
-) -> None:
+def _write_rank(path: Path, state: RunState, *, is_first: bool) -> None:
     from safetensors.torch import save_file
 
-    # Without sharding all ranks hold the same, and one copy is enough.
-    pieces = optimizer.pieces if is_first or optimizer.is_sharded else []
-    tensors = optimizer_tensors(optimizer.engine, pieces)
-    if optimizer.ema is not None:
-        tensors.update({f"ema/{piece.name}": optimizer.ema[i] for i, piece in enumerate(pieces)})
-    tensors.update({f"random/{name}": state for name, state in _generator_states(generators).items()})
+    tensors: dict[str, Tensor] = {}
+    starts: dict[str, dict[str, int]] = {}
+    for name, optimizer in state.optimizers.items():
+        # Without sharding all ranks hold the same, and one copy is enough.
+        pieces = optimizer.pieces if is_first or optimizer.is_sharded else []
+        held = optimizer_tensors(optimizer.engine, pieces)
+        if optimizer.ema is not None:
+            held.update({f"ema/{piece.name}": optimizer.ema[i] for i, piece in enumerate(pieces)})
+        tensors.update({f"{name}/{key}": tensor for key, tensor in held.items()})
+        starts[name] = {piece.name: piece.start for piece in pieces}
+    if is_first:
+        tensors.update({_TEACHER + name: tensor for name, tensor in state.teacher.state().items()})
+    random_states = _generator_states(state.teacher.generators)
+    tensors.update({f"random/{name}": tensor for name, tensor in random_states.items()})
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     metadata = {
-        "starts": json.dumps({piece.name: piece.start for piece in pieces}),
+        "starts": json.dumps(starts),
         "python": json.dumps(random.getstate()),
         "numpy": json.dumps([kind, keys.tolist(), position, has_gauss, gauss]),  # type: ignore[union-attr]
     }
@@ -157,8 +185,35 @@ def _write_rank(
     save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, path, metadata)
 
 
+def _restore_optimizer(reader: PieceReader, optimizer: DeepSpeedOptimizer, step: int) -> None:
+    prepare_moments(optimizer.engine, optimizer.pieces, step)
+    tensors = optimizer_tensors(optimizer.engine, optimizer.pieces)
+    with torch.no_grad():
+        for i, piece in enumerate(optimizer.pieces):
+            for kind in ("fp32", *MOMENTS):
+                reader.read_into(tensors[f"{kind}/{piece.name}"], kind, piece)
+            if optimizer.ema is not None:
+                reader.read_into(optimizer.ema[i], "ema", piece)
+    optimizer.step = step
+    optimizer.refresh()
+
+
+def _restore_teacher(path: Path, teacher: Teacher[Any, Any]) -> None:
+    from safetensors import safe_open
+
+    wanted = teacher.state()
+    with safe_open(path, framework="pt") as file:
+        stored = {name.removeprefix(_TEACHER) for name in file.keys() if name.startswith(_TEACHER)}  # noqa: SIM118
+        if stored != wanted.keys():
+            raise StorageError(
+                f"{path} holds {len(stored)} tensors of a teacher, this run's teacher has {len(wanted)}, and not all "
+                "have the same names; it belongs to another run"
+            )
+        teacher.restore({name: file.get_tensor(_TEACHER + name) for name in stored})
+
+
 def _generator_states(generators: Mapping[str, torch.Generator]) -> dict[str, Tensor]:
-    states = {"torch": torch.get_rng_state(), **{name: g.get_state() for name, g in generators.items()}}
+    states = {"torch": torch.get_rng_state(), **{_TEACHER + name: g.get_state() for name, g in generators.items()}}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return states
@@ -180,7 +235,7 @@ def _restore_generators(path: Path, header: Mapping[str, str], generators: Mappi
     with safe_open(path, framework="pt") as file:
         torch.set_rng_state(file.get_tensor("random/torch"))
         for name, generator in generators.items():
-            generator.set_state(file.get_tensor(f"random/{name}"))
+            generator.set_state(file.get_tensor(f"random/{_TEACHER}{name}"))
         if torch.cuda.is_available() and "random/cuda" in file.keys():  # noqa: SIM118 - not a mapping
             torch.cuda.set_rng_state(file.get_tensor("random/cuda"))
     version, state, gauss = json.loads(header["python"])

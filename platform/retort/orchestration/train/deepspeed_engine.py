@@ -1,11 +1,11 @@
-"""The DeepSpeed engine as ``apply_gradients``: what :class:`retort.training.fit.PlainOptimizer` does, on many ranks."""
+"""The DeepSpeed engine as an optimizer: what :class:`retort.training.fit.PlainOptimizer` does, on many ranks."""
 
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from retort.orchestration.train.master_weights import Piece, pieces_of, refresh_parameters
+from retort.orchestration.train.master_weights import Piece, full_parameters, pieces_of, refresh_parameters
 from retort.training.schedule import OptimizerConfig, ema_decay_at, learning_rate_at, parameter_groups
 
 ZeroStage = Literal[0, 1, 2, 3]
@@ -48,16 +48,19 @@ class DeepSpeedOptimizer:
         self.engine: Any = deepspeed.initialize(
             model=objective, optimizer=adam, config=deepspeed_config(config, zero_stage, dtype)
         )[0]
-        self.weight: Tensor | None = None
-        """Factor of the next micro-batch's loss, ``None`` for 1; see :func:`micro_batch_weight`."""
         self.pieces: list[Piece] = pieces_of(self.engine)
         self._masters = [piece.of(piece.owner) for piece in self.pieces]
         self.ema = [master.clone() for master in self._masters] if config.ema_decay else None
         self._micro_step = 0
 
-    def __call__(self, loss: Tensor) -> None:
-        """Accumulate; on the last micro-batch of a step, clip, update, and move the average."""
-        self.engine.backward(loss if self.weight is None else loss * self.weight)
+    def apply_gradients(self, loss: Tensor, weight: Tensor | None) -> bool:
+        """Accumulate; on the last micro-batch of a step, clip, update, and move the average.
+
+        Args:
+            loss: of a micro-batch.
+            weight: its factor, ``None`` for 1; see :func:`micro_batch_weight`.
+        """
+        self.engine.backward(loss if weight is None else loss * weight)
         self._micro_step += 1
         last = self._micro_step % self.config.accumulation == 0
         if last:
@@ -68,6 +71,11 @@ class DeepSpeedOptimizer:
         if last:
             self._move_average()
             self.step += 1
+        return last
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole fp32 masters by name, on the CPU; every rank must call it."""
+        return full_parameters(self.engine, self.pieces)
 
     @property
     def learning_rate(self) -> float:

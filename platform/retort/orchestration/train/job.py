@@ -11,18 +11,18 @@ from typing import Any
 import yaml
 
 from retort.errors import ConfigError
+from retort.models.student_shape import PrunedTeacher
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.failures import clear_failure, error_of, read_failure
 from retort.orchestration.outputs import CHECKPOINTS, absolute_paths, differing_keys, finished_result, job_output
 from retort.orchestration.progress import Progress
 from retort.orchestration.train.metrics import shown
-from retort.orchestration.train.setup import TrainJob, check_inputs
-from retort.orchestration.train.student_setup import with_absolute_layers
+from retort.orchestration.train.task import TrainJob, task_of
 from retort.orchestration.train.worker import Assignment, train_worker
 from retort.run_config import DistillConfig, PretrainConfig
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.checkpoints import CheckpointFolder
-from retort.store.results import RUN_FILE
+from retort.store.results import RUN_FILE, result_of
 
 MAY_CHANGE = (
     "output",
@@ -62,15 +62,23 @@ def _run(config: TrainJob, progress: Progress) -> dict[str, Any]:
     if done is not None:
         progress.log(f"{config.output} is already done")
         return _summary(config, done, 0.0)
-    inputs = check_inputs(config)
+    inputs = task_of(config).check()
     refuse_other_run(config)
     with job_output(config) as output:
         clear_failure(output)
-        resolved = with_absolute_layers(config) if isinstance(config, DistillConfig) else config
+        resolved = _with_absolute_layers(config) if isinstance(config, DistillConfig) else config
         assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
         with shown(output, progress, config.training.steps):
             _fit(assignment, output)
     return _summary(config, read_artifact(output / "result"), time.monotonic() - began)
+
+
+def _with_absolute_layers(config: DistillConfig) -> DistillConfig:
+    """``config`` with its pruning's committed folder, for workers that run in another folder."""
+    student = config.student
+    if not isinstance(student, PrunedTeacher) or not isinstance(student.layers, Path):
+        return config
+    return config.replace(student=student.replace(layers=result_of(student.layers)))
 
 
 def refuse_other_run(config: TrainJob) -> None:

@@ -124,22 +124,24 @@ class PieceReader:
     Args:
         files: safetensors files that hold one-dimensional tensors.
         starts: for each file, where the piece of each parameter begins in the flattened parameter.
+        prefix: of the tensors' names.
     """
 
-    def __init__(self, files: Iterable[Path], starts: Iterable[Mapping[str, int]]) -> None:
+    def __init__(self, files: Iterable[Path], starts: Iterable[Mapping[str, int]], *, prefix: str = "") -> None:
         from safetensors import safe_open
 
+        self._prefix = prefix
         self._files: list[tuple[Any, dict[str, int]]] = [
             (safe_open(path, framework="pt"), dict(start)) for path, start in zip(files, starts, strict=True)
         ]
 
     def read_into(self, target: Tensor, kind: str, piece: Piece) -> None:
-        """Fill ``target`` with the elements of ``kind/piece.name`` that belong to ``piece``.
+        """Fill ``target`` with the elements of ``PREFIX kind/piece.name`` that belong to ``piece``.
 
         Raises:
             StorageError: the files do not hold all of them.
         """
-        key, filled = f"{kind}/{piece.name}", 0
+        key, filled = f"{self._prefix}{kind}/{piece.name}", 0
         for file, starts in self._files:
             if piece.name not in starts or filled == piece.numel:
                 continue

@@ -14,27 +14,20 @@ import torch
 from torch import Tensor
 
 from retort.config import validate
-from retort.data.batches import LMBatch
 from retort.errors import QualityGateError, RetortError
-from retort.inference.synthesizer import save_speaking_model
-from retort.models.codec_lm import CodecLM, count_parameters
-from retort.models.outside.beside import carry_outside
-from retort.models.weights import fingerprint_of
 from retort.nn.precision import pick_dtype
 from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.failures import read_failure, write_failure
 from retort.orchestration.outputs import CHECKPOINTS
-from retort.orchestration.train.checkpoints import TrainingCheckpoints, accumulation_for
+from retort.orchestration.train.checkpoints import RunState, TrainingCheckpoints, accumulation_for
 from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
-from retort.orchestration.train.master_weights import full_parameters
 from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
-from retort.orchestration.train.setup import Problem, TrainJob, build_problem
-from retort.run_config import DistillConfig
+from retort.orchestration.train.task import TrainJob, task_of
 from retort.store.artifact import describe_artifact, write_artifact
-from retort.store.results import RESULT, result_of
-from retort.training.fit import fit
-from retort.training.seam import StepOutput
+from retort.store.results import RESULT
+from retort.training.fit import fit, student_of, student_weights
+from retort.training.seam import Batch, Place, Problem, StepOutput
 
 _log = logging.getLogger(__name__)
 
@@ -103,24 +96,28 @@ def run_rank(assignment: Assignment, ranks: Ranks) -> None:
 
 
 def train_rank(assignment: Assignment, ranks: Ranks) -> None:
-    """Build, resume, train, and write the result."""
-    config = assignment.config
-    training, workers = config.training, config.training.workers
+    """Build this rank's part, and train it."""
+    config, workers = assignment.config, assignment.config.training.workers
     torch.set_num_threads(workers.threads_per_worker)
     device = torch.device("cuda", torch.cuda.current_device()) if workers.use_gpu else torch.device("cpu")
     if workers.use_gpu:
         leave_out_cudnn_attention()
     dtype = pick_dtype(workers.precision, device)
-    problem = build_problem(config, rank=ranks.rank, world_size=ranks.world_size, device=device, dtype=dtype)
+    problem = task_of(config).build(Place(ranks.rank, ranks.world_size, device, dtype))
+    train_problem(assignment, ranks, problem, dtype)
+
+
+def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype: torch.dtype) -> None:
+    """Resume, train, and write the result."""
+    config = assignment.config
+    training, workers = config.training, config.training.workers
     checkpoints = TrainingCheckpoints(config.output / CHECKPOINTS, ranks, keep_last=training.keep_checkpoints)
     found = checkpoints.find()
     settings = training.optimizer
     if found is not None:
         accumulation = accumulation_for(found, settings.accumulation, ranks.world_size)
         settings = settings.replace(accumulation=accumulation)
-    student = problem.objective.student
-    assert isinstance(student, CodecLM)
-    num_parameters = count_parameters(student)  # before ZeRO stage 3 empties them
+    num_parameters = sum(p.numel() for p in student_of(problem.objective).parameters())  # ZeRO stage 3 empties them
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
     )
@@ -128,7 +125,7 @@ def train_rank(assignment: Assignment, ranks: Ranks) -> None:
     loop = TrainingLoop(config, problem, optimizer, checkpoints, ranks, num_parameters)
     _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
     if found is not None:
-        checkpoints.restore(found, optimizer, loop.generators)
+        checkpoints.restore(found, loop.state)
         _log.info("resuming after step %d", found.step)
     metrics = loop.run()
     _write_result(assignment, problem, optimizer, ranks, metrics)
@@ -149,8 +146,7 @@ class TrainingLoop:
         self._num_parameters = num_parameters
         self._training, self._output = config.training, config.output
         self._problem, self._optimizer, self._checkpoints, self._ranks = problem, optimizer, checkpoints, ranks
-        generator = getattr(problem.teacher, "generator", None)
-        self.generators: dict[str, torch.Generator] = {} if generator is None else {"teacher": generator}
+        self.state = RunState({"student": optimizer}, problem.teacher)
         self._means = RunningMeans(ranks)
         self._writer: MetricsWriter | None = None
         self._num_valid = torch.ones(())
@@ -176,19 +172,18 @@ class TrainingLoop:
                 raise QualityGateError(f"step {self._optimizer.step + 1} of {self._training.steps}: {error}") from None
         return self._last
 
-    def _batches(self, start: int) -> Iterator[LMBatch]:
+    def _batches(self, start: int) -> Iterator[tuple[Batch, Tensor | None]]:
         accumulation, device = self._optimizer.config.accumulation, self._optimizer.device
         num_micro_batches = accumulation * self._ranks.world_size
         for step in range(start, self._training.steps):
             numbers = range(step * accumulation, (step + 1) * accumulation)
-            batches = [self._problem.stream.batch(n).to(device) for n in numbers]
+            batches: list[Batch] = [self._problem.batches.batch(n).to(device) for n in numbers]
             counts = [batch.num_valid.float() for batch in batches]
             total = self._ranks.sum(torch.stack(counts).sum())
             for batch, count in zip(batches, counts, strict=True):
                 self._num_valid = count
                 weight = micro_batch_weight(count, total, num_micro_batches)
-                self._optimizer.weight = weight if num_micro_batches > 1 else None
-                yield batch
+                yield batch, weight if num_micro_batches > 1 else None
 
     def _after_micro_batch(self, index: int, out: StepOutput) -> None:
         self._means.add(out, self._num_valid)
@@ -198,7 +193,7 @@ class TrainingLoop:
         if step % training.log_every == 0 or step == training.steps:
             self._report(step)
         if step % training.checkpoint_every == 0 or step == training.steps:
-            self._checkpoints.save(self._optimizer, self.generators)
+            self._checkpoints.save(self.state)
 
     def _report(self, step: int) -> None:
         means = self._means.read()
@@ -224,37 +219,21 @@ def _write_result(
 ) -> None:
     """Gather the averaged (or last) fp32 weights and commit them as the job's artifact."""
     optimizer.use_average()
-    weights = full_parameters(optimizer.engine, optimizer.pieces)
+    weights = optimizer.weights()
     if ranks.rank == 0:
         config = assignment.config
-        student = _student_with(problem, weights)
-        tokens = problem.stream.num_tokens(config.training.steps * optimizer.config.accumulation)
+        trained = problem.trained(student_weights(weights))
+        tokens = problem.batches.num_valid(config.training.steps * optimizer.config.accumulation)
         info = describe_artifact(
             "model",
             config.job,
-            fingerprint_of(student),
+            trained.fingerprint,
             inputs=assignment.inputs,
             config=assignment.recorded_config,
-            metrics={**metrics, "parameters": count_parameters(student), "training_tokens": tokens},
+            metrics={**metrics, "parameters": trained.num_parameters, "training_tokens": tokens},
         )
-        data = result_of(config.data)
-
-        def fill(folder: Path) -> None:
-            save_speaking_model(folder, student, problem.lineage, data)
-            if isinstance(config, DistillConfig):
-                carry_outside(result_of(config.teacher), folder)
-
-        write_artifact(config.output / RESULT, info, fill)
+        write_artifact(config.output / RESULT, info, trained.save)
     ranks.barrier()
-
-
-def _student_with(problem: Problem, weights: Mapping[str, Tensor]) -> CodecLM:
-    student = problem.objective.student
-    assert isinstance(student, CodecLM)
-    whole = CodecLM(student.config)
-    prefix = "student."
-    whole.load_state_dict({name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)})
-    return whole
 
 
 def _describe(config: TrainJob, optimizer: DeepSpeedOptimizer, ranks: Ranks) -> str:

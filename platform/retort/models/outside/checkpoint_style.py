@@ -10,7 +10,7 @@ from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLMConfig
 from retort.nn.transformer import Llama3Rope
 
-FAMILIES = ("llama", "qwen2")
+STYLES = ("llama", "qwen2")
 _ONLY = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
@@ -26,7 +26,7 @@ _NOT_WRITTEN = ("auto_map", "_name_or_path", "dtype", "torch_dtype")
 _CURE = "Retort's blocks do not compute that, and it would be wrong without an error; bring a checkpoint without it"
 
 
-class Family(Config):
+class CheckpointStyle(Config):
     """What decides the logits of a Llama or Qwen2 checkpoint."""
 
     model_type: Literal["llama", "qwen2"]
@@ -75,21 +75,23 @@ class Family(Config):
             raise DataError(f"config.json: these sizes make no decoder: {error}") from None
 
 
-def read_family(tree: Mapping[str, Any]) -> Family:
+def read_style(tree: Mapping[str, Any]) -> CheckpointStyle:
     """What counts in the tree of a ``config.json``, written by transformers 4 or 5.
 
     Raises:
-        DataError: another family, a feature that our blocks do not compute (named), or a value that makes no sense.
+        DataError: another model_type, a feature that our blocks do not compute (named), or a value that makes no sense.
     """
     kind = tree.get("model_type")
-    if kind not in FAMILIES:
-        raise DataError(f"config.json: model_type {kind!r} is not supported; {' and '.join(FAMILIES)} checkpoints are")
+    if kind not in STYLES:
+        raise DataError(f"config.json: model_type {kind!r} is not supported; {' and '.join(STYLES)} checkpoints are")
     refused = [*_refused(tree)]
     if refused:
         raise DataError(f"config.json: {'; '.join(refused)}: {_CURE}")
-    given = {name: tree[name] for name in Family.model_fields if tree.get(name) is not None and name[:4] != "rope"}
+    given = {
+        name: tree[name] for name in CheckpointStyle.model_fields if tree.get(name) is not None and name[:4] != "rope"
+    }
     try:
-        return Family.model_validate({**given, **_rope(tree)})
+        return CheckpointStyle.model_validate({**given, **_rope(tree)})
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))
@@ -128,7 +130,7 @@ def written_config(original: Mapping[str, Any], config: CodecLMConfig, *, is_tie
     """The ``config.json`` of an exported model: the original one, with what pruning may have changed.
 
     Raises:
-        ConfigError: the model computes something that the family has no words for.
+        ConfigError: the model computes something that the style has no words for.
     """
     if config.num_codebooks != 1 or config.speaker_prompt != "none":
         raise ConfigError(
