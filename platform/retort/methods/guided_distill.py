@@ -200,5 +200,5 @@ def _sampled(
 ) -> Tensor:
     """Raw log-mels of the deterministic sampler."""
     denoise = guided_denoise(model, conditions, guidance, num_steps)
-    x_BTM = sample(denoise, DDIMSolver(num_steps=num_steps), noise_BTM, generators=None, schedule=model.config.schedule)
+    x_BTM = sample(denoise, DDIMSolver(num_steps=num_steps), noise_BTM, schedule=model.config.schedule)
     return model.denormalise(x_BTM)

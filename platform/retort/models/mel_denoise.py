@@ -1,6 +1,5 @@
 """From a network to what samplers call: clean mel and noise at a time, guided and clamped."""
 
-from collections.abc import Callable
 from functools import cached_property
 
 import torch
@@ -10,11 +9,6 @@ from retort.errors import ConfigError
 from retort.models.mel_diffusion import MelConditions, MelDiffusion
 from retort.nn.diffusion_guidance import AnyDiffusionGuidance, guided_x_and_eps, num_passes, scale_at
 from retort.nn.noise_schedule import log_snr
-
-Denoise = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Noised mel z [B, T, M] and time u [B] to (x, eps), guided and clamped already."""
-Jump = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""Noised mel z [B, T, M], time u [B] and the time to land at [B] to (x, eps) of the one DDIM step that lands there."""
 
 
 class GuidedMels:
@@ -52,10 +46,27 @@ class GuidedMels:
         )
 
 
+class GuidedDenoise:
+    """What samplers call: :class:`GuidedMels` with the guidance bound in (``inference.diffusion_sampling.Denoise``)."""
+
+    def __init__(self, mels: GuidedMels, guidance: AnyDiffusionGuidance, num_steps: int) -> None:
+        self.mels, self.guidance, self.num_steps = mels, guidance, num_steps
+
+    def __call__(self, z_BTM: Tensor, u_B: Tensor, until_B: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Clean mel and noise; ``until_B`` is where the step goes, for students of intervals."""
+        config = self.mels.model.config
+        if (until_B is not None) != config.takes_interval:
+            needed = "interval" if config.takes_interval else "ddim, ancestral or dpm"
+            raise ConfigError(f"a denoiser with takes_interval {config.takes_interval} needs solver kind: {needed}")
+        is_scaled = config.takes_guidance or num_passes(self.guidance) > 1
+        scale_B = scale_at(self.guidance, u_B, self.num_steps) if is_scaled else None
+        return self.mels.denoise(z_BTM, u_B, scale_B, until_B)
+
+
 def guided_denoise(
     model: MelDiffusion, conditions: MelConditions, guidance: AnyDiffusionGuidance, num_steps: int
-) -> Denoise:
-    """A network under guidance as what samplers call; without guidance, or with the scale as an input, one pass.
+) -> GuidedDenoise:
+    """A network under guidance; without guidance, or with the scale as an input, one pass an evaluation.
 
     Args:
         model: its lineage says whether guidance is valid (``MelDiffusionLineage.check_guidance``).
@@ -64,27 +75,8 @@ def guided_denoise(
         num_steps: of the sampler, which a ramped scale depends on.
 
     Raises:
-        ConfigError: the model jumps over intervals and takes no time alone.
+        ConfigError: a student of intervals would be guided twice.
     """
-    if model.config.takes_interval:
-        raise ConfigError("this denoiser is a student of intervals: sample it with solver kind: interval")
-    mels = GuidedMels(model, conditions)
-    if not model.config.takes_guidance and num_passes(guidance) == 1:
-        return mels.denoise
-    return lambda z_BTM, u_B: mels.denoise(z_BTM, u_B, scale_at(guidance, u_B, num_steps))
-
-
-def guided_jump(model: MelDiffusion, conditions: MelConditions, guidance: AnyDiffusionGuidance, num_steps: int) -> Jump:
-    """A student of intervals as what the interval solver calls; one pass.
-
-    Raises:
-        ConfigError: the model takes no interval, or would be guided twice.
-    """
-    if not model.config.takes_interval:
-        raise ConfigError("this denoiser takes no interval: sample it with solver kind: ddim")
-    mels = GuidedMels(model, conditions)
-    if model.config.takes_guidance:
-        return lambda z_BTM, u_B, until_B: mels.denoise(z_BTM, u_B, scale_at(guidance, u_B, num_steps), until_B)
-    if num_passes(guidance) > 1:
+    if model.config.takes_interval and not model.config.takes_guidance and num_passes(guidance) > 1:
         raise ConfigError("this student has guidance baked in; guiding it again would guide twice; set kind: none")
-    return lambda z_BTM, u_B, until_B: mels.denoise(z_BTM, u_B, None, until_B)
+    return GuidedDenoise(GuidedMels(model, conditions), guidance, num_steps)
