@@ -34,9 +34,9 @@ class Schema:
         either = node.get("anyOf", node.get("oneOf", ())) if "discriminator" not in node else ()
         return [branch for branch in either if branch.get("type") != "null"]
 
-    def tags(self, node: Mapping[str, Any]) -> Mapping[str, str]:
-        """Tag to reference, of a union told apart by a key."""
-        mapping: Mapping[str, str] = self.resolve(node).get("discriminator", {}).get("mapping", {})
+    def tags(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Tag to reference, or to a union of its own, of a union told apart by a key."""
+        mapping: Mapping[str, Any] = self.resolve(node).get("discriminator", {}).get("mapping", {})
         return mapping
 
     def names(self, node: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -50,7 +50,11 @@ class Schema:
         node = self.resolve(self.root)
         for part in location:
             if isinstance(part, str) and part in self.tags(node):
-                node = self.resolve({"$ref": self.tags(node)[part]})
+                node = self._tagged(self.tags(node)[part])
+                continue
+            branch = self._named(node, part)
+            if branch is not None:
+                node = branch
                 continue
             below = self._below(node, part)
             if below is None:
@@ -58,6 +62,16 @@ class Schema:
             place.append(part)
             node = self.resolve(below)
         return tuple(place), node
+
+    def _tagged(self, target: Any) -> Mapping[str, Any]:
+        return self.resolve(target if isinstance(target, Mapping) else {"$ref": target})
+
+    def _named(self, node: Mapping[str, Any], part: str | int) -> Mapping[str, Any] | None:
+        """The branch of a union without tags that one of its keys, which may be left out, gives this name."""
+        for branch in map(self.resolve, self._branches(node)):
+            if any(below.get("const") == part for below in branch.get("properties", {}).values()):
+                return branch
+        return None
 
     def _below(self, node: Mapping[str, Any], part: str | int) -> Mapping[str, Any] | None:
         candidates = [node, *(self.resolve(branch) for branch in self._branches(node))]
@@ -85,7 +99,7 @@ class Schema:
             if key == name:
                 yield key
             for reference in self.tags(below).values():
-                yield from (f"{key}.{rest}" for rest in self.places_of(name, {"$ref": reference}, depth=depth - 1))
+                yield from (f"{key}.{rest}" for rest in self.places_of(name, self._tagged(reference), depth=depth - 1))
             yield from (f"{key}.{rest}" for rest in self.places_of(name, below, depth=depth - 1))
 
 
