@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Place = tuple[str | int, ...]
+UNKNOWN_BRANCH = "unknown_branch"
+"""Type of the fault of a union that a function tells apart; its message says all."""
 _LONGEST_VALUE = 80
 
 
@@ -134,7 +136,7 @@ def describe(fault: Any, schema: Schema) -> tuple[Place, str]:
 
 def _message(fault: Any) -> str:
     text, value = str(fault["msg"]), fault["input"]
-    if fault["type"] == "value_error":
+    if fault["type"] in ("value_error", UNKNOWN_BRANCH):
         return text.removeprefix("Value error, ")
     shown = repr(value)
     shown = shown if len(shown) <= _LONGEST_VALUE else shown[: _LONGEST_VALUE - 1] + "…"

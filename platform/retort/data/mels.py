@@ -211,13 +211,12 @@ class Voices:
         mel_TM = _tensor(self._shards.large(place)["mel"], self._num_frames[place])
         return crop_prompt(mel_TM.T, choice.position, self._max_frames).T.float()
 
-    def records(self) -> Sequence[dict[str, Any]]:
-        """The recordings as rows of :func:`voice_schema`."""
+    def record(self, index: int) -> dict[str, Any]:
+        """One of the recordings as a row of :func:`voice_schema`."""
+        place = self.places[index]
         small = [name for name in voice_schema().names if name != "mel"]
-        return [
-            {**self._shards.small.select(small).slice(place, 1).to_pylist()[0], "mel": self._shards.large(place)["mel"]}
-            for place in self.places
-        ]
+        cells: dict[str, Any] = self._shards.small.select(small).slice(place, 1).to_pylist()[0]
+        return {**cells, "mel": self._shards.large(place)["mel"]}
 
 
 class MelSet(Sequence[MelRow]):

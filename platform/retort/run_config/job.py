@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Field, Tag
 
+from retort.config_faults import UNKNOWN_BRANCH
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig
 from retort.run_config.generate import GenerateConfig
 from retort.run_config.generate_mels import GenerateMelsConfig
@@ -24,7 +25,7 @@ def _makes(given: Any) -> str | None:
 GenerateJob = Annotated[
     Annotated[GenerateConfig, Tag("tokens")] | Annotated[GenerateMelsConfig, Tag("mels")],
     Discriminator(
-        _makes, custom_error_type="value_error", custom_error_message=f"makes: it is one of {', '.join(_MADE)}"
+        _makes, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"makes: it is one of {', '.join(_MADE)}"
     ),
 ]
 """Either kind of generation, told apart by ``makes``."""

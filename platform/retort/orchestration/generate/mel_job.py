@@ -62,7 +62,7 @@ def run_generate_mels(config: GenerateMelsConfig, progress: Progress) -> dict[st
         description = _describe(resolved, tokens)
         plan = partial(_plan, resolved, tokens, description)
         made = generate_chunks(output, _key(resolved, description), plan, config.pool, progress)
-        figures = _figures(made, time.monotonic() - begin)
+        figures = _figures(resolved, tokens, made, time.monotonic() - begin)
         if not figures["rows"]:
             raise DataError(
                 f"no row is left ({figures['dropped'] or 'none was asked for'}); mend what {output / REJECTS_FILE} "
@@ -212,12 +212,23 @@ def chosen_rows(source: RecordedMels, tokens: TokenSet, seed: int) -> list[str]:
     return sorted(ids[: source.max_rows])
 
 
-def _figures(made: Generated, wall_s: float) -> dict[str, Any]:
-    frames = made.total("mel_frames")
+def _figures(config: GenerateMelsConfig, tokens: TokenSet, made: Generated, wall_s: float) -> dict[str, Any]:
+    rows, frames = int(made.total("rows")), made.total("mel_frames")
+    dropped = dict(Counter(reject.code for reject in made.rejects).most_common())
+    match config.source:
+        case RecordedMels() as source:
+            asked = len(chosen_rows(source, tokens, config.seed))
+            gone = asked - rows - len(made.rejects)
+            dropped |= {"not_in_corpus": gone} if gone else {}
+        case SyntheticMels(num_rows=asked):
+            pass
+        case _:
+            assert_never(config.source)
     return {
-        "rows": int(made.total("rows")),
+        "asked": asked,
+        "rows": rows,
         "mel_frames": int(frames),
-        "dropped": dict(Counter(reject.code for reject in made.rejects).most_common()),
+        "dropped": dropped,
         "wall_seconds": round(wall_s, 2),
         "mel_frames_per_second": round(frames / wall_s, 1),
     }
@@ -255,7 +266,7 @@ def _copy_voices(recordings: MelSet, folder: Path) -> None:
     import pyarrow.parquet as pq
 
     folder.mkdir()
-    records = recordings.voices.records()
-    for number, part in enumerate(cut(records, _VOICES_PER_SHARD)):
-        table = pa.Table.from_pylist(part, schema=voice_schema())
+    voices = recordings.voices
+    for number, part in enumerate(cut(range(len(voices.places)), _VOICES_PER_SHARD)):
+        table = pa.Table.from_pylist([voices.record(index) for index in part], schema=voice_schema())
         pq.write_table(table, folder / f"part-{number:05d}.parquet", compression="zstd", row_group_size=8)
