@@ -35,7 +35,7 @@ def write_recordings(folder: Path, *, train=40, validation=4, test=3, speakers=2
         (folder / f"r{i:03d}.wav").write_bytes(wav_bytes(tone(i, 0.25 + 0.03 * (i % 7)), RATE))
         split = "train" if i < train else "validation" if i < train + validation else "test"
         lines.append(
-            {"id": f"r{i:03d}", "text": f"{WORDS[i % 10]} {WORDS[i // 10]}", "speaker": f"s{i % speakers}",
+            {"id": f"r{i:03d}", "text": f"{WORDS[i % 10]} {WORDS[i // 10 % 10]}", "speaker": f"s{i % speakers}",
              "audio": f"r{i:03d}.wav", "split": split}
         )  # fmt: skip
     (folder / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
