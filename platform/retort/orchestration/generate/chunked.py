@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from retort.data.utterance import Reject
 from retort.orchestration.chunks import (
     ChunkFolder,
@@ -22,7 +24,7 @@ from retort.store.artifact import Artifact
 
 REJECTS_FILE = "rejects.jsonl"
 PRECISION = "precision/"
-"""Prefix of the number that says in which format a chunk was computed."""
+"""Prefix of the number of :func:`computed_in`."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ def generate_chunks(
     rejects = [*work.rejects, *(reject for record in records for reject in record.rejects)]
     write_rejects(output / REJECTS_FILE, rejects)
     return Generated(chunks, records, rejects, folder.parent)
+
+
+def computed_in(dtype: torch.dtype) -> dict[str, float]:
+    """The number by which a chunk says which format it was computed in."""
+    return {f"{PRECISION}{str(dtype).removeprefix('torch.')}": 1.0}
 
 
 def summary(artifact: Artifact) -> dict[str, Any]:

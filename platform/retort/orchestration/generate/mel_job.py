@@ -171,15 +171,18 @@ def _key(config: GenerateMelsConfig, description: MelSetDescription) -> str:
 
 
 def _plan(config: GenerateMelsConfig, tokens: TokenSet, description: MelSetDescription, folder: Path) -> Work:
-    arguments = {"tree": config.model_dump(mode="json"), "description": description.model_dump_json()}
+    arguments: dict[str, Any] = {
+        "tree": config.model_dump(mode="json"),
+        "description": description.model_dump_json(),
+    }
     match config.source:
         case RecordedMels() as source:
             prepare = _prepared(config.data)
             (folder / "chosen.json").write_text(json.dumps(chosen_rows(source, tokens, config.seed)))
             references = folder / "references"
             plan = plan_references(prepare.corpus, prepare.splits, references, fit_utterances=1)
-            files = {"prepare": prepare.model_dump(mode="json"), "references": references}
-            arguments |= {**files, "chosen": folder / "chosen.json"}
+            arguments |= {"prepare": prepare.model_dump(mode="json"), "references": references}
+            arguments |= {"chosen": folder / "chosen.json"}
             return Work(plan.num_chunks, RecordedMelsWorker, arguments)
         case SyntheticMels() as source:
             asks, rejects = plan_asks(source.texts, tokens, config.data, count=source.num_rows, seed=config.seed)

@@ -20,7 +20,7 @@ from retort.evaluation.judge import seed_of
 from retort.models.weights import load_model
 from retort.nn.precision import pick_dtype
 from retort.orchestration.chunks import ChunkResult
-from retort.orchestration.generate.chunked import PRECISION
+from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.mel_codec import open_mel_codec
 from retort.orchestration.generate.sequences import PromptedModel
 from retort.run_config import GenerateMelsConfig, PrepareConfig
@@ -78,7 +78,7 @@ class RecordedMelsWorker:
         for begin in range(0, len(found), self.config.batch_size):
             records += self._records(found[begin : begin + self.config.batch_size])
         numbers = {
-            f"{PRECISION}{str(self.dtype).removeprefix('torch.')}": 1.0,
+            **computed_in(self.dtype),
             "rows": float(len(records)),
             "mel_frames": float(sum(record["num_frames"] for record in records)),
         }

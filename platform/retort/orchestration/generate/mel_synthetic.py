@@ -19,7 +19,7 @@ from retort.models.weights import load_model
 from retort.nn.mel_conditions import pad_conditions
 from retort.nn.precision import pick_dtype
 from retort.orchestration.chunks import ChunkResult
-from retort.orchestration.generate.chunked import PRECISION
+from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.mel_teacher import open_mel_teacher
 from retort.orchestration.generate.plan import GenerationPlan
 from retort.orchestration.generate.sequences import PromptedModel, Sampling, SequenceSampler
@@ -70,7 +70,7 @@ class SyntheticMelsWorker:
             else:
                 rejects.append(Reject(row.id, fault[0], fault[1], "denoised"))
         numbers = {
-            f"{PRECISION}{str(self.dtype).removeprefix('torch.')}": 1.0,
+            **computed_in(self.dtype),
             "rows": float(len(records)),
             "mel_frames": float(sum(record["num_frames"] for record in records)),
         }

@@ -115,7 +115,11 @@ def plan_asks(
     speakers = train.column("speaker")
     asks = []
     for number in range(count):
-        text = known[number % len(known)] if known else _digits(texts, held_out, seed, number)
+        match texts:
+            case DigitTexts():
+                text = _digits(texts, held_out, seed, number)
+            case _:
+                text = known[number % len(known)]
         speaker = speakers[_hash(f"{seed} speaker {number}") % len(speakers)]
         asks.append(Ask(f"sampled-{number:07d}", text, speaker))
     asks.sort(key=lambda ask: (len(ask.text), ask.id))

@@ -27,7 +27,7 @@ from retort.models.weights import load_model
 from retort.nn.precision import pick_dtype
 from retort.nn.top_k import TopK
 from retort.orchestration.chunks import ChunkResult
-from retort.orchestration.generate.chunked import PRECISION
+from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.plan import Ask, GenerationPlan
 from retort.orchestration.generate.sequences import PromptedModel, Sampling, SequenceSampler
 from retort.run_config import GenerateConfig
@@ -65,8 +65,7 @@ class GenerateWorker:
                 result = self._forced(self.plan.forced[number])
             else:
                 result = self._sampled(self.plan.sampled[number - num_forced])
-        name = str(self.dtype).removeprefix("torch.")
-        return ChunkResult(result.tables, result.rejects, {**result.numbers, f"{PRECISION}{name}": 1.0})
+        return ChunkResult(result.tables, result.rejects, {**result.numbers, **computed_in(self.dtype)})
 
     def _forced(self, places: Sequence[int]) -> ChunkResult:
         import pyarrow as pa
