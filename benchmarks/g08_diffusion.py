@@ -23,7 +23,7 @@ ROWS, GROUPS, VARIATION = 16, 4, 0.5
 
 
 def flops_per_second(device: torch.device) -> float:
-    """How fast the device multiplies: the best of ten products of two square bf16 matrices, 8192 wide (256 on a CPU)."""
+    """How fast the device multiplies bf16: the best of ten products of square matrices, 8192 wide (256 on a CPU)."""
     size = 8192 if device.type == "cuda" else 256
     generator = torch.Generator(device=device).manual_seed(0)
     a, b = (torch.randn(size, size, device=device, generator=generator).bfloat16() for _ in range(2))
