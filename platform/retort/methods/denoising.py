@@ -74,9 +74,9 @@ def noised_batch(
     batch: MelExamples, config: MelDiffusionConfig, u_B: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The batch's normalised mels x, noised to time ``u_B``: (x [B, T, M], z [B, T, M], u on the batch's device)."""
-    x_BTM = config.normalise(batch.mel_BTM.float())
+    x_BTM = config.normalise(batch.mel_BTM.to(torch.promote_types(batch.mel_BTM.dtype, torch.float32)))
     # Drawn on the CPU: the same bits on every device.
-    eps_BTM = torch.randn(x_BTM.shape, generator=generator).to(x_BTM.device)
+    eps_BTM = torch.randn(x_BTM.shape, generator=generator).to(x_BTM)
     u_B = u_B.to(x_BTM.device)
     return x_BTM, noised(x_BTM, eps_BTM, log_snr(config.schedule, u_B)), u_B
 
