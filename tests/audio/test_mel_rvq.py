@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from retort.audio.codec import MelRVQConfig, open_codec
 from retort.audio.files import read_audio, resample
 from retort.audio.mel import MelConfig, log_mel
-from retort.audio.mel_rvq import MelRVQ, fit_mel_rvq, nearest
+from retort.audio.mel_rvq import MelRVQ, fit_mel_rvq, nearest, soft_floored_log_mel, without_soft_floor
 from retort.errors import DataError
 
 RECORDINGS = Path(__file__).parents[2] / ".." / "shared" / "data"
@@ -159,3 +159,16 @@ def test_real_speech_keeps_its_spectrum() -> None:
     wanted_MT = log_mel(samples_N, codec.config.mel)
     rebuilt_MT = log_mel(codec.decode(codec.encode(samples_N)), codec.config.mel)[:, : wanted_MT.shape[1]]
     assert (rebuilt_MT - wanted_MT)[wanted_MT > -6].abs().mean() < 0.35
+
+
+def test_the_log_mel_that_is_quantised_gives_the_codes_and_has_a_way_back(codec: MelRVQ) -> None:
+    samples_N = voice(60, 9_700)
+    mel_TM = soft_floored_log_mel(samples_N, codec.config)
+    codes_KT = codec.encode(samples_N)
+    assert mel_TM.shape == (codes_KT.shape[1] * codec.config.frames_per_token, codec.config.mel.num_mels)
+    assert torch.equal(codec.encode_log_mel(mel_TM), codes_KT)
+    assert float(mel_TM.min()) >= math.log(codec.config.soft_floor)
+    # The last token is padded with silence.
+    plain_TM = log_mel(samples_N, codec.config.mel).T[: len(mel_TM) - 2 * codec.config.frames_per_token]
+    back_TM = without_soft_floor(mel_TM, codec.config)[: len(plain_TM)]
+    assert torch.allclose(back_TM.exp(), plain_TM.exp(), atol=1e-5, rtol=1e-3)

@@ -43,7 +43,7 @@ def test_a_batch_is_a_function_of_its_number() -> None:
 
 def test_an_epoch_has_every_row_once_and_ranks_share_it() -> None:
     alone = stream()
-    epoch = len(alone._plan(0))
+    epoch = len(alone._plan.epoch(0))
     seen = Counter(int(i) for n in range(epoch) for i in alone.batch(n).row_B)
     assert seen == Counter(range(37))
     both = [stream(rank=r, world_size=2) for r in (0, 1)]
@@ -100,3 +100,8 @@ def test_nothing_to_train_on_is_an_error() -> None:
         BatchStream([], LAYOUT, BatchConfig(max_utterances=1, max_frames=1), seed=0)
     with pytest.raises(DataError, match="below 1"):
         stream(BatchConfig(max_utterances=1, max_frames=1, drop_text=0.5, drop_speaker=0.5))
+
+
+def test_the_plan_of_batches_is_that_of_earlier_versions() -> None:
+    seen = [stream().batch(n).row_B.tolist() for n in (0, 1, 9)]
+    assert seen == [[17, 35, 18, 0, 31, 14, 36], [13, 12, 20, 8, 23, 26, 32, 7], [27, 16, 4, 2, 29]]

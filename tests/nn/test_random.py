@@ -2,7 +2,7 @@ import math
 
 import torch
 
-from retort.nn.random import gumbel, uniform
+from retort.nn.random import gumbel, normal, uniform
 
 
 def test_a_number_depends_on_its_seed_and_counter_alone() -> None:
@@ -34,3 +34,20 @@ def test_gumbel_noise_has_its_mean_and_variance() -> None:
     noise = gumbel(torch.arange(300), 0, (300,)).flatten()
     assert abs(float(noise.mean()) - 0.5772) < 0.02
     assert abs(float(noise.var()) - math.pi**2 / 6) < 0.05
+
+
+def test_normal_noise_is_normal() -> None:
+    noise = normal(torch.arange(400), 2, (300, 4)).double().flatten()
+    powers = [float(noise.pow(k).mean()) for k in (1, 2, 3, 4)]
+    assert abs(powers[0]) < 0.006
+    assert abs(powers[1] - 1) < 0.01
+    assert abs(powers[2]) < 0.02
+    assert abs(powers[3] - 3) < 0.06
+    share_below = (noise[:, None] < torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])).double().mean(0)
+    assert torch.allclose(share_below, torch.tensor([0.0228, 0.1587, 0.5, 0.8413, 0.9772]).double(), atol=3e-3)
+
+
+def test_normal_noise_of_a_row_depends_neither_on_the_batch_nor_on_its_length() -> None:
+    together = normal(torch.tensor([3, 4]), 5, (9, 7))
+    assert torch.equal(normal(torch.tensor([4]), 5, (6, 7))[0], together[1, :6])
+    assert not torch.equal(normal(torch.tensor([4]), 6, (6, 7))[0], together[1, :6])

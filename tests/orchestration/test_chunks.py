@@ -174,3 +174,13 @@ class TestOnRay:
         values = list(stream_through_actors([{"number": n} for n in range(20)], make, POOL))
         assert values == [n for n in range(20) for _ in range(n % 3)]
         assert list(stream_through_actors([], make, POOL)) == []
+
+
+def test_a_row_of_a_table_of_long_rows_can_be_read_without_the_others(tmp_path):
+    chunks = ChunkFolder(tmp_path, 1)
+    long = pa.table({"id": [str(i) for i in range(40)], "bytes": [bytes(200_000) for _ in range(40)]})
+    short = pa.table({"id": [str(i) for i in range(1000)]})
+    chunks.write(0, ChunkResult({"long": long, "short": short}, (), {}))
+    assert pq.ParquetFile(tmp_path / "long" / "00000.parquet").metadata.row_group(0).num_rows <= 6
+    assert pq.ParquetFile(tmp_path / "short" / "00000.parquet").num_row_groups == 1
+    assert chunks.table_rows("long") == long.to_pylist()

@@ -100,8 +100,11 @@ class MelRVQ:
 
     def encode(self, samples_N: Tensor) -> Tensor:
         """Codes [K, T] int64, T = ceil(N / samples_per_token)."""
-        features_TD = _stacked_features(samples_N.to(self._means_D.device), self.config)
-        residual_TD = (features_TD - self._means_D) / self._scales_D
+        return self.encode_log_mel(soft_floored_log_mel(samples_N.to(self._means_D.device), self.config))
+
+    def encode_log_mel(self, mel_TM: Tensor) -> Tensor:
+        """Codes [K, T] of a log-mel [T * frames_per_token, M] as :func:`soft_floored_log_mel` gives it."""
+        residual_TD = (mel_TM.reshape(-1, len(self._means_D)) - self._means_D) / self._scales_D
         codes = []
         for centroids_VD in self._centroids_KVD:
             codes_T = nearest(residual_TD, centroids_VD)
@@ -136,7 +139,7 @@ class MelRVQ:
             standard_TD = standard_TD + centroids_VD[codes_T]
         features_TD = standard_TD * self._scales_D + self._means_D
         frames_TM = features_TD.reshape(num_tokens * self.config.frames_per_token, self.config.mel.num_mels)
-        return (frames_TM.exp() - self.config.soft_floor).clamp(min=MEL_FLOOR).log().T
+        return without_soft_floor(frames_TM, self.config).T
 
     def save(self, folder: Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
@@ -229,15 +232,27 @@ def nearest(points_TD: Tensor, centroids_VD: Tensor) -> Tensor:
     return indices_T
 
 
-def _stacked_features(samples_N: Tensor, config: MelRVQConfig) -> Tensor:
-    """Features [T, D]; the audio is padded with zeros to whole tokens and the frame at its very end is left out."""
+def soft_floored_log_mel(samples_N: Tensor, config: MelRVQConfig) -> Tensor:
+    """The log-mel [T * frames_per_token, M] that is quantised, T = ceil(N / samples_per_token).
+
+    The soft floor is added to the amplitudes, the audio is padded with zeros to whole tokens, and the frame at its very
+    end is left out. :func:`without_soft_floor` is the way back to a log-mel that gives sound.
+    """
     samples_per_token = config.mel.hop_samples * config.frames_per_token
     num_tokens = -(-samples_N.shape[-1] // samples_per_token)
     padded_N = functional.pad(samples_N.float(), (0, num_tokens * samples_per_token - samples_N.shape[-1]))
     frames_TM = log_mel(padded_N, config.mel).T[: num_tokens * config.frames_per_token]
-    return (
-        (frames_TM.exp() + config.soft_floor).log().reshape(num_tokens, config.frames_per_token * config.mel.num_mels)
-    )
+    return (frames_TM.exp() + config.soft_floor).log()
+
+
+def without_soft_floor(mel_TM: Tensor, config: MelRVQConfig) -> Tensor:
+    """Log-mel [T, M] of the amplitudes that :func:`soft_floored_log_mel` raised."""
+    return (mel_TM.exp() - config.soft_floor).clamp(min=MEL_FLOOR).log()
+
+
+def _stacked_features(samples_N: Tensor, config: MelRVQConfig) -> Tensor:
+    """Features [T, D]: the frames of each token side by side."""
+    return soft_floored_log_mel(samples_N, config).reshape(-1, config.frames_per_token * config.mel.num_mels)
 
 
 def _kmeans(points_TD: Tensor, reserved_D: Tensor, config: MelRVQConfig, generator: torch.Generator) -> Tensor:

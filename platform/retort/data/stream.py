@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retort.config import Config
+from retort.data.batch_plan import BatchPlan, mix_seed
 from retort.data.batches import CodebookLayout, LMBatch, teacher_forced
 from retort.data.prompts import PROMPT_MAX_FRAMES, PromptsById, crop_prompt
 from retort.data.tokens import TokenRow
@@ -83,13 +84,13 @@ class BatchStream:
         for i, row in enumerate(self.prompt_rows):
             self.by_speaker.setdefault(row.speaker, []).append(i)
         self._by_id = PromptsById([r.id for r in self.prompt_rows], [r.speaker for r in self.prompt_rows])
-        self._epochs: list[list[list[int]]] = []
+        self._plan = BatchPlan(self.lengths, max_rows=config.max_utterances, max_frames=config.max_frames, seed=seed)
 
     def batch(self, n: int) -> LMBatch:
         """Batch ``n`` (0-based) of this rank."""
         number = n * self.world_size + self.rank
-        indices = self._indices(number)
-        generator = torch.Generator().manual_seed(_mix(self.seed, 1, number))
+        indices = self._plan.indices(number)
+        generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, number))
         return self.build(indices, generator)
 
     def iterate(self, start: int, stop: int) -> Iterator[LMBatch]:
@@ -99,7 +100,7 @@ class BatchStream:
 
     def num_valid(self, stop: int) -> int:
         """Valid (utterance, codebook, step) triples in batches ``0 .. stop - 1`` of all ranks together."""
-        rows = (index for number in range(stop * self.world_size) for index in self._indices(number))
+        rows = (index for number in range(stop * self.world_size) for index in self._plan.indices(number))
         # Each frame has a code of each codebook, and each row one end of speech.
         return sum(self.lengths[index] * self.layout.num_codebooks + 1 for index in rows)
 
@@ -137,40 +138,3 @@ class BatchStream:
 
     def _crop(self, index: int, position: float) -> Tensor:
         return crop_prompt(self.prompt_rows[index].codes_KT, position, self.config.prompt_max_frames)
-
-    def _indices(self, number: int) -> list[int]:
-        epoch = 0
-        while True:
-            if epoch == len(self._epochs):
-                self._epochs.append(self._plan(epoch))
-            plan = self._epochs[epoch]
-            if number < len(plan):
-                return plan[number]
-            number -= len(plan)
-            epoch += 1
-
-    def _plan(self, epoch: int) -> list[list[int]]:
-        """Batches of one epoch: shuffled, grouped by length within windows to save padding, shuffled again."""
-        generator = torch.Generator().manual_seed(_mix(self.seed, 0, epoch))
-        order = torch.randperm(len(self.rows), generator=generator).tolist()
-        window = self.config.max_utterances * 16
-        batches: list[list[int]] = []
-        for begin in range(0, len(order), window):
-            batches.extend(self._cut(sorted(order[begin : begin + window], key=self.lengths.__getitem__)))
-        shuffled = torch.randperm(len(batches), generator=generator).tolist()
-        return [batches[i] for i in shuffled]
-
-    def _cut(self, indices: Sequence[int]) -> Iterator[list[int]]:
-        current: list[int] = []
-        for i in indices:  # ascending lengths: the newest row is the longest
-            full = len(current) + 1 > self.config.max_utterances
-            if current and (full or (len(current) + 1) * self.lengths[i] > self.config.max_frames):
-                yield current
-                current = []
-            current.append(i)
-        yield current
-
-
-def _mix(seed: int, purpose: int, number: int) -> int:
-    """Distinct 63-bit seeds for each purpose and number."""
-    return (seed * 0x9E3779B97F4A7C15 + purpose * 0xBF58476D1CE4E5B9 + number * 0x94D049BB133111EB) % (1 << 63)

@@ -190,6 +190,13 @@ class CodecLM(nn.Module):
             x = block(x, given.cos_TD, given.sin_TD, given.mask)
         return self._logits_of(x, given)
 
+    def states(self, conditions: Conditions, inputs_BKS: Tensor) -> Tensor:
+        """What the heads read: the states [B, S, D] of the input columns after the final norm."""
+        x, given = self._embed(conditions, inputs_BKS)
+        for block in self.blocks:
+            x = block(x, given.cos_TD, given.sin_TD, given.mask)
+        return self.norm(x[:, given.prefix_valid_BC.shape[1] :])  # type: ignore[no-any-return]
+
     def trace(self, conditions: Conditions, inputs_BKS: Tensor) -> "Trace":
         """:meth:`forward`, with what every block was given on the way."""
         x, given = self._embed(conditions, inputs_BKS)

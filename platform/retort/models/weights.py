@@ -19,6 +19,8 @@ from retort.config import Config, validate
 from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.codec_lm_lineage import CodecLMLineage
+from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
+from retort.models.mel_lineage import MelDiffusionLineage
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -43,7 +45,15 @@ class SavedCodecLM(Config):
     lineage: CodecLMLineage
 
 
+class SavedMelDiffusion(Config):
+    """Contents of ``config.json`` of a denoiser of mels."""
+
+    model: MelDiffusionConfig
+    lineage: MelDiffusionLineage
+
+
 LoadedCodecLM = LoadedModel[CodecLM, CodecLMLineage]
+LoadedMelDiffusion = LoadedModel[MelDiffusion, MelDiffusionLineage]
 
 
 def family_of(saved: Any) -> str:
@@ -54,11 +64,14 @@ def family_of(saved: Any) -> str:
 
 
 # The families: what is built, what is written, what is read.
-Model = CodecLM
-ModelConfig = CodecLMConfig
-Lineage = CodecLMLineage
-SavedModel = Annotated[Annotated[SavedCodecLM, Tag("codec_lm")], Discriminator(family_of)]
-AnyLoadedModel = LoadedCodecLM
+Model = CodecLM | MelDiffusion
+ModelConfig = CodecLMConfig | MelDiffusionConfig
+Lineage = CodecLMLineage | MelDiffusionLineage
+SavedModel = Annotated[
+    Annotated[SavedCodecLM, Tag("codec_lm")] | Annotated[SavedMelDiffusion, Tag("mel_diffusion")],
+    Discriminator(family_of),
+]
+AnyLoadedModel = LoadedCodecLM | LoadedMelDiffusion
 
 
 def build_model(config: ModelConfig) -> Model:
@@ -66,6 +79,8 @@ def build_model(config: ModelConfig) -> Model:
     match config:
         case CodecLMConfig():
             return CodecLM(config)
+        case MelDiffusionConfig():
+            return MelDiffusion(config)
 
 
 def save_model(folder: Path, model: Model, lineage: Lineage) -> None:

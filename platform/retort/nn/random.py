@@ -1,5 +1,7 @@
 """Counter-based random numbers: the same (seed, counter) gives the same number in any batch and on any device."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,3 +37,12 @@ def uniform(seed_B: Tensor, counter: int | Tensor, shape: tuple[int, ...]) -> Te
 def gumbel(seed_B: Tensor, counter: int | Tensor, shape: tuple[int, ...]) -> Tensor:
     """Standard Gumbel noise; ``argmax(logits + gumbel)`` samples from ``softmax(logits)``."""
     return -torch.log(-torch.log(uniform(seed_B, counter, shape)))
+
+
+def normal(seed_B: Tensor, counter: int | Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Standard normal noise, fp32 [B, *shape]; more frames in front of ``shape`` leave the first ones as they are.
+
+    Each number comes from two uniform ones of its own (Box and Muller, 1958).
+    """
+    radius, turn = uniform(seed_B, counter, (*shape, 2)).unbind(-1)
+    return torch.sqrt(-2.0 * torch.log(radius)) * torch.cos(2.0 * math.pi * turn)

@@ -74,7 +74,7 @@ class LayerCache:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (arXiv 1910.07467); statistics in fp32."""
+    """Root-mean-square normalisation (arXiv 1910.07467); statistics in fp32 or wider."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()
@@ -86,13 +86,14 @@ class RMSNorm(nn.Module):
         if x.is_cuda:
             return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
         # torch's own has no fused kernel on CPUs: its backward took twelve times as long as this one's in bf16.
-        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         scale = torch.rsqrt(norm.square() / x.shape[-1] + self.eps)
         return x * scale.to(x.dtype) * self.weight
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions."""
+    """Grouped-query attention with rotary positions; the mask says what is seen."""
 
     def __init__(self, dim: int, num_heads: int, num_kv_heads: int, head_dim: int, *, qkv_bias: bool) -> None:
         super().__init__()
