@@ -59,7 +59,7 @@ def test_few_jumps_are_nearer_to_the_teacher_than_naive_steps(toy_teacher: MelDi
     """One training, for 4, 2 and 1 evaluations; the naive sampler needs twice as many, being guided."""
     config = IntervalDistillConfig(guidance=GUIDANCE, teacher_steps=4)
     teacher, objective = interval_distill.build(copy.deepcopy(toy_teacher), config, seed=7)
-    train(objective, teacher, 200, rate=1e-3, seed=8)
+    train(objective, teacher, 200, rate=3e-3, seed=8)
     wanted = samples(toy_teacher, 32, GUIDANCE)
     for num_steps in (4, 2, 1):
         ours = distance(samples(objective.student, num_steps), wanted)

@@ -93,7 +93,7 @@ def test_a_halving_is_nearer_to_the_teacher_than_the_naive_sampler(guided_studen
     train(objective, teacher, 150, rate=1e-3, seed=6)
     wanted = samples(guided_student, 8)
     ours, naive = distance(samples(objective.student, 4), wanted), distance(samples(guided_student, 4), wanted)
-    assert ours < 0.25 * naive, (ours, naive)
+    assert ours < 0.5 * naive, (ours, naive)
 
 
 def test_what_does_not_follow_is_refused() -> None:
