@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Place = tuple[str | int, ...]
+UNKNOWN_BRANCH = "unknown_branch"
+"""Type of the fault of a union that a function tells apart; its message says all."""
 _LONGEST_VALUE = 80
 
 
@@ -34,9 +36,9 @@ class Schema:
         either = node.get("anyOf", node.get("oneOf", ())) if "discriminator" not in node else ()
         return [branch for branch in either if branch.get("type") != "null"]
 
-    def tags(self, node: Mapping[str, Any]) -> Mapping[str, str]:
-        """Tag to reference, of a union told apart by a key."""
-        mapping: Mapping[str, str] = self.resolve(node).get("discriminator", {}).get("mapping", {})
+    def tags(self, node: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Tag to reference, or to a union of its own, of a union told apart by a key."""
+        mapping: Mapping[str, Any] = self.resolve(node).get("discriminator", {}).get("mapping", {})
         return mapping
 
     def names(self, node: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
@@ -50,7 +52,11 @@ class Schema:
         node = self.resolve(self.root)
         for part in location:
             if isinstance(part, str) and part in self.tags(node):
-                node = self.resolve({"$ref": self.tags(node)[part]})
+                node = self._tagged(self.tags(node)[part])
+                continue
+            branch = self._named(node, part)
+            if branch is not None:
+                node = branch
                 continue
             below = self._below(node, part)
             if below is None:
@@ -58,6 +64,16 @@ class Schema:
             place.append(part)
             node = self.resolve(below)
         return tuple(place), node
+
+    def _tagged(self, target: Any) -> Mapping[str, Any]:
+        return self.resolve(target if isinstance(target, Mapping) else {"$ref": target})
+
+    def _named(self, node: Mapping[str, Any], part: str | int) -> Mapping[str, Any] | None:
+        """The branch of a union without tags that one of its keys, which may be left out, gives this name."""
+        for branch in map(self.resolve, self._branches(node)):
+            if any(below.get("const") == part for below in branch.get("properties", {}).values()):
+                return branch
+        return None
 
     def _below(self, node: Mapping[str, Any], part: str | int) -> Mapping[str, Any] | None:
         candidates = [node, *(self.resolve(branch) for branch in self._branches(node))]
@@ -85,7 +101,7 @@ class Schema:
             if key == name:
                 yield key
             for reference in self.tags(below).values():
-                yield from (f"{key}.{rest}" for rest in self.places_of(name, {"$ref": reference}, depth=depth - 1))
+                yield from (f"{key}.{rest}" for rest in self.places_of(name, self._tagged(reference), depth=depth - 1))
             yield from (f"{key}.{rest}" for rest in self.places_of(name, below, depth=depth - 1))
 
 
@@ -120,7 +136,7 @@ def describe(fault: Any, schema: Schema) -> tuple[Place, str]:
 
 def _message(fault: Any) -> str:
     text, value = str(fault["msg"]), fault["input"]
-    if fault["type"] == "value_error":
+    if fault["type"] in ("value_error", UNKNOWN_BRANCH):
         return text.removeprefix("Value error, ")
     shown = repr(value)
     shown = shown if len(shown) <= _LONGEST_VALUE else shown[: _LONGEST_VALUE - 1] + "…"

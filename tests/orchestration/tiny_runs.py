@@ -180,10 +180,9 @@ def kill_an_actor_after(records: int, work: Path, killed: list[int], *, timeout_
 def run_and_kill_the_driver(job: str, config: Path, work: Path, *, records: int) -> int:
     """Run a job in a process of its own, SIGKILL it once so many chunks are done, and return how many were."""
     code = (
-        "import sys; from pathlib import Path; from retort.config import load_config;"
-        "from retort.run_config import RunConfig; from retort.orchestration.progress import QuietProgress;"
-        f"from retort.orchestration.{job} import run_{job};"
-        f"run_{job}(load_config(Path(sys.argv[1]), RunConfig), QuietProgress())"
+        "import sys; from pathlib import Path; from retort.orchestration.jobs import load_job, run_job;"
+        "from retort.orchestration.progress import QuietProgress;"
+        f"run_job(load_job(Path(sys.argv[1]), expected={job!r}), QuietProgress())"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(config)], stderr=subprocess.PIPE, start_new_session=True

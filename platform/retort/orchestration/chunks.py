@@ -29,6 +29,7 @@ from retort.store.disk import fresh_name, full_disk_as_resource_error
 
 _MAX_ATTEMPTS = 4
 """A chunk that killed its worker this often in one run is given up."""
+_GROUP_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -329,7 +330,9 @@ def _write_table(path: Path, table: Any) -> str:
 
     partial = fresh_name(path, "tmp")
     try:
-        pq.write_table(table, partial, compression="zstd")
+        # Small groups, so that one row of a table of long rows can be read without the others.
+        rows = max(1, table.num_rows * _GROUP_BYTES // max(1, table.nbytes))
+        pq.write_table(table, partial, compression="zstd", row_group_size=rows)
         digest = sha256_file(partial)
         partial.replace(path)
     finally:

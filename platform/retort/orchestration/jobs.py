@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 
@@ -17,6 +17,7 @@ from retort.run_config import (
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
+    GenerateMelsConfig,
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
@@ -24,11 +25,21 @@ from retort.run_config import (
     PrunedTeacher,
     ReportConfig,
     RunConfig,
+    SyntheticMels,
     TuneConfig,
 )
 from retort.tuning.search import num_trials
 
-JOBS: tuple[str, ...] = tuple(kind.model_fields["job"].default for kind in get_args(AnyConfig))
+
+def _kinds(union: Any) -> Iterator[Any]:
+    """The classes of a union, which may hold others."""
+    if get_origin(union) is Annotated:
+        union = get_args(union)[0]
+    parts = get_args(union)
+    yield from [kind for part in parts for kind in _kinds(part)] if parts else [union]
+
+
+JOBS: tuple[str, ...] = tuple(dict.fromkeys(kind.model_fields["job"].default for kind in _kinds(AnyConfig)))
 """The values of ``job``, in the order in which a person uses them."""
 
 
@@ -68,6 +79,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.generate.job import run_generate
 
             return partial(run_generate, config)
+        case GenerateMelsConfig():
+            from retort.orchestration.generate.mel_job import run_generate_mels
+
+            return partial(run_generate_mels, config)
         case PruneConfig():
             from retort.orchestration.prune.job import run_prune
 
@@ -128,6 +143,8 @@ def _inputs(job: AnyConfig) -> Iterator[tuple[str, Path]]:
         and isinstance(job.student.layers, Path)
     ):
         yield "layers", job.student.layers
+    if isinstance(job, GenerateMelsConfig) and isinstance(job.source, SyntheticMels):
+        yield from (("teacher", job.source.teacher), ("voices", job.source.voices))
     if isinstance(job, EvaluateConfig):
         yield from ((system.name, system.model) for system in job.systems if system.model is not None)
 

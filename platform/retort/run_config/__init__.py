@@ -13,7 +13,8 @@ from pydantic import Field
 from retort.config import Config
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
-from retort.run_config.job import JobConfig
+from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
+from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
 from retort.run_config.prepare import PrepareConfig, SavedCodec, SavedText
@@ -43,8 +44,11 @@ __all__ = [
     "FileTexts",
     "FilterConfig",
     "GenerateConfig",
+    "GenerateJob",
+    "GenerateMelsConfig",
     "ImportConfig",
     "JobConfig",
+    "MelFilterConfig",
     "Method",
     "ModelPreset",
     "ModelShape",
@@ -54,6 +58,7 @@ __all__ = [
     "PretrainConfig",
     "PruneConfig",
     "PrunedTeacher",
+    "RecordedMels",
     "ReportConfig",
     "RunConfig",
     "SameAsTeacher",
@@ -62,6 +67,7 @@ __all__ = [
     "SpeechTokensConfig",
     "SpeedConfig",
     "StudentSize",
+    "SyntheticMels",
     "SystemConfig",
     "TemplateConfig",
     "TextSource",
@@ -84,7 +90,7 @@ AnyConfig = (
     PrepareConfig
     | PretrainConfig
     | ImportConfig
-    | GenerateConfig
+    | GenerateJob
     | PruneConfig
     | DistillConfig
     | TuneConfig

@@ -57,6 +57,7 @@ class GenerateConfig(Config):
     """Teacher → synthetic data: guided top-k for real tokens, and sequences sampled from the guided teacher."""
 
     job: Literal["generate"] = "generate"
+    makes: Literal["tokens"] = "tokens"
     output: Path
     teacher: Path
     data: Path

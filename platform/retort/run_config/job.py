@@ -1,21 +1,40 @@
 """One job of a tour or of a trial: a union, told apart by ``job``."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
+from retort.config_faults import UNKNOWN_BRANCH
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig
 from retort.run_config.generate import GenerateConfig
+from retort.run_config.generate_mels import GenerateMelsConfig
 from retort.run_config.outside import ExportConfig, ImportConfig
 from retort.run_config.prepare import PrepareConfig
 from retort.run_config.prune import PruneConfig
 from retort.run_config.training import DistillConfig, PretrainConfig
 
+_MADE = ("tokens", "mels")
+
+
+def _makes(given: Any) -> str | None:
+    """The tag of a generation; files from before there were mels say nothing of it."""
+    made = given.get("makes", "tokens") if isinstance(given, dict) else given.makes
+    return made if made in _MADE else None
+
+
+GenerateJob = Annotated[
+    Annotated[GenerateConfig, Tag("tokens")] | Annotated[GenerateMelsConfig, Tag("mels")],
+    Discriminator(
+        _makes, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"makes: it is one of {', '.join(_MADE)}"
+    ),
+]
+"""Either kind of generation, told apart by ``makes``."""
+
 JobConfig = Annotated[
     PrepareConfig
     | PretrainConfig
     | ImportConfig
-    | GenerateConfig
+    | GenerateJob
     | PruneConfig
     | DistillConfig
     | EvaluateConfig

@@ -218,7 +218,7 @@ def test_loops_and_unspeakable_texts_are_dropped(made, tmp_path):
     codes = Counter(reject.code for reject in rejects)
     assert codes["unspeakable_text"] == 2
     assert set(codes) <= {"unspeakable_text", "repeat", "no_eos"}
-    assert worker.filter.fault("one two", LOOP) == ("repeat", "20 of 20 frames repeat with period 2")
+    assert worker.sampler.filter.fault("one two", LOOP) == ("repeat", "20 of 20 frames repeat with period 2")
 
 
 @pytest.mark.parametrize(

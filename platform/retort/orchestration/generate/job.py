@@ -15,25 +15,16 @@ from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
 from retort.models.weights import LoadedModel, load_model
-from retort.orchestration.chunks import (
-    ChunkFolder,
-    ChunkRecord,
-    open_work_folder,
-    run_chunks,
-    sum_numbers,
-    write_rejects,
-)
-from retort.orchestration.cluster import ray_session
+from retort.orchestration.chunks import ChunkRecord, sum_numbers, write_rejects
+from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
 from retort.orchestration.generate.plan import plan_generation
-from retort.orchestration.generate.worker import PRECISION, GenerateWorker
+from retort.orchestration.generate.worker import GenerateWorker
 from retort.orchestration.outputs import absolute_paths, finished_result, job_output
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateConfig
 from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
 from retort.store.disk import remove_tree
 from retort.store.results import RESULT, result_of
-
-REJECTS_FILE = "rejects.jsonl"
 
 
 def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
@@ -49,35 +40,29 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
     done = finished_result(config)
     if done is not None:
         progress.log(f"generate: {config.output} is finished")
-        return _summary(done)
+        return summary(done)
     begin = time.monotonic()
     with job_output(config) as output:
         resolved = absolute_paths(config).replace(teacher=result_of(config.teacher), data=result_of(config.data))
         tokens = TokenSet.open(resolved.data)
         description = _describe(resolved, _fitting_teacher(resolved, tokens), tokens)
-        plan = plan_generation(resolved, tokens)
-        work = open_work_folder(output, _key(resolved, description))
-        plan.write(work / "plan.json")
-        chunks = ChunkFolder(work / "chunks", plan.num_chunks)
-        arguments = {
-            "tree": resolved.model_dump(mode="json"),
-            "plan": work / "plan.json",
-            "description": description.model_dump_json(),
-        }
-        with ray_session():
-            run_chunks(chunks, GenerateWorker, arguments, config.pool, progress, "chunks generated")
-        records = chunks.records()
-        rejects = [*plan.rejects, *(reject for record in records for reject in record.rejects)]
-        write_rejects(output / REJECTS_FILE, rejects)
-        figures = _figures(config, records, rejects, time.monotonic() - begin)
+        arguments = {"tree": resolved.model_dump(mode="json"), "description": description.model_dump_json()}
+
+        def plan_in(work: Path) -> Work:
+            plan = plan_generation(resolved, tokens)
+            plan.write(work / "plan.json")
+            return Work(plan.num_chunks, GenerateWorker, {**arguments, "plan": work / "plan.json"}, plan.rejects)
+
+        made = generate_chunks(output, _key(resolved, description), plan_in, config.pool, progress)
+        figures = _figures(config, made.records, made.rejects, time.monotonic() - begin)
         if config.num_sampled and not figures["sampled_kept"]:
             raise DataError(
                 f"all {config.num_sampled} sampled sequences were dropped ({figures['dropped']}); train the teacher "
                 f"longer, lower the guidance, or loosen filters; see {output / REJECTS_FILE}"
             )
-        artifact = _write_result(config, output / RESULT, (chunks, records, rejects), description, figures)
-        remove_tree(work.parent)
-    return _summary(artifact)
+        artifact = _write_result(config, output / RESULT, made, description, figures)
+        remove_tree(made.folder)
+    return summary(artifact)
 
 
 def _fitting_teacher(config: GenerateConfig, tokens: TokenSet) -> LoadedModel:
@@ -152,21 +137,18 @@ def _figures(
 def _write_result(
     config: GenerateConfig,
     result: Path,
-    work: tuple[ChunkFolder, Sequence[ChunkRecord], Sequence[Reject]],
+    made: Generated,
     description: SyntheticDescription,
     figures: Mapping[str, Any],
 ) -> Artifact:
     """Put the chunks together and commit the artifact."""
-    chunks, records, rejects = work
-    # What `auto` came to is known to the workers alone.
-    computed = sorted(name.removeprefix(PRECISION) for name in sum_numbers(records) if name.startswith(PRECISION))
-    description = description.replace(precision="+".join(computed) or description.precision)
+    description = description.replace(precision=made.precision or description.precision)
 
     def fill(target: Path) -> None:
-        chunks.collect(records, TARGETS, target / TARGETS)
-        chunks.collect(records, SAMPLED, target / SAMPLED)
+        made.chunks.collect(made.records, TARGETS, target / TARGETS)
+        made.chunks.collect(made.records, SAMPLED, target / SAMPLED)
         (target / SYNTHETIC_FILE).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        write_rejects(target / REJECTS_FILE, rejects)
+        write_rejects(target / REJECTS_FILE, made.rejects)
 
     info = describe_artifact(
         "synthetic",
@@ -177,7 +159,3 @@ def _write_result(
         metrics=figures,
     )
     return write_artifact(result, info, fill)
-
-
-def _summary(artifact: Artifact) -> dict[str, Any]:
-    return {**artifact.info.metrics, "fingerprint": artifact.fingerprint, "result": str(artifact.path)}

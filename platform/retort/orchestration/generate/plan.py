@@ -17,7 +17,7 @@ from retort.data.tokens import TokenSet
 from retort.data.utterance import Reject
 from retort.errors import DataError
 from retort.evaluation.wer import score_text
-from retort.run_config import CorpusTexts, DigitTexts, FileTexts, GenerateConfig
+from retort.run_config import CorpusTexts, DigitTexts, FileTexts, GenerateConfig, TextSource
 from retort.store.commit import write_bytes_atomic
 
 T = TypeVar("T")
@@ -80,33 +80,49 @@ def plan_generation(config: GenerateConfig, tokens: TokenSet) -> GenerationPlan:
         # Similar lengths share a batch, which saves padding.
         ids, frames = train.column("id"), train.column("num_frames")
         order = sorted(range(len(train)), key=lambda place: (frames[place], ids[place]))
-        forced = _cut(order, config.batch_size * BATCHES_PER_CHUNK)
-    asks, rejects = _asks(config, tokens, train)
-    asks.sort(key=lambda ask: (len(ask.text), ask.id))
-    return GenerationPlan(forced, _cut(asks, config.batch_size), rejects)
+        forced = cut(order, config.batch_size * BATCHES_PER_CHUNK)
+    sampled, rejects = plan_asks(config.texts, tokens, config.data, count=config.num_sampled, seed=config.seed)
+    return GenerationPlan(forced, cut(sampled, config.batch_size), rejects)
 
 
-def _cut(items: Sequence[T], size: int) -> list[list[T]]:
+def cut(items: Sequence[T], size: int) -> list[list[T]]:
+    """Pieces of at most ``size`` items."""
     return [list(items[begin : begin + size]) for begin in range(0, len(items), size)]
 
 
-def _asks(config: GenerateConfig, tokens: TokenSet, train: TokenSet) -> tuple[list[Ask], list[Reject]]:
-    if config.num_sampled == 0:
+def plan_asks(
+    texts: TextSource, tokens: TokenSet, where: Path, *, count: int, seed: int
+) -> tuple[list[Ask], list[Reject]]:
+    """The sequences to sample, in order of the lengths of their texts, and the texts that may not be used.
+
+    Args:
+        texts: where the texts come from.
+        tokens: the token set, whose speakers say them and whose held-out texts are left out.
+        where: its folder, for messages.
+        count: how many.
+        seed: decides which text and speaker each of them gets.
+
+    Raises:
+        DataError: there is no text that may be sampled.
+    """
+    if count == 0:
         return [], []
     taken = {name for name in tokens.column("id") if name.startswith("sampled-")}
     if taken:
-        raise DataError(f"{config.data} has a row {min(taken)!r}; sampled sequences get such ids, rename the row")
-    held_out = _held_out(tokens)
-    texts, rejects = _texts(config, train, held_out)
+        raise DataError(f"{where} has a row {min(taken)!r}; sampled sequences get such ids, rename the row")
+    train, held_out = tokens.split("train"), _held_out(tokens)
+    known, rejects = _texts(texts, seed, train, held_out, where)
     speakers = train.column("speaker")
     asks = []
-    for number in range(config.num_sampled):
-        if isinstance(config.texts, DigitTexts):
-            text = _digits(config.texts, held_out, config.seed, number)
-        else:
-            text = texts[number % len(texts)]
-        speaker = speakers[_hash(f"{config.seed} speaker {number}") % len(speakers)]
+    for number in range(count):
+        match texts:
+            case DigitTexts():
+                text = _digits(texts, held_out, seed, number)
+            case _:
+                text = known[number % len(known)]
+        speaker = speakers[_hash(f"{seed} speaker {number}") % len(speakers)]
         asks.append(Ask(f"sampled-{number:07d}", text, speaker))
+    asks.sort(key=lambda ask: (len(ask.text), ask.id))
     return asks, rejects
 
 
@@ -115,10 +131,12 @@ def _held_out(tokens: TokenSet) -> set[str]:
     return {score_text(text) for text, split in pairs if split != "train"}
 
 
-def _texts(config: GenerateConfig, train: TokenSet, held_out: set[str]) -> tuple[list[str], list[Reject]]:
+def _texts(
+    source: TextSource, seed: int, train: TokenSet, held_out: set[str], where: Path
+) -> tuple[list[str], list[Reject]]:
     """The texts to take turns with, in an order that the seed decides; digit strings are drawn one by one instead."""
     rejects: list[Reject] = []
-    match config.texts:
+    match source:
         case CorpusTexts():
             texts = sorted(set(train.column("text")))
         case FileTexts(path=path):
@@ -127,17 +145,17 @@ def _texts(config: GenerateConfig, train: TokenSet, held_out: set[str]) -> tuple
             texts = []
             for number, line in read_lines(path):
                 if score_text(line) in held_out:
-                    where = f"{path}:{number}"
-                    rejects.append(Reject(where, "held_out_text", "the token set holds this text out", where))
+                    place = f"{path}:{number}"
+                    rejects.append(Reject(place, "held_out_text", "the token set holds this text out", place))
                 else:
                     texts.append(line.strip())
             if not texts:
-                raise DataError(f"{path}: {len(rejects)} texts, all of them held out by {config.data}; give others")
+                raise DataError(f"{path}: {len(rejects)} texts, all of them held out by {where}; give others")
         case DigitTexts():
             texts = []
         case _:
-            assert_never(config.texts)
-    texts.sort(key=lambda text: _hash(f"{config.seed} {text}"))
+            assert_never(source)
+    texts.sort(key=lambda text: _hash(f"{seed} {text}"))
     return texts, rejects
 
 
