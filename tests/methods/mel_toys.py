@@ -5,11 +5,11 @@ So one step of a sampler, which gives the mean, is far from the data, and many s
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from retort.data.mel_stream import MelBatch
 from retort.inference.diffusion_sampling import DDIMSolver, IntervalSolver, sample
 from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig, objective_of
 from retort.models.mel_denoise import guided_denoise
@@ -29,15 +29,7 @@ RAISED = 0.4
 """By which a row lies above or below its pattern."""
 
 
-@dataclass(frozen=True)
-class ToyBatch:
-    """What the methods need of a batch."""
-
-    conditions: MelConditions
-    mel_BTM: Tensor
-
-
-def toy_batch(num_rows: int, generator: torch.Generator) -> ToyBatch:
+def toy_batch(num_rows: int, generator: torch.Generator) -> MelBatch:
     """Rows of 4 to 8 frames, two per latent."""
     lengths_B = torch.randint(2, 5, (num_rows,), generator=generator)
     latents_BLD = torch.randn(num_rows, 4, LATENT_DIM, generator=generator)
@@ -51,7 +43,7 @@ def toy_batch(num_rows: int, generator: torch.Generator) -> ToyBatch:
         torch.ones(num_rows, 3, dtype=torch.bool),
         torch.arange(8) < 2 * lengths_B[:, None],
     )
-    return ToyBatch(conditions, pattern_of(conditions) + RAISED * sign_B11 + 0.1 * noise_BTM)
+    return MelBatch(conditions, pattern_of(conditions) + RAISED * sign_B11 + 0.1 * noise_BTM, torch.arange(num_rows))
 
 
 def pattern_of(conditions: MelConditions) -> Tensor:
@@ -60,7 +52,7 @@ def pattern_of(conditions: MelConditions) -> Tensor:
     return 0.4 * heard_BLD.repeat_interleave(2, 1)
 
 
-def toy_batches(num_batches: int, seed: int, num_rows: int = 48) -> Iterator[ToyBatch]:
+def toy_batches(num_batches: int, seed: int, num_rows: int = 48) -> Iterator[MelBatch]:
     """Batches that depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(num_batches):

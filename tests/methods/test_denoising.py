@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from retort.data.mel_stream import MelBatch
 from retort.losses.diffusion import frame_mean, weighted_x_mse
 from retort.methods import guided_distill, interval_distill, mel_pretrain, progressive_distill
 from retort.methods.baked_guidance import ConditionedGuidance
@@ -21,7 +22,7 @@ from retort.nn.diffusion import Prediction, noised, prediction_of
 from retort.nn.noise_schedule import log_snr
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
-from tests.methods.mel_toys import GUIDANCE, TOY, ToyBatch, some_denoiser, toy_batch, toy_batches
+from tests.methods.mel_toys import GUIDANCE, TOY, some_denoiser, toy_batch, toy_batches
 
 NOISY = TOY.replace(dropout=0.3)
 Built = tuple[Any, DenoiseObjective]
@@ -46,7 +47,7 @@ CASES: dict[str, Callable[[MelDiffusion], Built]] = {
 every_method = pytest.mark.parametrize("name", CASES)
 
 
-def batch() -> ToyBatch:
+def batch() -> MelBatch:
     return toy_batch(6, torch.Generator().manual_seed(8))
 
 

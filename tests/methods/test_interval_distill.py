@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from retort.data.mel_stream import MelBatch
 from retort.errors import ConfigError
 from retort.methods import interval_distill, progressive_distill
 from retort.methods.baked_guidance import ConditionedGuidance
@@ -15,7 +16,7 @@ from retort.models.mel_diffusion import MelDiffusion
 from retort.nn.diffusion import clamped, ddim_step
 from retort.nn.diffusion_guidance import NoDiffusionGuidance, RampedGuidance
 from retort.nn.noise_schedule import CosineSchedule, LinearSchedule, log_snr
-from tests.methods.mel_toys import GUIDANCE, TOY, ToyBatch, distance, samples, some_denoiser, toy_batch, train
+from tests.methods.mel_toys import GUIDANCE, TOY, distance, samples, some_denoiser, toy_batch, train
 from tests.methods.test_guided_distill import TEACHER
 
 
@@ -25,7 +26,7 @@ def test_the_exact_target_lands_where_the_teacher_arrives(k: int, schedule: Line
     model = some_denoiser(TOY.replace(schedule=schedule)).double()
     config = IntervalDistillConfig(guidance=RampedGuidance(scale=2.0), guidance_steps=10, teacher_steps=k)
     batch = toy_batch(32, torch.Generator().manual_seed(1))
-    batch = ToyBatch(batch.conditions, batch.mel_BTM.double())
+    batch = MelBatch(batch.conditions, batch.mel_BTM.double(), batch.row_B)
     targets = IntervalTeacher(model, config, seed=k).targets(batch)
     assert targets.until_B is not None
     denoise = guided_denoise(model, batch.conditions, config.guidance, 10)
