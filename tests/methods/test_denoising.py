@@ -136,6 +136,19 @@ def test_the_same_seed_gives_the_same_bits(name: str) -> None:
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
 
+@every_method
+def test_bf16_weights_learn_from_fp32_targets(name: str) -> None:
+    """As DeepSpeed trains: the loss stays in fp32 and near that of fp32 weights."""
+    teacher, objective = CASES[name](some_denoiser())
+    targets = teacher.targets(batch())
+    exact = objective(batch(), targets).loss.detach()
+    rounded = objective.to(torch.bfloat16)(batch(), targets).loss
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded.detach(), exact, rtol=0.1, atol=1e-2)
+    rounded.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in objective.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("prediction", ["eps", "v", "x"])
 def test_own_weight_is_the_plain_error_of_the_output(prediction: Prediction) -> None:
     """eps_mse = SNR x_mse, v_mse = (1 + SNR) x_mse: the identities of METHODS.md section 7, in float64."""
