@@ -84,9 +84,7 @@ class BatchStream:
         for i, row in enumerate(self.prompt_rows):
             self.by_speaker.setdefault(row.speaker, []).append(i)
         self._by_id = PromptsById([r.id for r in self.prompt_rows], [r.speaker for r in self.prompt_rows])
-        self._plan = BatchPlan(
-            self.lengths, max_rows=config.max_utterances, max_frames=config.max_frames, seed=seed
-        )
+        self._plan = BatchPlan(self.lengths, max_rows=config.max_utterances, max_frames=config.max_frames, seed=seed)
 
     def batch(self, n: int) -> LMBatch:
         """Batch ``n`` (0-based) of this rank."""
