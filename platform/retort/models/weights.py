@@ -1,7 +1,7 @@
 """Model folders: ``config.json`` and ``model.safetensors``, of whatever family.
 
-A family is a configuration, a module and a lineage. A new one is added to the unions and to :func:`build_model`, and
-nowhere else in this file.
+A family is a configuration, a module and a lineage. A new one is added to the unions and to :func:`load_model`, with a
+function that loads it alone, and nowhere else in this file.
 """
 
 import hashlib
@@ -13,7 +13,6 @@ from typing import Annotated, Any, Generic, TypeVar
 
 import torch
 from pydantic import Discriminator, Tag, TypeAdapter
-from torch import nn
 
 from retort.config import Config, validate
 from retort.errors import ConfigError, DataError
@@ -25,7 +24,7 @@ from retort.models.mel_lineage import MelDiffusionLineage
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", CodecLM, MelDiffusion)
 L = TypeVar("L", bound=Config)
 
 
@@ -74,15 +73,6 @@ SavedModel = Annotated[
 AnyLoadedModel = LoadedCodecLM | LoadedMelDiffusion
 
 
-def build_model(config: ModelConfig) -> Model:
-    """The module of a configuration, with its first weights."""
-    match config:
-        case CodecLMConfig():
-            return CodecLM(config)
-        case MelDiffusionConfig():
-            return MelDiffusion(config)
-
-
 def save_model(folder: Path, model: Model, lineage: Lineage) -> None:
     """Write ``config.json`` and ``model.safetensors`` (fp32); the lineage must be of the model's family."""
     from safetensors.torch import save_file
@@ -100,18 +90,11 @@ def load_model(folder: Path) -> AnyLoadedModel:
     Raises:
         DataError: the folder is not a model, its family is not known, or its weights do not fit its configuration.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    tree = _config_tree(folder)
-    try:
-        saved = validate(tree, SavedModel, where=str(folder / CONFIG_FILE))
-        weights = load_file(folder / WEIGHTS_FILE)
-        model = build_model(saved.model)
-        model.load_state_dict(weights)
-    except (ConfigError, SafetensorError, RuntimeError) as error:
-        raise DataError(f"{folder}: not a usable model: {error}") from error
-    return LoadedModel(model.eval(), saved.lineage, fingerprint_of(model))
+    match _saved(folder):
+        case SavedCodecLM() as saved:
+            return _loaded(folder, CodecLM(saved.model), saved.lineage)
+        case SavedMelDiffusion() as saved:
+            return _loaded(folder, MelDiffusion(saved.model), saved.lineage)
 
 
 def load_codec_lm(folder: Path) -> LoadedCodecLM:
@@ -121,13 +104,54 @@ def load_codec_lm(folder: Path) -> LoadedCodecLM:
         ConfigError: it holds a model of another family, which is named.
         DataError: as :func:`load_model`.
     """
-    family = family_of(_config_tree(folder))
-    if family != "codec_lm":
-        raise ConfigError(
-            f"{folder} is a model of the family {family}, and a codec_lm is needed here; "
-            "give the folder of a model that `retort pretrain`, `distill`, `prune` or `import` made of codec tokens"
+    match _saved(folder):
+        case SavedCodecLM() as saved:
+            return _loaded(folder, CodecLM(saved.model), saved.lineage)
+        case saved:
+            raise ConfigError(
+                f"{folder} is a model of the family {saved.model.type}, and a codec_lm is needed here; "
+                "give the folder of a model that `retort pretrain`, `distill`, `prune` or `import` made of codec tokens"
+            )
+
+
+def load_mel_diffusion(folder: Path) -> LoadedMelDiffusion:
+    """Load a model folder that must hold a denoiser of mels.
+
+    Raises:
+        ConfigError: it holds a model of another family, which is named.
+        DataError: as :func:`load_model`.
+    """
+    match _saved(folder):
+        case SavedMelDiffusion() as saved:
+            return _loaded(folder, MelDiffusion(saved.model), saved.lineage)
+        case saved:
+            raise ConfigError(
+                f"{folder} is a model of the family {saved.model.type}, and a mel_diffusion is needed here; "
+                "give the folder of a denoiser that `retort pretrain` or `distill` made of a mel set"
+            )
+
+
+def _saved(folder: Path) -> SavedCodecLM | SavedMelDiffusion:
+    try:
+        saved: SavedCodecLM | SavedMelDiffusion = validate(
+            _config_tree(folder),
+            SavedModel,  # type: ignore[arg-type]
+            where=str(folder / CONFIG_FILE),
         )
-    return load_model(folder)
+    except ConfigError as error:
+        raise DataError(f"{folder}: not a usable model: {error}") from error
+    return saved
+
+
+def _loaded(folder: Path, model: M, lineage: L) -> LoadedModel[M, L]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (SafetensorError, RuntimeError) as error:
+        raise DataError(f"{folder}: not a usable model: {error}") from error
+    return LoadedModel(model.eval(), lineage, fingerprint_of(model))
 
 
 def fingerprint_of(model: Model) -> str:

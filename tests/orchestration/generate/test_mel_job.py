@@ -22,14 +22,13 @@ from retort.inference.diffusion_sampling import DDIMSolver, sample, start_noise
 from retort.inference.sampling import SamplerConfig
 from retort.models.latents import latents_of
 from retort.models.mel_denoise import guided_denoise
-from retort.models.weights import load_model
+from retort.models.weights import load_mel_diffusion, load_model
 from retort.nn.diffusion_guidance import ConstantGuidance
 from retort.nn.guidance import TwoTermGuidance
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.generate import chunked
 from retort.orchestration.generate.mel_job import run_generate_mels
 from retort.orchestration.generate.mel_synthetic import mel_fault, noise_seed
-from retort.orchestration.generate.mel_teacher import open_mel_teacher
 from retort.run_config import GenerateMelsConfig, MelFilterConfig
 from retort.store.results import result_of
 from tests.orchestration.mel_runs import write_denoiser, write_recorded_token_set, write_recordings
@@ -170,7 +169,7 @@ def test_a_recording_that_changed_or_went_away_is_dropped_with_its_reason(tmp_pa
 
 def test_a_synthetic_row_is_the_pipeline_of_its_own_seed_alone(made, said):
     mels, summary = said
-    teacher = open_mel_teacher(result_of(made / "denoiser"))
+    teacher = load_mel_diffusion(result_of(made / "denoiser"))
     lm, tokens = load_model(result_of(made / "lm")).model, TokenSet.open(result_of(made / "data"))
     train = tokens.split("train")
     law = PromptsById(train.column("id"), train.column("speaker"))
@@ -198,7 +197,7 @@ def test_a_synthetic_row_is_the_pipeline_of_its_own_seed_alone(made, said):
 def test_a_synthetic_set_says_how_it_was_made_and_keeps_the_voices_that_it_was_given(made, said):
     mels, _ = said
     recordings = MelSet.open(result_of(made / "mels"))
-    assert mels.description.source.teacher_fingerprint == open_mel_teacher(result_of(made / "denoiser")).fingerprint
+    assert mels.description.source.teacher_fingerprint == load_mel_diffusion(result_of(made / "denoiser")).fingerprint
     for line, seed in zip(mels.column("made_with"), mels.column("seed"), strict=True):
         told = json.loads(line)["source"]
         assert told["solver"] == {"kind": "ddim", "num_steps": 3}
@@ -261,7 +260,7 @@ def test_a_speaker_without_a_recording_among_the_voices_is_not_given_another_one
 
 
 def test_mels_are_judged_by_what_the_denoisers_range_means(made):
-    model = open_mel_teacher(result_of(made / "denoiser")).model.config
+    model = load_mel_diffusion(result_of(made / "denoiser")).model.config
     latents, filters = torch.zeros(4, 32), MelFilterConfig()
     good = torch.linspace(-1, 0.9, 8 * 20).view(8, 20)
     assert mel_fault(good, latents, filters, model) is None

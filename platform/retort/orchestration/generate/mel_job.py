@@ -24,13 +24,12 @@ from retort.data.references import plan_references
 from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
 from retort.methods.codec_lm_data import check_fits_tokens
-from retort.models.weights import LoadedCodecLM, load_codec_lm
+from retort.models.weights import LoadedCodecLM, LoadedMelDiffusion, load_codec_lm, load_mel_diffusion
 from retort.orchestration.chunks import write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
 from retort.orchestration.generate.mel_codec import open_mel_codec
 from retort.orchestration.generate.mel_recordings import RecordedMelsWorker
 from retort.orchestration.generate.mel_synthetic import SyntheticMelsWorker
-from retort.orchestration.generate.mel_teacher import MelTeacher, open_mel_teacher
 from retort.orchestration.generate.plan import GenerationPlan, cut, plan_asks
 from retort.orchestration.outputs import absolute_paths, finished_result, job_output
 from retort.orchestration.progress import Progress
@@ -115,13 +114,15 @@ def _describe(config: GenerateMelsConfig, tokens: TokenSet) -> MelSetDescription
             return description
         case SyntheticMels() as source:
             lm.lineage.check_guidance(source.lm_guidance.build())
-            teacher = _fitting_teacher(source, open_mel_teacher(source.teacher), description)
+            teacher = _fitting_teacher(source, load_mel_diffusion(source.teacher), description)
             return description.replace(source=_made_by(source, teacher.fingerprint))
         case _:
             assert_never(config.source)
 
 
-def _fitting_teacher(source: SyntheticMels, teacher: MelTeacher, wanted: MelSetDescription) -> MelTeacher:
+def _fitting_teacher(
+    source: SyntheticMels, teacher: LoadedMelDiffusion, wanted: MelSetDescription
+) -> LoadedMelDiffusion:
     """The denoiser, if it reads this LM's latents, may be guided and sampled so, and the voices are of its kind."""
     lineage, model, voices = teacher.lineage, teacher.model.config, MelSet.open(source.voices).description
     cure = "use the LM and the token set that the denoiser was trained with"

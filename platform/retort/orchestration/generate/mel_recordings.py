@@ -17,7 +17,7 @@ from retort.data.references import read_references
 from retort.data.tokens import TokenRow, TokenSet
 from retort.data.utterance import Reject, Utterance
 from retort.evaluation.judge import seed_of
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.nn.precision import pick_dtype
 from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
@@ -50,7 +50,7 @@ class RecordedMelsWorker:
         self.description = MelSetDescription.model_validate_json(description)
         self.device = torch.device("cuda" if config.pool.gpus_per_worker > 0 else "cpu")
         self.dtype = pick_dtype(config.precision, self.device)
-        self.prompted = PromptedModel(load_model(config.lm).model.to(self.device), config.data)
+        self.prompted = PromptedModel(load_codec_lm(config.lm).model.to(self.device), config.data)
         self.codec: MelRVQ = open_mel_codec(config.data)
         self.loader = RecordingLoader(prepared.audio, self.codec.sample_rate, prepared.corpus)
         self.tokens = TokenSet.open(config.data)

@@ -15,12 +15,11 @@ from retort.evaluation.judge import seed_of
 from retort.inference.diffusion_sampling import sample, start_noise
 from retort.models.mel_denoise import guided_denoise
 from retort.models.mel_diffusion import MelDiffusionConfig
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm, load_mel_diffusion
 from retort.nn.mel_conditions import pad_conditions
 from retort.nn.precision import pick_dtype
 from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
-from retort.orchestration.generate.mel_teacher import open_mel_teacher
 from retort.orchestration.generate.plan import GenerationPlan
 from retort.orchestration.generate.sequences import PromptedModel, Sampling, SequenceSampler
 from retort.run_config import GenerateMelsConfig, MelFilterConfig, SyntheticMels
@@ -46,11 +45,11 @@ class SyntheticMelsWorker:
         self.description = MelSetDescription.model_validate_json(description)
         self.device = torch.device("cuda" if config.pool.gpus_per_worker > 0 else "cpu")
         self.dtype = pick_dtype(config.precision, self.device)
-        self.prompted = PromptedModel(load_model(config.lm).model.to(self.device), config.data)
+        self.prompted = PromptedModel(load_codec_lm(config.lm).model.to(self.device), config.data)
         how = self.source
         sampling = Sampling(how.lm_guidance, how.sampler, how.max_frames, how.filters, config.precision, config.seed)
         self.sampler = SequenceSampler(self.prompted, sampling)
-        self.teacher = open_mel_teacher(how.teacher).model.to(self.device)
+        self.teacher = load_mel_diffusion(how.teacher).model.to(self.device)
         self.voices = MelSet.open(how.voices).voices
 
     @torch.inference_mode()
