@@ -15,9 +15,8 @@ from retort.data.references import plan_references
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
-from retort.models.weights import load_model
+from retort.models.weights import SavedMelDiffusion, load_model
 from retort.nn.noise_schedule import CosineSchedule
-from retort.orchestration.generate.mel_teacher import SavedMelDiffusion
 from retort.orchestration.prepare.worker import CODEC, REFERENCES, TEXT, TOKENS, PrepareWorker
 from retort.run_config import PrepareConfig
 from retort.store.artifact import describe_artifact, write_artifact
