@@ -15,6 +15,7 @@ from retort.evaluation.report import AudioSample, write_report
 from retort.evaluation.results import (
     BootstrapConfig,
     Expected,
+    Pair,
     SystemInfo,
     failed_item,
     read_summary,
@@ -25,9 +26,11 @@ from retort.evaluation.results import (
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 RATE = 8000
 SYSTEMS = [
-    SystemInfo("teacher", "none", "codec_lm", role="teacher", parameters=1_300_000_000, tokens_per_second=63.0),
-    SystemInfo("student", "cfg_distill", "codec_lm", parameters=500_000_000, tokens_per_second=121.0),
-    SystemInfo("control", "pretrain", "codec_lm", role="control"),
+    SystemInfo("teacher", "teacher", "none", "codec_lm", {"parameters": 1_300_000_000, "tokens_per_second": 63.0}),
+    SystemInfo(
+        "student", "student", "cfg_distill", "codec_lm", {"parameters": 500_000_000, "tokens_per_second": 121.0}
+    ),
+    SystemInfo("control", "control", "pretrain", "codec_lm"),
 ]
 
 
@@ -85,7 +88,7 @@ def make(folder, *, count=10, text="one two three", samples=(), note="Smoke tier
     accumulator = ConfidenceAccumulator(2)
     accumulator.add(torch.randn(1, 6, 2, 9), torch.ones(1, 2, 6, dtype=torch.bool))
     confidence = {"teacher, guided": accumulator.result(), "student": accumulator.result()}
-    pairs = [("teacher", "student"), ("control", "student")]
+    pairs = [Pair("teacher", "student"), Pair("control", "student")]
     summary = summarise(
         rows(count, text),
         SYSTEMS,

@@ -17,6 +17,9 @@ from retort.errors import DataError
 FEWEST_RELIABLE = 8
 """With fewer independent units a percentile interval is far too narrow; it is then marked as not reliable."""
 
+MOST_CERTAIN = 0.999
+"""Resampling shows no certainty: what happens in a larger share of resamples is said to be above this."""
+
 _CHUNK_DRAWS = 2_000_000
 _TIE = 1e-12
 
@@ -84,6 +87,34 @@ def confidence_interval(
     )
     low, high = np.quantile(found, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return Interval(float(low), float(high), len(totals_U2))
+
+
+def rate_interval(
+    happened: Sequence[float],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """95 % bootstrap interval of a rate, except where it is exactly 0 or 1.
+
+    Resamples of equals are equal, which would claim that rate for certain: there the bound of Clopper and Pearson
+    (Biometrika 26, 1934) stands, over the independent units.
+
+    Args:
+        happened: one value in 0..1 per utterance.
+        clusters: see :func:`confidence_interval`.
+        num_resamples: see :func:`confidence_interval`.
+        seed: see :func:`confidence_interval`.
+
+    Raises:
+        DataError: there are no utterances, or the lengths differ.
+    """
+    found = confidence_interval(happened, clusters=clusters, num_resamples=num_resamples, seed=seed)
+    if set(happened) not in ({0.0}, {1.0}):
+        return found
+    bound = 0.025 ** (1.0 / found.units)
+    return Interval(bound, 1.0, found.units) if happened[0] else Interval(0.0, 1.0 - bound, found.units)
 
 
 def paired_comparison(

@@ -17,7 +17,7 @@ from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import Judge, System, TestStrings, measure_confidence, seed_of
 from retort.evaluation.report import AudioSample, write_report
-from retort.evaluation.results import BootstrapConfig, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
 from retort.evaluation.speaker import open_speaker_encoder
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
@@ -54,7 +54,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
             items = _judge_all(config, output, strings, progress)
             confidence = _on_one_actor(config, "confidence", config.pool.threads_per_worker)
             speeds, memory = _measure(config, progress)
-        infos = [_with_speed(info, speeds, memory, confidence) for info in infos]
+        infos = [_with_speed(info, speeds, memory) for info in infos]
         return _write(config, output, strings, infos, items, confidence)
 
 
@@ -242,21 +242,15 @@ class EvaluationWorker:
         return self._systems[name]
 
 
-def _with_speed(
-    info: SystemInfo,
-    speeds: Mapping[str, Sequence[Speed]],
-    memory: Mapping[str, float],
-    confidence: Mapping[str, Confidence],
-) -> SystemInfo:
-    changes: dict[str, Any] = {"peak_memory_mb": memory.get(info.name)}
-    if info.name in confidence:
-        changes.update(entropy=confidence[info.name].entropy, top1_probability=confidence[info.name].top1)
+def _with_speed(info: SystemInfo, speeds: Mapping[str, Sequence[Speed]], memory: Mapping[str, float]) -> SystemInfo:
+    measured = {"memory": memory.get(info.name)}
     if info.name in speeds:
-        changes.update(_speed_figures(speeds[info.name]))
-    return dataclasses.replace(info, **changes)
+        measured |= _speed_figures(speeds[info.name])
+    return dataclasses.replace(info, facts={**info.facts, **measured})
 
 
 def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
+    """By names of metrics, which of these are also their keys in a summary."""
     first, last = speeds[0], speeds[-1]
     return {
         "tokens_per_second": last.tokens_per_second,
@@ -279,7 +273,7 @@ def _write(
     summary = summarise(
         items,
         infos,
-        config.comparisons,
+        [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
         expected=strings.expected,
         environment=_environment(config, strings),
         note=note_of(config, items),

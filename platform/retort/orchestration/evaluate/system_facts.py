@@ -6,7 +6,7 @@ from pathlib import Path
 from retort.errors import DataError
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
-from retort.evaluation.results import Role, SystemInfo
+from retort.evaluation.results import SystemInfo
 from retort.models.codec_lm import count_parameters
 from retort.models.weights import Lineage, load_model
 from retort.run_config import EvaluateConfig, SystemConfig
@@ -16,7 +16,7 @@ from retort.store.artifact import ARTIFACT_FILE, read_artifact
 def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
     """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad guidance."""
     if system.model is None:
-        return SystemInfo(name=system.name, method=system.kind, role="reference")
+        return SystemInfo(name=system.name, method=system.kind, role=system.role)
     loaded = load_model(system.model)
     for what, ours, theirs in (
         ("codec", loaded.lineage.codec_fingerprint, strings.description.codec_fingerprint),
@@ -30,23 +30,14 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
         name=system.name,
         method=loaded.lineage.method,
         family="codec_lm",
-        role=_role(system.name, loaded.lineage),
-        parameters=count_parameters(loaded.model),
-        num_layers=loaded.model.config.num_layers,
-        training_tokens=_training_tokens(system.model, loaded.lineage),
-        guidance_scale=getattr(system.guidance, "scale", 1.0),
+        role=system.role,
+        facts={
+            "parameters": count_parameters(loaded.model),
+            "num_layers": loaded.model.config.num_layers,
+            "training_tokens": _training_tokens(system.model, loaded.lineage),
+            "guidance_scale": getattr(system.guidance, "scale", 1.0),
+        },
     )
-
-
-def _role(name: str, lineage: Lineage) -> Role:
-    """Who was trained without a teacher, or not at all, is there to be beaten."""
-    match lineage.method:
-        case "pretrain" | "import":
-            return "teacher"
-        case "layer_pruning" | "fine_tune":
-            return "control"
-        case "cfg_distill" | "multilevel_distill":
-            return "control" if name.startswith("control") else "student"
 
 
 def _training_tokens(folder: Path, lineage: Lineage) -> int | None:
