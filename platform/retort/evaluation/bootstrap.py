@@ -90,19 +90,19 @@ def confidence_interval(
 
 
 def rate_interval(
-    happened: Sequence[float],
+    shares: Sequence[float],
     *,
     clusters: Sequence[Hashable] | None = None,
     num_resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """95 % bootstrap interval of a rate, except where it is exactly 0 or 1.
+    """95 % bootstrap interval of a mean of shares, which does not shrink to a point where all are equal.
 
-    Resamples of equals are equal, which would claim that rate for certain: there the bound of Clopper and Pearson
-    (Biometrika 26, 1934) stands, over the independent units.
+    Resamples of equals are equal, which would claim that share for certain. There it is taken that so many units may
+    be of any other kind as Clopper and Pearson allow (Biometrika 26, 1934) where none was seen.
 
     Args:
-        happened: one value in 0..1 per utterance.
+        shares: one in 0..1 per utterance, for instance whether it failed.
         clusters: see :func:`confidence_interval`.
         num_resamples: see :func:`confidence_interval`.
         seed: see :func:`confidence_interval`.
@@ -110,11 +110,11 @@ def rate_interval(
     Raises:
         DataError: there are no utterances, or the lengths differ.
     """
-    found = confidence_interval(happened, clusters=clusters, num_resamples=num_resamples, seed=seed)
-    if set(happened) not in ({0.0}, {1.0}):
+    found = confidence_interval(shares, clusters=clusters, num_resamples=num_resamples, seed=seed)
+    if found.low < found.high:
         return found
-    bound = 0.025 ** (1.0 / found.units)
-    return Interval(bound, 1.0, found.units) if happened[0] else Interval(0.0, 1.0 - bound, found.units)
+    unseen, share = 1.0 - 0.025 ** (1.0 / found.units), found.low
+    return Interval(share - unseen * share, share + unseen * (1.0 - share), found.units)
 
 
 def paired_comparison(

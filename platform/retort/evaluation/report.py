@@ -4,39 +4,20 @@ The page holds no script, and its content security policy allows none: transcrip
 corpora, and are text wherever they stand.
 """
 
-import base64
-import hashlib
-import importlib.resources
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from retort.audio.files import wav_bytes
-from retort.errors import DataError, MissingRequirementError
+from retort.errors import DataError
 from retort.evaluation import figures
-from retort.evaluation.bootstrap import MOST_CERTAIN
 from retort.evaluation.items import ItemResult
+from retort.evaluation.listening import pairs_of, write_listening_page
 from retort.evaluation.metrics import ABSENT, BY_FIELD, METRICS, Metric
-
-MAX_SOUND_BYTES = 14_000_000
-"""Encoded sound that a report takes in; base64 makes a third more of it, and the page must stay below 20 MB."""
+from retort.evaluation.page import write_page
+from retort.evaluation.sounds import AudioSample, fitting
 
 _WORST = 20
 _MOST_HISTOGRAMS = 4
-
-
-@dataclass(frozen=True)
-class AudioSample:
-    """What a system said for the utterance ``id``: mono samples [N] in -1..1."""
-
-    id: str
-    system: str
-    samples_N: Tensor
-    sample_rate: int
 
 
 def write_report(
@@ -47,7 +28,7 @@ def write_report(
     samples: Sequence[AudioSample] = (),
     title: str = "Evaluation report",
 ) -> Path:
-    """Write ``report.html`` into ``folder`` and return its path.
+    """Write ``report.html`` into ``folder`` and return its path; beside it ``listen.html``, where pairs can be heard.
 
     Args:
         folder: where the report goes; it is made if it does not exist.
@@ -63,38 +44,9 @@ def write_report(
     """
     if not summary.get("systems"):
         raise DataError("the summary holds no systems; there is nothing to report")
-    return write_page(folder, "report.html.j2", title, _view(summary, items, samples))
-
-
-def write_page(folder: Path, template: str, title: str, view: Mapping[str, Any]) -> Path:
-    """Render a template of this package to ``report.html`` in ``folder``, whole or not at all; returns its path.
-
-    Raises:
-        MissingRequirementError: ``jinja2`` is not installed.
-    """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingRequirementError("jinja2 is not installed; pip install 'jinja2>=3.1'") from error
-    here = importlib.resources.files("retort.evaluation")
-    style = here.joinpath("report.css").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": _percent,
-        "number": _number,
-        "chance": _chance,
-    }
-    page = environment.from_string(here.joinpath(template).read_text(encoding="utf-8")).render(
-        title=title, style=style, style_hash=_style_hash(style), **view
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.html"
-    partial = folder / "report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    listening = write_listening_page(folder, pairs_of(summary), samples, items)
+    view = {**_view(summary, items, samples), "listening_page": None if listening is None else listening.name}
+    return write_page(folder / "report.html", "report.html.j2", title, view)
 
 
 def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequence[AudioSample]) -> dict[str, Any]:
@@ -110,6 +62,7 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
             f if isinstance(f, Mapping) else {"tone": "neutral", "text": f} for f in _list(summary, "findings")
         ],
         "comparisons": _comparisons(summary["comparisons"]),
+        "preferences": _list(summary, "preferences"),
         "wer_chart": _wer_chart(systems),
         "trade_off": trade_off([(s, _point_of(s, index)) for index, s in enumerate(systems)]),
         "confidence": _confidence(summary.get("confidence") or {}, series),
@@ -126,11 +79,6 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
 
 def _list(summary: Mapping[str, Any], name: str) -> list[Any]:
     return list(summary.get(name) or [])
-
-
-def _style_hash(style: str) -> str:
-    """What the policy allows as the only style: the page's own."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
 
 
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -276,29 +224,22 @@ def _sentences(
 ) -> tuple[list[dict[str, Any]], int]:
     """Players by sentence, systems in the order of the tables; and how many sentences there was no room for."""
     rows = {(item.system, item.id): item for item in items}
-    by_id: dict[str, list[AudioSample]] = {}
-    for sample in samples:
-        by_id.setdefault(sample.id, []).append(sample)
-    sentences, taken, left_out = [], 0, 0
-    for utterance, said in by_id.items():
-        size = sum(44 + 2 * sample.samples_N.numel() for sample in said)
-        if taken + size > MAX_SOUND_BYTES:
-            left_out += 1
-            continue
-        taken += size
-        said = sorted(said, key=lambda s: order.index(s.system) if s.system in order else len(order))
-        text = next((row.text for s in said if (row := rows.get((s.system, utterance)))), utterance)
-        players = [_player(sample, rows.get((sample.system, utterance)), order) for sample in said]
+    kept, left_out = fitting(samples)
+    sentences = []
+    for utterance, said in kept.items():
+        ordered = sorted(said, key=lambda s: order.index(s.system) if s.system in order else len(order))
+        text = next((row.text for s in ordered if (row := rows.get((s.system, utterance)))), utterance)
+        players = [_player(sample, rows.get((sample.system, utterance)), order) for sample in ordered]
         sentences.append({"id": utterance, "text": text, "players": players})
     return sentences, left_out
 
 
 def _player(sample: AudioSample, row: ItemResult | None, order: Sequence[str]) -> dict[str, Any]:
-    samples_N = torch.nan_to_num(sample.samples_N.detach().cpu().float(), nan=0.0, posinf=0.0, neginf=0.0)
+    samples_N = sample.finite()
     return {
         "system": sample.system,
         "series": (order.index(sample.system) if sample.system in order else len(order)) % figures.NUM_COLOURS,
-        "sound": figures.data_uri("audio/wav", wav_bytes(samples_N, sample.sample_rate)),
+        "sound": sample.uri(),
         "picture": figures.data_uri("image/png", figures.spectrogram_png(samples_N, sample.sample_rate)),
         "duration_s": samples_N.numel() / sample.sample_rate,
         "row": row,
@@ -318,18 +259,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((f"{prefix}{key}", str(value)))
     return rows
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return ABSENT if value is None else f"{100.0 * value:.{digits}f}"
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return ABSENT if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _chance(value: float) -> str:
-    """A share of resamples in percent; certainty is more than resampling can show."""
-    if value > MOST_CERTAIN:
-        return f"> {100.0 * MOST_CERTAIN:.1f}"
-    return f"< {100.0 * (1.0 - MOST_CERTAIN):.1f}" if value < 1.0 - MOST_CERTAIN else f"{100.0 * value:.1f}"

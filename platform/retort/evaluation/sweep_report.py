@@ -8,8 +8,9 @@ from typing import Any
 
 from retort.evaluation import figures
 from retort.evaluation.metrics import OBJECTIVES, Metric
+from retort.evaluation.page import write_page
 from retort.evaluation.pareto import figures_of
-from retort.evaluation.report import cell, trade_off, write_page
+from retort.evaluation.report import cell, trade_off
 
 _ON_FRONT, _OTHER = 0, 7
 _SMALLEST, _LARGEST = 4.0, 12.0
@@ -51,7 +52,7 @@ def write_sweep_report(folder: Path, sweep: Mapping[str, Any], *, title: str) ->
             ("retort", sweep["retort"]),
         ],
     }
-    return write_page(folder, "sweep.html.j2", title, view)
+    return write_page(folder / "report.html", "sweep.html.j2", title, view)
 
 
 def _row(trial: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
