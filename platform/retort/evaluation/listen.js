@@ -171,14 +171,15 @@ function vote(choice) {
   }
   const seconds = Math.round(performance.now() - shownAt) / 1000;
   state.votes[state.at] = { vote: choice, seconds, at: new Date().toISOString() };
-  say(["No preference.", "First preferred.", "Second preferred."][choice]);
   go(1);
+  say(["No preference.", "First preferred.", "Second preferred."][choice]);
 }
 
 function go(step) {
   const target = state.at + step;
   if (target < 0 || target > state.order.length || state.revealed) return;
   state.at = target;
+  say("");
   keep();
   show();
 }
@@ -211,6 +212,7 @@ function startOver() {
   if (Object.keys(state.votes).length && !confirm("Drop these votes and draw a new order?")) return;
   stop();
   state = fresh();
+  say("");
   keep();
   show();
   byId("begin").focus();
@@ -218,6 +220,7 @@ function startOver() {
 
 function reveal() {
   state.revealed = true;
+  say("");
   keep();
   show();
 }

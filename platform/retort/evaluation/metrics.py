@@ -184,7 +184,9 @@ def _named(rows: Iterable[Metric]) -> Mapping[str, Metric]:
 METRICS = _named(_ROWS)
 """Every figure, in the order of the report's tables."""
 OF_ITEMS = _named(metric for metric in _ROWS if metric.is_of_items)
-"""Those with intervals and paired comparisons."""
+"""Those that utterances have, with intervals."""
+COMPARABLE = _named(metric for metric in OF_ITEMS.values() if metric.better is not None)
+"""Those by which two systems may be compared."""
 FACTS = _named(metric for metric in _ROWS if not metric.is_of_items)
 """Those that a system is told with."""
 OBJECTIVES = _named(metric for metric in _ROWS if metric.is_objective)

@@ -17,7 +17,7 @@ from retort.evaluation.bootstrap import confidence_interval, paired_comparison, 
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.findings import Finding, find
 from retort.evaluation.items import Expected, ItemResult, complete, failed_item, read_results, write_results
-from retort.evaluation.metrics import FACTS, METRICS, OF_ITEMS, Metric, find_metric
+from retort.evaluation.metrics import COMPARABLE, FACTS, METRICS, OF_ITEMS, Metric, find_metric
 
 __all__ = [
     "BootstrapConfig",
@@ -248,7 +248,9 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """One row per metric that utterances of both systems have."""
     asked = (
-        [m for m in OF_ITEMS.values() if m.compared] if pair.metric is None else [find_metric(pair.metric, OF_ITEMS)]
+        [m for m in COMPARABLE.values() if m.compared]
+        if pair.metric is None
+        else [find_metric(pair.metric, COMPARABLE)]
     )
     compared = []
     for metric in asked:
@@ -291,7 +293,7 @@ def _compare(
 def _unmeasured(asked: Sequence[Pair], compared: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """What was asked for and cannot be answered."""
     told = {(row["a"], row["b"], row["metric"]) for row in compared}
-    metrics = [(pair, find_metric(pair.metric or "wer", OF_ITEMS)) for pair in asked]
+    metrics = [(pair, find_metric(pair.metric or "wer", COMPARABLE)) for pair in asked]
     return [
         Finding("bad", f"{pair.b} against {pair.a}: no utterance of both has a {metric.noun}.")
         for pair, metric in metrics

@@ -13,7 +13,7 @@ from retort.evaluation.stability import StabilityConfig
 from retort.inference.sampling import SamplerConfig
 from retort.nn.guidance import GuidanceConfig, NoGuidance
 from retort.run_config.machines import PoolConfig
-from retort.run_config.metric_names import ItemMetricName
+from retort.run_config.metric_names import ComparableName
 
 
 class SystemConfig(Config):
@@ -66,7 +66,7 @@ class ComparisonConfig(Config):
 
     a: str
     b: str
-    metric: ItemMetricName | None = None
+    metric: ComparableName | None = None
     """``None`` judges by the word errors, and tells failures and voices beside them."""
 
     @model_validator(mode="before")
@@ -90,7 +90,7 @@ class EvaluateConfig(Config):
     num_strings: int = Field(default=300, ge=1)
     systems: tuple[SystemConfig, ...] = Field(min_length=1)
     comparisons: tuple[ComparisonConfig, ...] = ()
-    margins: dict[ItemMetricName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    margins: dict[ComparableName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """How much worse still counts as good, by metric, as ``summary.json`` has it (``wer: 0.02`` is two points). Only
     with one is it said that two systems are equally good."""
     confidence_teacher: str | None = None

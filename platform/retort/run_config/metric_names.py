@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from retort.errors import ConfigError
-from retort.evaluation.metrics import OBJECTIVES, OF_ITEMS, Metric, find_metric
+from retort.evaluation.metrics import COMPARABLE, OBJECTIVES, Metric, find_metric
 
 
 def _one_of(among: Mapping[str, Metric]) -> Callable[[str], str]:
@@ -21,5 +21,5 @@ def _one_of(among: Mapping[str, Metric]) -> Callable[[str], str]:
 
 ObjectiveName = Annotated[str, AfterValidator(_one_of(OBJECTIVES))]
 """What a sweep may search by."""
-ItemMetricName = Annotated[str, AfterValidator(_one_of(OF_ITEMS))]
+ComparableName = Annotated[str, AfterValidator(_one_of(COMPARABLE))]
 """What two systems may be compared by."""
