@@ -65,8 +65,3 @@ def test_smoke_scorers_say_so(scorers):
     assert "not comparable with published numbers" in scorers.note
     assert "resemblyzer" in scorers.note
     assert "resemblyzer" not in Scorers(scorers.recogniser).note
-
-
-def test_words_per_minute_are_those_of_the_text(scorers):
-    row = score_item("student", EXPECTED, Spoken(noise(), RATE), scorers)
-    assert row.values == {"words_per_minute": 120.0}

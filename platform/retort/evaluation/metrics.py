@@ -146,7 +146,6 @@ _ROWS = (
         "mel_distance", "Mel distance", "dB", "lower", "mean", "quality", value=of_values("mel_distance"),
         is_objective=True, gates=True,
     ),
-    Metric("words_per_minute", "Words per minute", "", None, "mean", "quality", digits=0, value=of_values("words_per_minute")),
     Metric("entropy", "Entropy", "nats", None, "fact", "quality"),
     Metric("top1_probability", "Top-1 probability", "", None, "fact", "quality"),
     Metric(

@@ -98,7 +98,6 @@ def score_item(
         text_sha256=text_sha256(expected.text),
         recogniser=scorers.recogniser.name,
         speaker_encoder=None if scorers.encoder is None else scorers.encoder.name,
-        values={"words_per_minute": 60.0 * counts.words / stability.duration_s} if stability.duration_s else {},
     )
 
 
