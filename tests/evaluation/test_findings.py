@@ -16,6 +16,7 @@ def pair(a, b, difference, ci95, metric="wer_corpus", chance=0.9, margin=None, i
         "ci95": ci95,
         "probability_of_improvement": chance,
         "margin": margin,
+        "utterances": 50,
         "is_asked_for": is_asked_for,
     }
 
@@ -92,6 +93,15 @@ def test_as_good_as_is_said_within_a_margin_that_stood_before_the_run(metric, ci
     finding = only([system("teacher", "teacher"), system("student")], row)
     assert finding.tone == tone
     assert words in finding.text
+
+
+@pytest.mark.parametrize(("utterances", "shown"), [(50, False), (200, True)])
+def test_few_utterances_that_are_all_equal_do_not_show_equality(utterances, shown):
+    """None of 50 was worse: with 97.5 % confidence fewer than 7.1 % are; of 200, 1.8 %."""
+    row = pair("teacher", "student", 0.0, [0.0, 0.0], margin=0.02) | {"utterances": utterances}
+    text = only([system("teacher", "teacher"), system("student")], row).text
+    assert ("is as good as" in text) is shown
+    assert ("is not shown" in text) is not shown
 
 
 @pytest.mark.parametrize("ci95", [[-0.001, 0.001], [-0.5, 0.5], None])

@@ -85,7 +85,7 @@ def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
     if {roles[a], roles[b]} == {"control", "student"}:
         return _control(row, span, roles, b_is_better=most < 0.0, b_is_worse=least > 0.0)
     better, worse = metric.deeds or (f"has the better {metric.noun} beside", f"has the worse {metric.noun} beside")
-    within = row["margin"] is not None and most < row["margin"]
+    within = row["margin"] is not None and most + _unseen(row, metric) < row["margin"]
     margin = "" if row["margin"] is None else f"the margin of {_margin(metric, row['margin'])} set before the run"
     if most < 0.0:
         return Finding("good", f"{b} {better} {a}: {span}.")
@@ -96,6 +96,16 @@ def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
         return Finding("good", f"{b} is as good as {a} by {metric.noun}, within {margin}: {span}.")
     shown = f"; that {b} stays within {margin} is not shown" if margin else ""
     return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}: {span}.")
+
+
+def _unseen(row: Mapping[str, Any], metric: Metric) -> float:
+    """How much worse b may be in utterances like none that were seen, where all of those seen differ alike.
+
+    Resamples of equals are equal: an interval of no width says nothing of how few there were. A share of utterances
+    that none of n showed is below this with 97.5 % confidence (Clopper and Pearson), and each costs a rate at most 1.
+    """
+    low, high = row["ci95"]
+    return float(1.0 - 0.025 ** (1.0 / row["utterances"])) if low == high and metric.unit == "%" else 0.0
 
 
 def _margin(metric: Metric, margin: float) -> str:

@@ -161,5 +161,5 @@ def sign_test(lead: Mapping[str, float]) -> float:
     above = sum(value > 0.0 for value in lead.values())
     below = sum(value < 0.0 for value in lead.values())
     count = above + below
-    tail = sum(math.comb(count, k) for k in range(min(above, below) + 1)) / 2**count
+    tail = sum(math.comb(count, k) for k in range(min(above, below) + 1)) / float(2**count)
     return min(1.0, 2.0 * tail)
