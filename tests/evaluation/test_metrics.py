@@ -126,3 +126,16 @@ def test_report_and_card_show_what_the_table_says(tmp_path: Path) -> None:
     card = {"name": "n", "note": None, "model": {}, "utterances": 1, "figures": figures, "scorers": [], "gate": [],
             "evaluation": "e", "sweep": None, "retort": "0"}  # fmt: skip
     assert "| Mel distance, dB | 2.46 | 2.00 to 3.00 |" in card_text(card)
+
+
+def test_systems_without_tokens_are_drawn_by_their_time_per_second_of_sound(tmp_path: Path) -> None:
+    rows = [item(name, i) for name in ("teacher", "student") for i in range(8)]
+    systems = [
+        SystemInfo("teacher", "teacher", facts={"rtf": 0.4, "diffusion_rtf": 0.3}),
+        SystemInfo("student", "student", facts={"rtf": 0.1, "diffusion_rtf": 0.02}),
+    ]
+    found = summarise(rows, systems, bootstrap=FAST)
+    page = write_report(tmp_path, found.tree(), found.items).read_text()
+    assert "Quality against speed (lower left is best)" in page
+    assert "<td>4.00\N{MULTIPLICATION SIGN}" in page
+    assert "<td>0.0200" in page

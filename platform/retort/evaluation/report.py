@@ -159,20 +159,21 @@ def _wer_chart(systems: Sequence[Mapping[str, Any]]) -> str:
     return figures.interval_chart(rows, title="Corpus WER in percent with 95 % intervals")
 
 
-def trade_off(rows: Sequence[tuple[Mapping[str, Any], Callable[[float], figures.Point]]]) -> str | None:
+def trade_off(rows: Sequence[tuple[Mapping[str, Any], Callable[[float], figures.Point]]]) -> dict[str, str] | None:
     """A chart of corpus WER against tokens a second, or against the speed that all kinds of systems have.
 
     Args:
         rows: a system of a summary, and its point for a given place on the axis of speed.
 
-    Returns None where fewer than two have a speed.
+    Returns the chart and the corner where the best ones are; None where fewer than two have a speed.
     """
     for metric in (METRICS["tokens_per_second"], METRICS["rtf"]):
         speeds = [(system.get(metric.field), make) for system, make in rows]
         points = [make(speed) for speed, make in speeds if speed is not None]
         if len(points) >= 2:
             title = f"Corpus WER against {metric.noun}"
-            return figures.trade_off_chart(points, title=title, x_label=metric.noun, y_label="corpus WER")
+            chart = figures.trade_off_chart(points, title=title, x_label=metric.noun, y_label="corpus WER")
+            return {"chart": chart, "best": "lower right" if metric.higher_is_better else "lower left"}
     return None
 
 

@@ -79,7 +79,7 @@ def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _chart(rows: list[dict[str, Any]]) -> str | None:
+def _chart(rows: list[dict[str, Any]]) -> dict[str, str] | None:
     largest = max((row["system"]["parameters"] or 0 for row in rows), default=0) or 1
 
     def point_of(row: dict[str, Any]) -> Callable[[float], figures.Point]:
