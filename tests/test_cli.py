@@ -104,7 +104,12 @@ def test_dry_run_prints_the_resolved_plan_and_writes_nothing(
     before = sorted(report_file.parent.iterdir())
     code, out, _ = code_and_text(capsys, "report", report_file, "--dry-run", "--set", "output=elsewhere")
     assert code == 0
-    assert yaml.safe_load(out) == {"job": "report", "evaluation": f"{report_file.parent}/absent", "output": "elsewhere"}
+    assert yaml.safe_load(out) == {
+        "job": "report",
+        "evaluation": f"{report_file.parent}/absent",
+        "output": "elsewhere",
+        "votes": [],
+    }
     assert sorted(report_file.parent.iterdir()) == before
 
 

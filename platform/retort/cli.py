@@ -1,5 +1,6 @@
 """The command line: one thin command per job. It imports the heavy parts only inside the commands that need them."""
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -34,7 +35,6 @@ _HELP = {
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
     "tune": "Many trials with different settings → Pareto front of quality, speed and size, on Ray Tune.",
     "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
-    "report": "Write the report of an evaluation again.",
     "export": "Imported model, or a student of one → checkpoint in Hugging Face layout.",
 }
 
@@ -86,6 +86,23 @@ def _job_command(job: str) -> Callable[..., None]:
 
 for _name, _help in _HELP.items():
     app.command(_name, help=_help)(_job_command(_name))
+
+
+@app.command()
+def report(
+    config: ConfigArgument,
+    votes: Annotated[
+        list[Path] | None,
+        typer.Option("--votes", metavar="FILE", help="What a listener saved on the listening page; repeatable."),
+    ] = None,
+    overrides: SetOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+    resume: ResumeOption = True,
+) -> None:
+    """Write the report of an evaluation again, with what listeners voted."""
+    said = [f"votes={json.dumps([str(path) for path in votes])}"] if votes else []
+    _run("report", config, [*(overrides or ()), *said], dry_run=dry_run, as_json=as_json, resume=resume)
 
 
 @app.command()

@@ -91,6 +91,8 @@ def test_the_tour_ends_in_a_report_and_a_second_one_finds_it_done(tmp_path: Path
     assert {"teacher_guided", "student_large"} <= set(summary["confidence"])
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<audio" in page
+    assert 'href="listen.html"' in page
+    assert (tmp_path / "demo" / "listen.html").is_file()
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert list((tmp_path / "demo" / "audio").glob("recordings--*.wav"))
     assert len((tmp_path / "demo" / "results.jsonl").read_text().splitlines()) == 8 * len(SYSTEMS)

@@ -1,14 +1,13 @@
 import pytest
 
-from retort.errors import ConfigError
-from retort.evaluation.findings import find, gate
+from retort.evaluation.findings import find
 
 
 def system(name, role="student", **changes):
     return {"name": name, "role": role, "utterances": 50, "wer_ci95": [0.1, 0.2], "failures": {}} | changes
 
 
-def pair(a, b, difference, ci95, metric="wer_corpus", chance=0.9):
+def pair(a, b, difference, ci95, metric="wer_corpus", chance=0.9, margin=None, is_asked_for=True):
     return {
         "a": a,
         "b": b,
@@ -16,6 +15,9 @@ def pair(a, b, difference, ci95, metric="wer_corpus", chance=0.9):
         "difference": difference,
         "ci95": ci95,
         "probability_of_improvement": chance,
+        "margin": margin,
+        "utterances": 50,
+        "is_asked_for": is_asked_for,
     }
 
 
@@ -66,29 +68,56 @@ def test_a_control_is_there_for_the_student_to_beat_and_not_for_the_teacher():
 
 def test_failures_by_chance_are_said_to_be_chance():
     systems = [system("teacher", "teacher"), system("student")]
-    certain = only(systems, pair("teacher", "student", -0.1, [-0.15, -0.05], metric="failure_rate"))
-    chance = only(systems, pair("teacher", "student", 0.1, [-0.05, 0.15], metric="failure_rate"))
+    certain = only(systems, pair("teacher", "student", -0.1, [-0.15, -0.05], metric="failure_rate", is_asked_for=False))
+    chance = only(systems, pair("teacher", "student", 0.1, [-0.05, 0.15], metric="failure_rate", is_asked_for=False))
     assert (certain.tone, certain.text) == ("good", "student fails 10.0 points less often than teacher.")
     assert chance.tone == "neutral"
     assert "chance" in chance.text
 
 
-def test_the_gate_is_non_inferiority_within_a_margin():
-    summary = {"comparisons": [pair("teacher", "student", 0.0, [-0.02, 0.019])]}
-    assert gate(summary, student="student", teacher="teacher", margin=0.02).tone == "good"
-    failed = gate(summary, student="student", teacher="teacher", margin=0.01)
-    assert failed.tone == "bad"
-    assert "Gate not passed" in failed.text
+@pytest.mark.parametrize(
+    ("metric", "ci95", "margin", "tone", "words"),
+    [
+        ("wer_corpus", [-0.02, 0.019], 0.02, "good", "is as good as teacher by WER, within the margin of 2.0 points"),
+        ("wer_corpus", [-0.02, 0.021], 0.02, "neutral", "stays within the margin of 2.0 points of WER set before the"),
+        ("wer_corpus", [0.001, 0.019], 0.02, "neutral", "more word errors than teacher, yet by less than the margin"),
+        ("wer_corpus", [0.001, 0.021], 0.02, "bad", "student makes more word errors than teacher: "),
+        ("wer_corpus", [-0.04, -0.01], 0.02, "good", "student makes fewer word errors than teacher: "),
+        ("speaker_similarity", [-0.019, 0.03], 0.02, "good", "is as good as teacher by speaker similarity"),
+        ("speaker_similarity", [-0.03, 0.019], 0.02, "neutral", "is not shown"),
+        ("mel_distance", [-0.4, -0.1], None, "good", "student has the better mel distance beside teacher: "),
+    ],
+)
+def test_as_good_as_is_said_within_a_margin_that_stood_before_the_run(metric, ci95, margin, tone, words):
+    row = pair("teacher", "student", sum(ci95) / 2, ci95, metric=metric, margin=margin)
+    finding = only([system("teacher", "teacher"), system("student")], row)
+    assert finding.tone == tone
+    assert words in finding.text
 
 
-def test_too_few_utterances_never_pass_the_gate():
-    summary = {"comparisons": [pair("teacher", "student", -0.5, None)]}
-    assert gate(summary, student="student", teacher="teacher", margin=1.0).tone == "bad"
+@pytest.mark.parametrize(("utterances", "shown"), [(50, False), (200, True)])
+def test_few_utterances_that_are_all_equal_do_not_show_equality(utterances, shown):
+    """None of 50 was worse: with 97.5 % confidence fewer than 7.1 % are; of 200, 1.8 %."""
+    row = pair("teacher", "student", 0.0, [0.0, 0.0], margin=0.02) | {"utterances": utterances}
+    text = only([system("teacher", "teacher"), system("student")], row).text
+    assert ("is as good as" in text) is shown
+    assert ("is not shown" in text) is not shown
 
 
-def test_a_gate_without_its_comparison_is_refused():
-    with pytest.raises(ConfigError, match="no comparison of 'teacher' with 'student'"):
-        gate({"comparisons": [pair("student", "teacher", 0.0, None)]}, student="student", teacher="teacher", margin=0.1)
+@pytest.mark.parametrize("ci95", [[-0.001, 0.001], [-0.5, 0.5], None])
+def test_without_a_margin_nothing_is_said_to_be_as_good(ci95):
+    finding = only([system("teacher", "teacher"), system("student")], pair("teacher", "student", 0.0, ci95))
+    assert "as good" not in finding.text
+    assert finding.tone == "neutral"
+
+
+def test_differences_are_said_in_the_unit_of_the_metric():
+    systems = [system("naive"), system("student")]
+    text = only(systems, pair("naive", "student", -0.25, [-0.4, -0.1], metric="mel_distance", chance=0.9995)).text
+    assert text == (
+        "student has the better mel distance beside naive: \N{MINUS SIGN}0.25 dB of mel distance "
+        "(95 % interval \N{MINUS SIGN}0.40 to \N{MINUS SIGN}0.10, probability of improvement above 99.9 %)."
+    )
 
 
 def test_what_a_shallow_student_costs_is_said_beside_each_teacher_that_it_is_compared_with():

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retort.evaluation.pareto import OBJECTIVES, costs, dominates, figures_of, pareto_front
+from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.pareto import costs, dominates, figures_of, pareto_front
 
 # Few values, so that ties and equal points are common.
 POINTS = st.integers(1, 4).flatmap(

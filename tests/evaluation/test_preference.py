@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retort.errors import ConfigError, QualityGateError
-from retort.evaluation.pareto import OBJECTIVES, figures_of
+from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.pareto import figures_of
 from retort.evaluation.preference import Constraint, check_gate, choose, parse_gate, parse_preference
 
 

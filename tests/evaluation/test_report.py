@@ -9,25 +9,29 @@ import torch
 
 from retort.audio.files import read_audio
 from retort.errors import DataError
-from retort.evaluation import report as report_module
+from retort.evaluation import sounds
 from retort.evaluation.confidence import ConfidenceAccumulator
-from retort.evaluation.report import AudioSample, write_report
+from retort.evaluation.report import write_report
 from retort.evaluation.results import (
     BootstrapConfig,
     Expected,
+    Pair,
     SystemInfo,
     failed_item,
     read_summary,
     summarise,
     write_summary,
 )
+from retort.evaluation.sounds import AudioSample
 
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 RATE = 8000
 SYSTEMS = [
-    SystemInfo("teacher", "none", "codec_lm", role="teacher", parameters=1_300_000_000, tokens_per_second=63.0),
-    SystemInfo("student", "cfg_distill", "codec_lm", parameters=500_000_000, tokens_per_second=121.0),
-    SystemInfo("control", "pretrain", "codec_lm", role="control"),
+    SystemInfo("teacher", "teacher", "none", "codec_lm", {"parameters": 1_300_000_000, "tokens_per_second": 63.0}),
+    SystemInfo(
+        "student", "student", "cfg_distill", "codec_lm", {"parameters": 500_000_000, "tokens_per_second": 121.0}
+    ),
+    SystemInfo("control", "control", "pretrain", "codec_lm"),
 ]
 
 
@@ -85,7 +89,7 @@ def make(folder, *, count=10, text="one two three", samples=(), note="Smoke tier
     accumulator = ConfidenceAccumulator(2)
     accumulator.add(torch.randn(1, 6, 2, 9), torch.ones(1, 2, 6, dtype=torch.bool))
     confidence = {"teacher, guided": accumulator.result(), "student": accumulator.result()}
-    pairs = [("teacher", "student"), ("control", "student")]
+    pairs = [Pair("teacher", "student"), Pair("control", "student")]
     summary = summarise(
         rows(count, text),
         SYSTEMS,
@@ -129,7 +133,7 @@ def test_nothing_is_fetched_and_the_policy_fits_the_page(tmp_path):
     page = Page(text)
     addresses = [value for _, name, value in page.attributes if name in {"src", "href", "srcset", "action"}]
     assert addresses
-    assert all(address.startswith(("data:", "#")) for address in addresses)
+    assert all(address.startswith(("data:", "#")) or address == "listen.html" for address in addresses)
     assert "link" not in page.tags
     assert not re.search(r"url\(|@import", text)
     assert all(name != "style" for _, name, _ in page.attributes)
@@ -156,7 +160,7 @@ def test_sound_without_a_row_or_with_broken_samples_still_plays(tmp_path):
 
 
 def test_too_much_sound_is_left_out_and_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_module, "MAX_SOUND_BYTES", 20_000)
+    monkeypatch.setattr(sounds, "MAX_SOUND_BYTES", 20_000)
     samples = [sample(f"u{i}", system) for i in range(4) for system in ("teacher", "student")]
     page = Page(make(tmp_path, samples=samples))
     assert len(page.values("audio", "src")) == 2

@@ -11,6 +11,7 @@ from retort.evaluation.confidence import ConfidenceAccumulator
 from retort.evaluation.results import (
     BootstrapConfig,
     Expected,
+    Pair,
     SystemInfo,
     failed_item,
     read_summary,
@@ -71,12 +72,15 @@ def row(system, number, errors, similarity=0.7, speaker=None):
 
 
 ERRORS = {"teacher": [1, 0, 2, 1, 1, 0, 0, 1, 1, 0], "student": [0, 0, 1, 0, 1, 0, 0, 0, 1, 0]}
-SYSTEMS = [SystemInfo("teacher", role="teacher", guidance_scale=3.0, tokens_per_second=63.0), SystemInfo("student")]
+SYSTEMS = [
+    SystemInfo("teacher", "teacher", facts={"guidance_scale": 3.0, "tokens_per_second": 63.0}),
+    SystemInfo("student", "student"),
+]
 
 
 def evaluation(count=10, **changes):
     rows = [row(system, i, errors[i]) for system, errors in ERRORS.items() for i in range(count)]
-    return summarise(rows, SYSTEMS, [("teacher", "student")], bootstrap=FAST, **changes)
+    return summarise(rows, SYSTEMS, [Pair("teacher", "student")], bootstrap=FAST, **changes)
 
 
 def test_the_summary_has_the_contract_s_fields(tmp_path):
@@ -157,7 +161,7 @@ def test_silent_utterances_have_no_voice_to_compare():
     rows = [
         row(s, i, 0, similarity=None if (s, i) == ("teacher", 0) else 0.5 + 0.01 * i) for s in ERRORS for i in range(10)
     ]
-    found = summarise(rows, SYSTEMS, [("teacher", "student")], bootstrap=FAST)
+    found = summarise(rows, SYSTEMS, [Pair("teacher", "student")], bootstrap=FAST)
     voices = next(c for c in found.comparisons if c["metric"] == "speaker_similarity")
     assert voices["utterances"] == 9
     assert voices["difference"] == pytest.approx(0.0)
@@ -166,7 +170,7 @@ def test_silent_utterances_have_no_voice_to_compare():
 
 def test_without_any_voice_there_is_no_similarity():
     rows = [row(s, i, 0, similarity=None) for s in ERRORS for i in range(10)]
-    found = summarise(rows, SYSTEMS, [("teacher", "student")], bootstrap=FAST)
+    found = summarise(rows, SYSTEMS, [Pair("teacher", "student")], bootstrap=FAST)
     assert found.systems[0]["speaker_similarity"] is None
     assert {comparison["metric"] for comparison in found.comparisons} == {"wer_corpus", "wer_mean", "failure_rate"}
 
@@ -188,7 +192,7 @@ def test_the_same_rows_give_the_same_summary():
 
 def test_names_are_checked():
     with pytest.raises(ConfigError, match="no such system"):
-        summarise([row("teacher", 0, 0)], SYSTEMS[:1], [("teacher", "nobody")])
+        summarise([row("teacher", 0, 0)], SYSTEMS[:1], [Pair("teacher", "nobody")])
     with pytest.raises(ConfigError, match="same name"):
         summarise([row("teacher", 0, 0)], [SYSTEMS[0], SYSTEMS[0]])
 

@@ -27,7 +27,9 @@ def _row(system: str, number: int, *, is_wrong: bool) -> ItemResult:
 def write_evaluation(folder: Path, models: dict[str, Path], *, wrong: int) -> Path:
     """An evaluation in which each system says ``wrong`` of the utterances wrongly; returns its output folder."""
     rows = [_row(name, n, is_wrong=n < wrong) for name in models for n in range(NUM_UTTERANCES)]
-    summary = summarise(rows, [SystemInfo(name, parameters=1000) for name in models], note="mini-scale")
+    summary = summarise(
+        rows, [SystemInfo(name, "student", facts={"parameters": 1000}) for name in models], note="mini-scale"
+    )
     systems = [
         {"name": name, "model": str(path), "guidance": {"kind": "none"}, "sampler": {"temperature": 0.7}}
         for name, path in models.items()

@@ -17,6 +17,9 @@ from retort.errors import DataError
 FEWEST_RELIABLE = 8
 """With fewer independent units a percentile interval is far too narrow; it is then marked as not reliable."""
 
+MOST_CERTAIN = 0.999
+"""Resampling shows no certainty: what happens in a larger share of resamples is said to be above this."""
+
 _CHUNK_DRAWS = 2_000_000
 _TIE = 1e-12
 
@@ -84,6 +87,34 @@ def confidence_interval(
     )
     low, high = np.quantile(found, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return Interval(float(low), float(high), len(totals_U2))
+
+
+def rate_interval(
+    shares: Sequence[float],
+    *,
+    clusters: Sequence[Hashable] | None = None,
+    num_resamples: int = 10_000,
+    seed: int = 0,
+) -> Interval:
+    """95 % bootstrap interval of a mean of shares, which does not shrink to a point where all are equal.
+
+    Resamples of equals are equal, which would claim that share for certain. There it is taken that so many units may
+    be of any other kind as Clopper and Pearson allow (Biometrika 26, 1934) where none was seen.
+
+    Args:
+        shares: one in 0..1 per utterance, for instance whether it failed.
+        clusters: see :func:`confidence_interval`.
+        num_resamples: see :func:`confidence_interval`.
+        seed: see :func:`confidence_interval`.
+
+    Raises:
+        DataError: there are no utterances, or the lengths differ.
+    """
+    found = confidence_interval(shares, clusters=clusters, num_resamples=num_resamples, seed=seed)
+    if found.low < found.high:
+        return found
+    unseen, share = 1.0 - 0.025 ** (1.0 / found.units), found.low
+    return Interval(share - unseen * share, share + unseen * (1.0 - share), found.units)
 
 
 def paired_comparison(

@@ -1,10 +1,15 @@
-"""Plain statements about an evaluation, the unwelcome ones too, and the gate that a promotion asks for."""
+"""Plain statements about an evaluation, the unwelcome ones too.
+
+That two systems are equally good is never said because their difference may be chance: it is said where the paired
+95 % interval ends below a margin that stood in the run file before the run (non-inferiority, METHODS.md 5).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from retort.errors import ConfigError
+from retort.evaluation.bootstrap import MOST_CERTAIN
+from retort.evaluation.metrics import BY_FIELD, Metric
 
 Tone = Literal["good", "bad", "neutral"]
 
@@ -18,12 +23,12 @@ class Finding:
 
 
 def find(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
-    """State what the corpus WER and the failure rate show, pair by pair, and what they do not."""
+    """State what the comparisons show, pair by pair, and what they do not."""
     roles = {system["name"]: system["role"] for system in systems}
     found = [_size(systems)]
     for row in comparisons:
-        if row["metric"] == "wer_corpus":
-            found.append(_words(row, roles))
+        if row["is_asked_for"]:
+            found.append(_judged(row, roles))
         elif row["metric"] == "failure_rate" and row["difference"]:
             found.append(_failures(row))
     found += _costs(systems, comparisons)
@@ -34,30 +39,6 @@ def find(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str
         if count
     ]
     return tuple(found)
-
-
-def gate(summary: Mapping[str, Any], *, student: str, teacher: str, margin: float) -> Finding:
-    """Whether the student's corpus WER is at most ``margin`` above the teacher's, with 95 % confidence.
-
-    Non-inferiority with a margin stated beforehand (METHODS.md 5): the upper end of the paired interval must stay below
-    the margin. Too few utterances never pass.
-
-    Raises:
-        ConfigError: the summary does not compare the two.
-    """
-    for row in summary["comparisons"]:
-        if (row["a"], row["b"], row["metric"]) == (teacher, student, "wer_corpus"):
-            if row["ci95"] is None:
-                return Finding("bad", f"Gate not passed: too few utterances to judge {student} against {teacher}.")
-            upper = row["ci95"][1]
-            passed = upper <= margin
-            verdict = "passed" if passed else "not passed"
-            return Finding(
-                "good" if passed else "bad",
-                f"Gate {verdict}: {student}'s WER is at most {_points(upper)} points above {teacher}'s with 95 % "
-                f"confidence; the margin is {_points(margin)}.",
-            )
-    raise ConfigError(f"the summary holds no comparison of {teacher!r} with {student!r}; add it to the comparisons")
 
 
 def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
@@ -92,21 +73,43 @@ def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _words(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
-    a, b, difference = row["a"], row["b"], row["difference"]
-    chance = f"probability of improvement {_chance(row['probability_of_improvement'])}"
+def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
+    a, b, metric = row["a"], row["b"], BY_FIELD[row["metric"]]
+    difference = metric.amount(metric.signed(row["difference"]))
     if row["ci95"] is None:
-        return Finding("neutral", f"{b} against {a}: {_signed(difference)} points of WER; n too small to judge.")
+        return Finding("neutral", f"{b} against {a}: {difference}; n too small to judge.")
     low, high = row["ci95"]
-    span = f"{_signed(difference)} points of WER (95 % interval {_signed(low)} to {_signed(high)}, {chance})"
-    b_is_better, b_is_worse = high < 0.0, low > 0.0
+    chance = f"probability of improvement {_chance(row['probability_of_improvement'])}"
+    span = f"{difference} (95 % interval {metric.signed(low)} to {metric.signed(high)}, {chance})"
+    least, most = (-high, -low) if metric.higher_is_better else (low, high)  # how much worse b is, at least and at most
     if {roles[a], roles[b]} == {"control", "student"}:
-        return _control(row, span, roles, b_is_better=b_is_better, b_is_worse=b_is_worse)
-    if b_is_better:
-        return Finding("good", f"{b} makes fewer word errors than {a}: {span}.")
-    if b_is_worse:
-        return Finding("bad", f"{b} makes more word errors than {a}: {span}.")
-    return Finding("neutral", f"{b} and {a} cannot be told apart by their word errors: {span}.")
+        return _control(row, span, roles, b_is_better=most < 0.0, b_is_worse=least > 0.0)
+    better, worse = metric.deeds or (f"has the better {metric.noun} beside", f"has the worse {metric.noun} beside")
+    within = row["margin"] is not None and most + _unseen(row, metric) < row["margin"]
+    margin = "" if row["margin"] is None else f"the margin of {_margin(metric, row['margin'])} set before the run"
+    if most < 0.0:
+        return Finding("good", f"{b} {better} {a}: {span}.")
+    if least > 0.0:
+        yet = f", yet by less than {margin}" if within else ""
+        return Finding("neutral" if within else "bad", f"{b} {worse} {a}{yet}: {span}.")
+    if within:
+        return Finding("good", f"{b} is as good as {a} by {metric.noun}, within {margin}: {span}.")
+    shown = f"; that {b} stays within {margin} is not shown" if margin else ""
+    return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}: {span}.")
+
+
+def _unseen(row: Mapping[str, Any], metric: Metric) -> float:
+    """How much worse b may be in utterances like none that were seen, where all of those seen differ alike.
+
+    Resamples of equals are equal: an interval of no width says nothing of how few there were. A share of utterances
+    that none of n showed is below this with 97.5 % confidence (Clopper and Pearson), and each costs a rate at most 1.
+    """
+    low, high = row["ci95"]
+    return float(1.0 - 0.025 ** (1.0 / row["utterances"])) if low == high and metric.unit == "%" else 0.0
+
+
+def _margin(metric: Metric, margin: float) -> str:
+    return metric.amount(metric.text(margin))
 
 
 def _control(
@@ -136,14 +139,10 @@ def _failures(row: Mapping[str, Any]) -> Finding:
 
 def _chance(share: float) -> str:
     """Resampling cannot show certainty."""
-    if share > 0.999:
-        return "above 99.9 %"
-    return "below 0.1 %" if share < 0.001 else f"{100.0 * share:.1f} %"
+    if share > MOST_CERTAIN:
+        return f"above {100.0 * MOST_CERTAIN:.1f} %"
+    return f"below {100.0 * (1.0 - MOST_CERTAIN):.1f} %" if share < 1.0 - MOST_CERTAIN else f"{100.0 * share:.1f} %"
 
 
 def _points(fraction: float) -> str:
     return f"{100.0 * fraction:.1f}"
-
-
-def _signed(fraction: float) -> str:
-    return f"{100.0 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")

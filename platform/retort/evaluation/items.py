@@ -6,7 +6,7 @@ A missing or failed item is a row, never an absence: a mean over what happened t
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,7 @@ class ItemResult:
         speaker_encoder: name of the scorer of voices.
         normaliser: of the text before scoring.
         error: why there is no audio, in words.
+        values: of the metrics that only some families have (:data:`retort.evaluation.metrics.METRICS`), by name.
     """
 
     system: str
@@ -77,6 +78,7 @@ class ItemResult:
     speaker_encoder: str | None
     normaliser: str = NORMALISER_ID
     error: str | None = None
+    values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def word_errors(self) -> WordErrors:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from retort.evaluation.pareto import OBJECTIVES
+from retort.evaluation.metrics import METRICS
 
 
 def card_text(card: Mapping[str, Any]) -> str:
@@ -28,7 +28,7 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield f"## Figures on {card['utterances']} utterances"
     yield ""
     rows = [
-        (OBJECTIVES[name].label, _figure(name, f["value"]), _span(f["ci95"])) for name, f in card["figures"].items()
+        (METRICS[name].label, _figure(name, f["value"]), _span(name, f["ci95"])) for name, f in card["figures"].items()
     ]
     yield from _table(("figure", "value", "95 % interval"), rows)
     yield ""
@@ -57,13 +57,11 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Iterator[str]:
 
 
 def _figure(name: str, value: float | None) -> str:
-    if value is None:
-        return "not measured"
-    return f"{100 * value:.1f}" if OBJECTIVES[name].label.endswith("%") else f"{value:,.6g}"
+    return "not measured" if value is None else METRICS[name].text(value)
 
 
-def _span(interval: list[float] | None) -> str:
-    return "" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+def _span(name: str, interval: list[float] | None) -> str:
+    return "" if interval is None else " to ".join(METRICS[name].text(end) for end in interval)
 
 
 def _plain(value: Any) -> str:

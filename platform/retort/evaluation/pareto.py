@@ -1,44 +1,9 @@
 """What candidates are compared by, and which of them no other one beats in everything."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-ObjectiveName = Literal[
-    "wer", "failure_rate", "speaker_similarity", "tokens_per_second", "rtf", "first_audio_ms", "parameters", "memory"
-]
-
-
-@dataclass(frozen=True)
-class Objective:
-    """A figure of ``summary.json``.
-
-    Attributes:
-        field: its key in a system of the summary.
-        label: for tables, with the unit.
-        higher_is_better: its direction.
-        interval: key of its 95 % interval, if it has one.
-        word: what a person may say for the best of it.
-    """
-
-    field: str
-    label: str
-    higher_is_better: bool = False
-    interval: str | None = None
-    word: str | None = None
-
-
-OBJECTIVES: Mapping[str, Objective] = {
-    "wer": Objective("wer_corpus", "WER, corpus, %", interval="wer_ci95"),
-    "failure_rate": Objective("failure_rate", "Failures, %", interval="failure_rate_ci95"),
-    "speaker_similarity": Objective("speaker_similarity", "Speaker similarity", higher_is_better=True),
-    "tokens_per_second": Objective("tokens_per_second", "Tokens/s", higher_is_better=True, word="fastest"),
-    "rtf": Objective("rtf", "RTF"),
-    "first_audio_ms": Objective("first_audio_ms", "First audio, ms"),
-    "parameters": Objective("parameters", "Parameters", word="smallest"),
-    "memory": Objective("peak_memory_mb", "Peak memory, MiB", word="lightest"),
-}
-"""Every :data:`ObjectiveName`."""
+from retort.evaluation.metrics import OBJECTIVES
 
 
 def figures_of(system: Mapping[str, Any]) -> dict[str, float | None]:

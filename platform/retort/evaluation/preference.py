@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retort.errors import ConfigError, QualityGateError
-from retort.evaluation.pareto import OBJECTIVES
+from retort.evaluation.metrics import GATES, METRICS, OBJECTIVES, Metric, find_metric
 
 _CONSTRAINT = re.compile(
     r"(?P<name>\w+)\s*(?P<relation><=|>=|<|>)\s*(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[%kMG]?)"
@@ -84,7 +84,7 @@ def parse_preference(text: str) -> Preference:
     Raises:
         ConfigError: a term is neither a constraint nor a superlative, or nothing says what is best.
     """
-    constraints, order = _parse(text)
+    constraints, order = _parse(text, OBJECTIVES)
     if not order:
         raise ConfigError(f"{text!r} does not say which is best; end it with one of {', '.join(sorted(_SUPERLATIVES))}")
     return Preference(constraints, order)
@@ -96,7 +96,7 @@ def parse_gate(text: str) -> tuple[Constraint, ...]:
     Raises:
         ConfigError: a term is not a constraint, or there is none.
     """
-    constraints, order = _parse(text)
+    constraints, order = _parse(text, GATES)
     if order or not constraints:
         raise ConfigError(f"{text!r} is not a gate: it is constraints alone, such as 'wer<=0.3, failure_rate<=0.1'")
     return constraints
@@ -131,20 +131,20 @@ def check_gate(constraints: Sequence[Constraint], system: Mapping[str, Any]) -> 
 
 
 def _check(constraint: Constraint, system: Mapping[str, Any]) -> Check:
-    objective = OBJECTIVES[constraint.name]
-    value = judged = system.get(objective.field)
-    if objective.interval is not None:
-        interval = system.get(objective.interval)
+    metric = METRICS[constraint.name]
+    value = judged = system.get(metric.field)
+    if metric.interval is not None:
+        interval = system.get(metric.interval)
         judged = None if interval is None else float(interval[0 if constraint.relation.startswith(">") else 1])
     return Check(constraint, value, judged, constraint.holds(judged))
 
 
-def _parse(text: str) -> tuple[tuple[Constraint, ...], tuple[str, ...]]:
+def _parse(text: str, among: Mapping[str, Metric]) -> tuple[tuple[Constraint, ...], tuple[str, ...]]:
     constraints, order = [], []
     for term in filter(None, (part.strip() for part in text.split(","))):
         found = _CONSTRAINT.fullmatch(term)
         if found is not None:
-            constraints.append(_constraint(found, term))
+            constraints.append(_constraint(found, term, among))
         elif (superlative := " ".join(term.split())) in _SUPERLATIVES:
             order.append(_SUPERLATIVES[superlative])
         else:
@@ -157,12 +157,11 @@ def _parse(text: str) -> tuple[tuple[Constraint, ...], tuple[str, ...]]:
     return tuple(constraints), tuple(order)
 
 
-def _constraint(found: re.Match[str], term: str) -> Constraint:
-    name = found["name"]
-    if name not in OBJECTIVES:
-        near = difflib.get_close_matches(name, OBJECTIVES, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"{term!r}: unknown figure {name!r}; {hint}There are {', '.join(OBJECTIVES)}")
+def _constraint(found: re.Match[str], term: str, among: Mapping[str, Metric]) -> Constraint:
+    try:
+        name = find_metric(found["name"], among).name
+    except ConfigError as error:
+        raise ConfigError(f"{term!r}: {error}") from None
     try:
         bound = float(found["number"]) * _UNITS[found["unit"]]
     except ValueError:
@@ -172,7 +171,7 @@ def _constraint(found: re.Match[str], term: str) -> Constraint:
 
 def _cost(name: str, value: float | None) -> float:
     assert value is not None
-    return -value if OBJECTIVES[name].higher_is_better else value
+    return -value if METRICS[name].higher_is_better else value
 
 
 def _nearest(candidates: Sequence[Mapping[str, float | None]], constraint: Constraint) -> str:

@@ -4,45 +4,20 @@ The page holds no script, and its content security policy allows none: transcrip
 corpora, and are text wherever they stand.
 """
 
-import base64
-import hashlib
-import importlib.resources
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from retort.audio.files import wav_bytes
-from retort.errors import DataError, MissingRequirementError
+from retort.errors import DataError
 from retort.evaluation import figures
 from retort.evaluation.items import ItemResult
-
-MAX_SOUND_BYTES = 14_000_000
-"""Encoded sound that a report takes in; base64 makes a third more of it, and the page must stay below 20 MB."""
+from retort.evaluation.listening import pairs_of, write_listening_page
+from retort.evaluation.metrics import ABSENT, BY_FIELD, METRICS, Metric
+from retort.evaluation.page import write_page
+from retort.evaluation.sounds import AudioSample, fitting
 
 _WORST = 20
-_ABSENT = "\N{EN DASH}"
 _MOST_HISTOGRAMS = 4
-_METRICS = {
-    "wer_corpus": "WER, corpus",
-    "wer_mean": "WER, mean of utterances",
-    "failure_rate": "Failure rate",
-    "speaker_similarity": "Speaker similarity",
-}
-
-
-@dataclass(frozen=True)
-class AudioSample:
-    """What a system said for the utterance ``id``: mono samples [N] in -1..1."""
-
-    id: str
-    system: str
-    samples_N: Tensor
-    sample_rate: int
 
 
 def write_report(
@@ -53,7 +28,7 @@ def write_report(
     samples: Sequence[AudioSample] = (),
     title: str = "Evaluation report",
 ) -> Path:
-    """Write ``report.html`` into ``folder`` and return its path.
+    """Write ``report.html`` into ``folder`` and return its path; beside it ``listen.html``, where pairs can be heard.
 
     Args:
         folder: where the report goes; it is made if it does not exist.
@@ -69,40 +44,9 @@ def write_report(
     """
     if not summary.get("systems"):
         raise DataError("the summary holds no systems; there is nothing to report")
-    return write_page(folder, "report.html.j2", title, _view(summary, items, samples))
-
-
-def write_page(folder: Path, template: str, title: str, view: Mapping[str, Any]) -> Path:
-    """Render a template of this package to ``report.html`` in ``folder``, whole or not at all; returns its path.
-
-    Raises:
-        MissingRequirementError: ``jinja2`` is not installed.
-    """
-    try:
-        import jinja2
-    except ImportError as error:
-        raise MissingRequirementError("jinja2 is not installed; pip install 'jinja2>=3.1'") from error
-    here = importlib.resources.files("retort.evaluation")
-    style = here.joinpath("report.css").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "percent": _percent,
-        "points": _points,
-        "number": _number,
-        "short": _short,
-        "chance": _chance,
-    }
-    page = environment.from_string(here.joinpath(template).read_text(encoding="utf-8")).render(
-        title=title, style=style, style_hash=_style_hash(style), **view
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "report.html"
-    partial = folder / "report.html.partial"
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
-    return path
+    listening = write_listening_page(folder, pairs_of(summary), samples, items)
+    view = {**_view(summary, items, samples), "listening_page": None if listening is None else listening.name}
+    return write_page(folder / "report.html", "report.html.j2", title, view)
 
 
 def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequence[AudioSample]) -> dict[str, Any]:
@@ -111,16 +55,16 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
     sentences, left_out = _sentences(samples, items, list(series))
     return {
         "note": summary.get("note"),
-        "systems": [
-            {**system, "series": series[system["name"]] % figures.NUM_COLOURS, "speed_up": _speed_up(system, systems)}
-            for system in systems
-        ],
+        "systems": [{**system, "series": series[system["name"]] % figures.NUM_COLOURS} for system in systems],
+        "quality": _table("quality", systems),
+        "cost": _with_speed_up(_table("cost", systems), systems),
         "findings": [
             f if isinstance(f, Mapping) else {"tone": "neutral", "text": f} for f in _list(summary, "findings")
         ],
         "comparisons": _comparisons(summary["comparisons"]),
+        "preferences": _list(summary, "preferences"),
         "wer_chart": _wer_chart(systems),
-        "trade_off": _trade_off(systems),
+        "trade_off": trade_off([(s, _point_of(s, index)) for index, s in enumerate(systems)]),
         "confidence": _confidence(summary.get("confidence") or {}, series),
         "sentences": sentences,
         "left_out": left_out,
@@ -137,11 +81,6 @@ def _list(summary: Mapping[str, Any], name: str) -> list[Any]:
     return list(summary.get(name) or [])
 
 
-def _style_hash(style: str) -> str:
-    """What the policy allows as the only style: the page's own."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii")
-
-
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Measures grouped by pair of systems."""
     pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -151,21 +90,65 @@ def _comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
-    better = -1 if row["metric"] != "speaker_similarity" else 1
+    metric = BY_FIELD[row["metric"]]
     verdict = "open"
     if row["ci95"] is not None and (row["ci95"][0] > 0.0 or row["ci95"][1] < 0.0):
-        verdict = "better" if math.copysign(1, row["ci95"][0]) == better else "worse"
+        verdict = "better" if (row["ci95"][0] > 0.0) == metric.higher_is_better else "worse"
     elif row["ci95"] is None:
         verdict = "few"
-    return {**row, "label": _METRICS.get(row["metric"], row["metric"]), "verdict": verdict}
+    return {
+        **row,
+        "label": metric.label,
+        "verdict": verdict,
+        "difference": metric.signed(row["difference"]),
+        "span": None if row["ci95"] is None else [metric.signed(end) for end in row["ci95"]],
+    }
+
+
+def _table(name: str, systems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The columns that some system has a value for, and each system's cells in them: text, and ends of the interval."""
+    columns = [m for m in METRICS.values() if m.table == name and any(s.get(m.field) is not None for s in systems)]
+    return {
+        "labels": [metric.label for metric in columns],
+        "rows": [[cell(metric, system) for metric in columns] for system in systems],
+    }
+
+
+def cell(metric: Metric, system: Mapping[str, Any]) -> dict[str, Any]:
+    """What a table shows of a metric: text, ends of its interval, whether utterances are too few for one."""
+    value, interval = system.get(metric.field), system.get(metric.interval or "")
+    return {
+        "text": metric.text(value),
+        "span": None if interval is None else [metric.text(end) for end in interval],
+        "few": metric.interval in system and interval is None and value is not None,
+    }
+
+
+def _with_speed_up(table: dict[str, Any], systems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The table with what every system's speed is of the first teacher's, where there is one."""
+    speeds = [_speed_up(system, systems) for system in systems]
+    if not any(speeds):
+        return table
+    cells = [
+        {"text": ABSENT if speed is None else f"{speed:.2f}\N{MULTIPLICATION SIGN}", "span": None, "few": False}
+        for speed in speeds
+    ]
+    rows = [[*row, cell] for row, cell in zip(table["rows"], cells, strict=True)]
+    return {"labels": [*table["labels"], "Speed against the teacher"], "rows": rows}
 
 
 def _speed_up(system: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> float | None:
-    """Tokens per second against the first teacher that was measured."""
-    teachers = [s for s in systems if s.get("role") == "teacher" and s["tokens_per_second"]]
-    if not teachers or not system["tokens_per_second"]:
-        return None
-    return float(system["tokens_per_second"] / teachers[0]["tokens_per_second"])
+    """Against the first teacher: in tokens a second where both have them, else in time per second of sound."""
+    teacher = next((s for s in systems if s.get("role") == "teacher"), {})
+    for metric in (METRICS["tokens_per_second"], METRICS["rtf"]):
+        own, other = system.get(metric.field), teacher.get(metric.field)
+        if own and other:
+            return float(own / other if metric.higher_is_better else other / own)
+    return None
+
+
+def _point_of(system: Mapping[str, Any], series: int) -> Callable[[float], figures.Point]:
+    return lambda speed: figures.Point(system["name"], speed, system["wer_corpus"], series)
 
 
 def _wer_chart(systems: Sequence[Mapping[str, Any]]) -> str:
@@ -176,17 +159,22 @@ def _wer_chart(systems: Sequence[Mapping[str, Any]]) -> str:
     return figures.interval_chart(rows, title="Corpus WER in percent with 95 % intervals")
 
 
-def _trade_off(systems: Sequence[Mapping[str, Any]]) -> str | None:
-    points = [
-        figures.Point(system["name"], system["tokens_per_second"], system["wer_corpus"], index)
-        for index, system in enumerate(systems)
-        if system["tokens_per_second"] is not None
-    ]
-    if len(points) < 2:
-        return None
-    return figures.trade_off_chart(
-        points, title="Corpus WER against speed", x_label="tokens per second", y_label="corpus WER"
-    )
+def trade_off(rows: Sequence[tuple[Mapping[str, Any], Callable[[float], figures.Point]]]) -> dict[str, str] | None:
+    """A chart of corpus WER against tokens a second, or against the speed that all kinds of systems have.
+
+    Args:
+        rows: a system of a summary, and its point for a given place on the axis of speed.
+
+    Returns the chart and the corner where the best ones are; None where fewer than two have a speed.
+    """
+    for metric in (METRICS["tokens_per_second"], METRICS["rtf"]):
+        speeds = [(system.get(metric.field), make) for system, make in rows]
+        points = [make(speed) for speed, make in speeds if speed is not None]
+        if len(points) >= 2:
+            title = f"Corpus WER against {metric.noun}"
+            chart = figures.trade_off_chart(points, title=title, x_label=metric.noun, y_label="corpus WER")
+            return {"chart": chart, "best": "lower right" if metric.higher_is_better else "lower left"}
+    return None
 
 
 def _confidence(confidence: Mapping[str, Mapping[str, Any]], series: Mapping[str, int]) -> dict[str, Any] | None:
@@ -237,29 +225,22 @@ def _sentences(
 ) -> tuple[list[dict[str, Any]], int]:
     """Players by sentence, systems in the order of the tables; and how many sentences there was no room for."""
     rows = {(item.system, item.id): item for item in items}
-    by_id: dict[str, list[AudioSample]] = {}
-    for sample in samples:
-        by_id.setdefault(sample.id, []).append(sample)
-    sentences, taken, left_out = [], 0, 0
-    for utterance, said in by_id.items():
-        size = sum(44 + 2 * sample.samples_N.numel() for sample in said)
-        if taken + size > MAX_SOUND_BYTES:
-            left_out += 1
-            continue
-        taken += size
-        said = sorted(said, key=lambda s: order.index(s.system) if s.system in order else len(order))
-        text = next((row.text for s in said if (row := rows.get((s.system, utterance)))), utterance)
-        players = [_player(sample, rows.get((sample.system, utterance)), order) for sample in said]
+    kept, left_out = fitting(samples)
+    sentences = []
+    for utterance, said in kept.items():
+        ordered = sorted(said, key=lambda s: order.index(s.system) if s.system in order else len(order))
+        text = next((row.text for s in ordered if (row := rows.get((s.system, utterance)))), utterance)
+        players = [_player(sample, rows.get((sample.system, utterance)), order) for sample in ordered]
         sentences.append({"id": utterance, "text": text, "players": players})
     return sentences, left_out
 
 
 def _player(sample: AudioSample, row: ItemResult | None, order: Sequence[str]) -> dict[str, Any]:
-    samples_N = torch.nan_to_num(sample.samples_N.detach().cpu().float(), nan=0.0, posinf=0.0, neginf=0.0)
+    samples_N = sample.finite()
     return {
         "system": sample.system,
         "series": (order.index(sample.system) if sample.system in order else len(order)) % figures.NUM_COLOURS,
-        "sound": figures.data_uri("audio/wav", wav_bytes(samples_N, sample.sample_rate)),
+        "sound": sample.uri(),
         "picture": figures.data_uri("image/png", figures.spectrogram_png(samples_N, sample.sample_rate)),
         "duration_s": samples_N.numel() / sample.sample_rate,
         "row": row,
@@ -279,32 +260,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((f"{prefix}{key}", str(value)))
     return rows
-
-
-def _percent(value: float | None, digits: int = 1) -> str:
-    return _ABSENT if value is None else f"{100.0 * value:.{digits}f}"
-
-
-def _points(value: float) -> str:
-    return f"{100.0 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _number(value: float | None, digits: int = 2) -> str:
-    return _ABSENT if value is None else f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _chance(value: float) -> str:
-    """A share of resamples in percent; certainty is more than resampling can show."""
-    if value >= 0.9995:
-        return "> 99.9"
-    return "< 0.1" if value < 0.0005 else f"{100.0 * value:.1f}"
-
-
-def _short(value: float | None) -> str:
-    """1,300,000,000 as 1.30B."""
-    if value is None:
-        return _ABSENT
-    for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= limit:
-            return f"{value / limit:.3g}{unit}"
-    return f"{value:g}"

@@ -7,23 +7,25 @@ utterances.
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from retort.errors import ConfigError, DataError
-from retort.evaluation.bootstrap import Interval, confidence_interval, paired_comparison
+from retort.evaluation.bootstrap import confidence_interval, paired_comparison, rate_interval
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.findings import Finding, find
 from retort.evaluation.items import Expected, ItemResult, complete, failed_item, read_results, write_results
-from retort.evaluation.wer import corpus_wer, mean_wer
+from retort.evaluation.metrics import COMPARABLE, FACTS, METRICS, OF_ITEMS, Metric, find_metric
 
 __all__ = [
     "BootstrapConfig",
     "Expected",
     "Finding",
     "ItemResult",
+    "Pair",
+    "Role",
     "Summary",
     "SystemInfo",
     "failed_item",
@@ -34,35 +36,49 @@ __all__ = [
     "write_summary",
 ]
 
-Role = Literal["teacher", "student", "control", "reference"]
+Role = Literal["reference", "teacher", "student", "control"]
+"""What a system is there for. A reference is compared with nothing, a control is meant to be worse than the student."""
 
 
 @dataclass(frozen=True)
 class SystemInfo:
-    """What is known about a system beside its utterances; None is "does not apply" or "was not measured".
+    """What is known about a system beside its utterances.
 
-    ``tokens_per_second`` and ``rtf`` are at the serving batch, the ``_batch1`` ones at one utterance at a time. Entropy
-    is in nats. ``training_tokens`` are those of the model's own training, repetitions included. ``role`` decides what
-    the findings say: a control is meant to be worse than the student.
+    Attributes:
+        name: in every table.
+        role: decides what the findings say.
+        method: how it was made.
+        family: of its model, None where there is none.
+        facts: by name in :data:`retort.evaluation.metrics.FACTS`. What is left out, or None, does not apply or was not
+            measured.
     """
 
     name: str
+    role: Role
     method: str | None = None
     family: str | None = None
-    role: Role = "student"
-    parameters: int | None = None
-    num_layers: int | None = None
-    training_tokens: int | None = None
-    guidance_scale: float | None = None
-    tokens_per_second: float | None = None
-    rtf: float | None = None
-    tokens_per_second_batch1: float | None = None
-    rtf_batch1: float | None = None
-    first_audio_ms: float | None = None
-    nfe: float | None = None
-    peak_memory_mb: float | None = None
-    entropy: float | None = None
-    top1_probability: float | None = None
+    facts: Mapping[str, float | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        odd = sorted(set(self.facts) - set(FACTS))
+        assert not odd, f"{self.name}: {', '.join(odd)} have no row in metrics.py"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A comparison that is asked for: how much better is ``b`` than ``a``.
+
+    Attributes:
+        a: name of a system.
+        b: name of another.
+        metric: by which they are judged; None takes the word errors, and tells failures and voices beside them.
+        margins: name of a metric to how much worse, in its unit, still counts as good; stated before the run.
+    """
+
+    a: str
+    b: str
+    metric: str | None = None
+    margins: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,25 +112,10 @@ class Summary:
         return plain
 
 
-@dataclass(frozen=True)
-class _Metric:
-    value: Callable[[ItemResult], float | None]
-    weight: Callable[[ItemResult], float]
-    higher_is_better: bool = False
-
-
-_METRICS = {
-    "wer_corpus": _Metric(lambda row: row.word_errors.errors, lambda row: row.words),
-    "wer_mean": _Metric(lambda row: row.wer, lambda _: 1.0),
-    "failure_rate": _Metric(lambda row: float(row.failure), lambda _: 1.0),
-    "speaker_similarity": _Metric(lambda row: row.speaker_similarity, lambda _: 1.0, higher_is_better=True),
-}
-
-
 def summarise(
     items: Sequence[ItemResult],
     systems: Sequence[SystemInfo],
-    comparisons: Sequence[tuple[str, str]] = (),
+    comparisons: Sequence[Pair] = (),
     *,
     expected: Sequence[Expected] | None = None,
     environment: Mapping[str, Any] | None = None,
@@ -127,7 +128,7 @@ def summarise(
     Args:
         items: rows of all systems; missing ones are added as failures.
         systems: every system, in the order of the tables.
-        comparisons: pairs (a, b) of names; differences are b minus a, improvement means that b is better.
+        comparisons: differences are b minus a, improvement means that b is better.
         expected: the evaluation set; None takes the union of the rows.
         environment: versions, hardware, fingerprints.
         note: what must be said beside the figures, such as the smoke tier or a mini scale.
@@ -136,19 +137,20 @@ def summarise(
 
     Raises:
         DataError: the rows do not belong together; see :func:`retort.evaluation.items.complete`.
-        ConfigError: a comparison names an unknown system, or a name appears twice.
+        ConfigError: a comparison names an unknown system or metric, or a name appears twice.
     """
     names = [system.name for system in systems]
     if len(set(names)) != len(names):
         raise ConfigError(f"two systems have the same name ({', '.join(names)}); rename one")
-    unknown = [name for pair in comparisons for name in pair if name not in names]
+    unknown = [name for pair in comparisons for name in (pair.a, pair.b) if name not in names]
     if unknown:
         raise ConfigError(f"comparison of {unknown[0]!r}: no such system; there are {', '.join(names)}")
     bootstrap = bootstrap or BootstrapConfig()
     rows = complete(items, names, expected)
+    _check_values(rows)
     by_system = {name: [row for row in rows if row.system == name] for name in names}
     found_systems = [_system(system, by_system[system.name], confidence, bootstrap) for system in systems]
-    found_pairs = [row for a, b in comparisons for row in _compare(a, b, by_system, bootstrap)]
+    found_pairs = [row for pair in comparisons for row in _compare(pair, by_system, bootstrap)]
     return Summary(
         systems=tuple(found_systems),
         comparisons=tuple(found_pairs),
@@ -156,7 +158,7 @@ def summarise(
         bootstrap={**dataclasses.asdict(bootstrap), "level": 0.95, "utterances": len(rows) // len(names)},
         note=note,
         confidence=None if confidence is None else {k: dataclasses.asdict(v) for k, v in confidence.items()},
-        findings=find(found_systems, found_pairs),
+        findings=(*find(found_systems, found_pairs), *_unmeasured(comparisons, found_pairs)),
         items=tuple(rows),
     )
 
@@ -185,73 +187,83 @@ def read_summary(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _check_values(rows: Sequence[ItemResult]) -> None:
+    for row in rows:
+        odd = sorted(set(row.values) - set(OF_ITEMS))
+        if odd:
+            raise DataError(f"{row.system}: utterance {row.id!r} has values of {odd[0]!r}, which is no metric")
+
+
 def _system(
     info: SystemInfo,
     rows: Sequence[ItemResult],
     confidence: Mapping[str, Confidence] | None,
     bootstrap: BootstrapConfig,
 ) -> dict[str, Any]:
-    counts = [row.word_errors for row in rows]
-    similarities = [row.speaker_similarity for row in rows if row.speaker_similarity is not None]
     sure = (confidence or {}).get(info.name)
+    measured = {} if sure is None else {"entropy": sure.entropy, "top1_probability": sure.top1}
+    facts = {**measured, **info.facts}
     reasons = sorted({reason for row in rows for reason in row.failure_reasons})
-    return {
-        **dataclasses.asdict(info),
-        "entropy": sure.entropy if info.entropy is None and sure else info.entropy,
-        "top1_probability": sure.top1 if info.top1_probability is None and sure else info.top1_probability,
+    tree: dict[str, Any] = {
+        "name": info.name,
+        "method": info.method,
+        "family": info.family,
+        "role": info.role,
         "utterances": len(rows),
-        "wer_corpus": corpus_wer(counts),
-        "wer_mean": mean_wer(counts),
-        "wer_ci95": _interval("wer_corpus", rows, bootstrap),
-        "wer_mean_ci95": _interval("wer_mean", rows, bootstrap),
-        "failure_rate": sum(row.failure for row in rows) / len(rows),
-        "failure_rate_ci95": _failure_interval(rows, bootstrap),
         "failures": {reason: sum(reason in row.failure_reasons for row in rows) for reason in reasons},
-        "speaker_similarity": sum(similarities) / len(similarities) if similarities else None,
-        "speaker_similarity_utterances": len(similarities),
     }
+    for metric in METRICS.values():
+        tree |= _over_items(metric, rows, bootstrap) if metric.is_of_items else {metric.field: facts.get(metric.name)}
+    return tree
 
 
-def _interval(metric: str, rows: Sequence[ItemResult], bootstrap: BootstrapConfig) -> list[float] | None:
+def _over_items(metric: Metric, rows: Sequence[ItemResult], bootstrap: BootstrapConfig) -> dict[str, Any]:
+    """A metric over the utterances that have it, with its interval; means also say how many these are."""
+    assert metric.interval is not None
+    having = [row for row in rows if _value(metric, row) is not None]
+    values, weights = _columns(metric, having)
+    tree: dict[str, Any] = {
+        # References without any word: their errors count over one word, as in wer.py.
+        metric.field: sum(values) / (sum(weights) or 1.0) if having else None,
+        metric.interval: _interval(metric, having, bootstrap) if having else None,
+    }
+    if metric.averaging == "mean":
+        tree[f"{metric.name}_utterances"] = len(having)
+    return tree
+
+
+def _interval(metric: Metric, rows: Sequence[ItemResult], bootstrap: BootstrapConfig) -> list[float] | None:
     values, weights = _columns(metric, rows)
-    found: Interval = confidence_interval(
-        values,
-        weights,
-        clusters=_clusters(rows, bootstrap),
-        num_resamples=bootstrap.num_resamples,
-        seed=bootstrap.seed,
-    )
+    clusters = _clusters(rows, bootstrap)
+    draws = {"num_resamples": bootstrap.num_resamples, "seed": bootstrap.seed}
+    if metric.averaging == "rate":
+        found = rate_interval(values, clusters=clusters, **draws)
+    else:
+        found = confidence_interval(values, weights, clusters=clusters, **draws)
     return [found.low, found.high] if found.reliable else None
 
 
-def _failure_interval(rows: Sequence[ItemResult], bootstrap: BootstrapConfig) -> list[float] | None:
-    """Bootstrap interval, except where all utterances fail or none does.
-
-    Resamples of equals are equal, which would claim a rate of exactly 0 or 1: Clopper and Pearson's bound stands there.
-    """
-    found = _interval("failure_rate", rows, bootstrap)
-    if found is None or len({row.failure for row in rows}) > 1:
-        return found
-    units = len(set(_clusters(rows, bootstrap) or range(len(rows))))
-    bound = 0.025 ** (1.0 / units)
-    return [bound, 1.0] if rows[0].failure else [0.0, 1.0 - bound]
-
-
 def _compare(
-    a: str, b: str, by_system: Mapping[str, Sequence[ItemResult]], bootstrap: BootstrapConfig
+    pair: Pair, by_system: Mapping[str, Sequence[ItemResult]], bootstrap: BootstrapConfig
 ) -> list[dict[str, Any]]:
+    """One row per metric that utterances of both systems have."""
+    asked = (
+        [m for m in COMPARABLE.values() if m.compared]
+        if pair.metric is None
+        else [find_metric(pair.metric, COMPARABLE)]
+    )
     compared = []
-    for name, metric in _METRICS.items():
+    for metric in asked:
         # Voices cannot be measured everywhere (silence has none): only utterances that both systems have count.
         pairs = [
             (row_a, row_b)
-            for row_a, row_b in zip(by_system[a], by_system[b], strict=True)
-            if metric.value(row_a) is not None and metric.value(row_b) is not None
+            for row_a, row_b in zip(by_system[pair.a], by_system[pair.b], strict=True)
+            if _value(metric, row_a) is not None and _value(metric, row_b) is not None
         ]
         if not pairs:
             continue
-        values_a, weights = _columns(name, [row_a for row_a, _ in pairs])
-        values_b, _ = _columns(name, [row_b for _, row_b in pairs])
+        values_a, weights = _columns(metric, [row_a for row_a, _ in pairs])
+        values_b, _ = _columns(metric, [row_b for _, row_b in pairs])
         found = paired_comparison(
             values_a,
             values_b,
@@ -263,22 +275,40 @@ def _compare(
         )
         compared.append(
             {
-                "a": a,
-                "b": b,
-                "metric": name,
+                "a": pair.a,
+                "b": pair.b,
+                "metric": metric.field,
                 "difference": found.difference,
                 "ci95": [found.low, found.high] if found.reliable else None,
                 "probability_of_improvement": found.probability_of_improvement,
                 "utterances": len(pairs),
                 "higher_is_better": metric.higher_is_better,
+                "margin": pair.margins.get(metric.name),
+                "is_asked_for": metric.name == (pair.metric or "wer"),
             }
         )
     return compared
 
 
-def _columns(metric: str, rows: Sequence[ItemResult]) -> tuple[list[float], list[float]]:
-    values = [_METRICS[metric].value(row) for row in rows]
-    return [value for value in values if value is not None], [_METRICS[metric].weight(row) for row in rows]
+def _unmeasured(asked: Sequence[Pair], compared: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """What was asked for and cannot be answered."""
+    told = {(row["a"], row["b"], row["metric"]) for row in compared}
+    metrics = [(pair, find_metric(pair.metric or "wer", COMPARABLE)) for pair in asked]
+    return [
+        Finding("bad", f"{pair.b} against {pair.a}: no utterance of both has a {metric.noun}.")
+        for pair, metric in metrics
+        if (pair.a, pair.b, metric.field) not in told
+    ]
+
+
+def _value(metric: Metric, row: ItemResult) -> float | None:
+    assert metric.value is not None
+    return metric.value(row)
+
+
+def _columns(metric: Metric, rows: Sequence[ItemResult]) -> tuple[list[float], list[float]]:
+    values = [_value(metric, row) for row in rows]
+    return [value for value in values if value is not None], [metric.weight(row) for row in rows]
 
 
 def _clusters(rows: Sequence[ItemResult], bootstrap: BootstrapConfig) -> list[str] | None:

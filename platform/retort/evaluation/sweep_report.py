@@ -2,13 +2,15 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from retort.evaluation import figures
-from retort.evaluation.pareto import OBJECTIVES, figures_of
-from retort.evaluation.report import write_page
+from retort.evaluation.metrics import OBJECTIVES, Metric
+from retort.evaluation.page import write_page
+from retort.evaluation.pareto import figures_of
+from retort.evaluation.report import cell, trade_off
 
 _ON_FRONT, _OTHER = 0, 7
 _SMALLEST, _LARGEST = 4.0, 12.0
@@ -27,10 +29,14 @@ def write_sweep_report(folder: Path, sweep: Mapping[str, Any], *, title: str) ->
         MissingRequirementError: ``jinja2`` is not installed.
     """
     rows = [_row(trial, list(sweep["space"])) for trial in sweep["trials"]]
+    columns = _columns(rows)
+    for row in rows:
+        row["cells"] = [] if row["system"] is None else [cell(metric, row["system"]) for metric in columns]
     measured = sorted((row for row in rows if row["figures"] is not None), key=lambda row: row["figures"]["wer"])
     view = {
         "note": sweep["note"],
         "objectives": [OBJECTIVES[name].label for name in sweep["objectives"]],
+        "columns": [metric.label for metric in columns],
         "axes": list(sweep["space"]),
         "num_trials": len(rows),
         "front": [row for row in measured if row["on_front"]],
@@ -46,7 +52,7 @@ def write_sweep_report(folder: Path, sweep: Mapping[str, Any], *, title: str) ->
             ("retort", sweep["retort"]),
         ],
     }
-    return write_page(folder, "sweep.html.j2", title, view)
+    return write_page(folder / "report.html", "sweep.html.j2", title, view)
 
 
 def _row(trial: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
@@ -59,6 +65,12 @@ def _row(trial: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
     }
 
 
+def _columns(rows: list[dict[str, Any]]) -> list[Metric]:
+    """The objectives that some trial has."""
+    systems = [row["system"] for row in rows if row["system"] is not None]
+    return [metric for metric in OBJECTIVES.values() if any(s.get(metric.field) is not None for s in systems)]
+
+
 def _setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
@@ -67,21 +79,12 @@ def _setting(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _chart(rows: list[dict[str, Any]]) -> str | None:
-    shown = [row for row in rows if row["figures"]["tokens_per_second"] is not None]
-    if len(shown) < 2:
-        return None
-    largest = max(row["figures"]["parameters"] for row in shown)
-    points = [
-        figures.Point(
-            str(row["number"]),
-            row["figures"]["tokens_per_second"],
-            row["figures"]["wer"],
-            _ON_FRONT if row["on_front"] else _OTHER,
-            max(_SMALLEST, _LARGEST * math.sqrt(row["figures"]["parameters"] / largest)),
-        )
-        for row in shown
-    ]
-    return figures.trade_off_chart(
-        points, title="Corpus WER against speed", x_label="tokens per second", y_label="corpus WER"
-    )
+def _chart(rows: list[dict[str, Any]]) -> dict[str, str] | None:
+    largest = max((row["system"]["parameters"] or 0 for row in rows), default=0) or 1
+
+    def point_of(row: dict[str, Any]) -> Callable[[float], figures.Point]:
+        radius = max(_SMALLEST, _LARGEST * math.sqrt((row["system"]["parameters"] or 0) / largest))
+        series = _ON_FRONT if row["on_front"] else _OTHER
+        return lambda speed: figures.Point(str(row["number"]), speed, row["system"]["wer_corpus"], series, radius)
+
+    return trade_off([(row["system"], point_of(row)) for row in rows])

@@ -9,8 +9,9 @@ from typing import Any
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError, QualityGateError
 from retort.evaluation.items import read_results
+from retort.evaluation.metrics import OBJECTIVES
 from retort.evaluation.model_card import card_text
-from retort.evaluation.pareto import OBJECTIVES, figures_of
+from retort.evaluation.pareto import figures_of
 from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
 from retort.evaluation.results import read_summary
 from retort.models.codec_lm import count_parameters
@@ -147,8 +148,8 @@ def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, c
     loaded = load_codec_lm(model.path)
     lineage = loaded.lineage.model_dump(mode="json")
     figures = {
-        key: {"value": candidate.system.get(objective.field), "ci95": candidate.system.get(objective.interval or "")}
-        for key, objective in OBJECTIVES.items()
+        key: {"value": candidate.system.get(metric.field), "ci95": candidate.system.get(metric.interval or "")}
+        for key, metric in OBJECTIVES.items()
     }
     rows = read_results(judged.path / "results.jsonl")
     said = _systems_with(judged.path, model.path)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from retort.evaluation.listening import LISTENING_PAGE
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.jobs import run_job
 from retort.orchestration.outputs import job_output
@@ -48,8 +49,9 @@ def _read_times(output: Path) -> dict[str, float]:
 
 
 def _publish(result: Path, output: Path) -> Path:
-    """Copy ``report.html``, ``summary.json``, ``results.jsonl`` and the audio to the tour's folder."""
-    for name in ("report.html", "summary.json", "results.jsonl"):
-        write_bytes_atomic(output / name, (result / name).read_bytes())
+    """Copy report and listening page, ``summary.json``, ``results.jsonl`` and the audio to the tour's folder."""
+    for name in ("report.html", "summary.json", "results.jsonl", LISTENING_PAGE):
+        if (result / name).is_file():  # where there is nothing to compare by ear there is no listening page
+            write_bytes_atomic(output / name, (result / name).read_bytes())
     shutil.copytree(result / "audio", output / "audio", dirs_exist_ok=True)
     return output / "report.html"

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retort.config import Config
-from retort.run_config.evaluate import EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
+from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
 from retort.run_config.job import GenerateJob, JobConfig
@@ -24,6 +24,7 @@ from retort.run_config.tune import TuneConfig
 
 __all__ = [
     "AnyConfig",
+    "ComparisonConfig",
     "CorpusTexts",
     "DemoConfig",
     "DigitTexts",

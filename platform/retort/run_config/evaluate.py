@@ -1,17 +1,19 @@
 """Systems → results, summary and report."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from retort.config import Config
 from retort.evaluation.asr import RecogniserConfig
+from retort.evaluation.results import Role
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.sampling import SamplerConfig
 from retort.nn.guidance import GuidanceConfig, NoGuidance
 from retort.run_config.machines import PoolConfig
+from retort.run_config.metric_names import ComparableName
 
 
 class SystemConfig(Config):
@@ -19,14 +21,30 @@ class SystemConfig(Config):
 
     name: str = Field(min_length=1)
     kind: Literal["recordings", "resynthesis", "model"]
+    role: Role
+    """What it is there for. Recordings and their resynthesis are references; of a model the file must say it."""
     model: Path | None = None
     guidance: GuidanceConfig = NoGuidance()
     scale_input: float | None = None
     """Guidance scale given as an input to a student that takes one."""
     sampler: SamplerConfig = SamplerConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_role(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or "role" in tree:
+            return tree
+        if tree.get("kind") == "model":
+            raise ValueError(
+                f"system {tree.get('name')!r} does not say its role; add `role: teacher`, `role: student`, or "
+                "`role: control` for one that is there to be beaten"
+            )
+        return {**tree, "role": "reference"}
+
     @model_validator(mode="after")
     def _consistent(self) -> "SystemConfig":
+        if self.kind != "model" and self.role != "reference":
+            raise ValueError(f"`role` of {self.kind} is reference, not {self.role}; leave it out")
         if (self.kind == "model") != (self.model is not None):
             raise ValueError("`model` is the path of a system of kind: model, and of no other")
         return self
@@ -43,6 +61,24 @@ class SpeedConfig(Config):
     threads: int = Field(default=1, ge=1)
 
 
+class ComparisonConfig(Config):
+    """How much better ``b`` is than ``a``; ``[a, b]`` says the same by word errors."""
+
+    a: str
+    b: str
+    metric: ComparableName | None = None
+    """``None`` judges by the word errors, and tells failures and voices beside them."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_pair(cls, tree: Any) -> Any:
+        if not isinstance(tree, list | tuple):
+            return tree
+        if len(tree) != 2:
+            raise ValueError(f"a comparison is [a, b], or a mapping with a, b and metric; this has {len(tree)} entries")
+        return {"a": tree[0], "b": tree[1]}
+
+
 class EvaluateConfig(Config):
     """Systems → results.jsonl, summary.json and report.html."""
 
@@ -53,8 +89,10 @@ class EvaluateConfig(Config):
     """``train`` is for choosing between candidates where no validation rows are held out; the summary says so."""
     num_strings: int = Field(default=300, ge=1)
     systems: tuple[SystemConfig, ...] = Field(min_length=1)
-    comparisons: tuple[tuple[str, str], ...] = ()
-    """Pairs (a, b): how much better is b than a."""
+    comparisons: tuple[ComparisonConfig, ...] = ()
+    margins: dict[ComparableName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    """How much worse still counts as good, by metric, as ``summary.json`` has it (``wer: 0.02`` is two points). Only
+    with one is it said that two systems are equally good."""
     confidence_teacher: str | None = None
     """System whose guided and unguided distributions the others' confidence is compared with."""
     recogniser: RecogniserConfig
@@ -76,7 +114,7 @@ class EvaluateConfig(Config):
         names = [system.name for system in self.systems]
         if len(set(names)) != len(names):
             raise ValueError(f"systems: names must differ, got {names}")
-        asked = {name for pair in self.comparisons for name in pair} | {self.confidence_teacher} - {None}
+        asked = {name for pair in self.comparisons for name in (pair.a, pair.b)} | {self.confidence_teacher} - {None}
         unknown = sorted(str(name) for name in asked if name not in names)
         if unknown:
             raise ValueError(f"comparisons or confidence_teacher name {unknown}; the systems are {names}")
@@ -89,3 +127,5 @@ class ReportConfig(Config):
     job: Literal["report"] = "report"
     evaluation: Path
     output: Path
+    votes: tuple[Path, ...] = ()
+    """What listeners saved on the listening page of this evaluation."""

@@ -9,14 +9,14 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 
 from retort.config import Config, faults_of, put, validate
 from retort.errors import ConfigError
-from retort.evaluation.pareto import ObjectiveName
+from retort.evaluation.metrics import OBJECTIVES
 from retort.evaluation.preference import DEFAULT_GATE, parse_gate
 from retort.run_config.evaluate import EvaluateConfig, SystemConfig
 from retort.run_config.job import JobConfig
+from retort.run_config.metric_names import ObjectiveName
 from retort.run_config.space import Axis, Parameters, changes, values_of
 
 TRIALS = "trials"
-_MEASURED_BY_SPEED = {"tokens_per_second", "rtf", "first_audio_ms", "memory"}
 
 
 class RandomSearch(Config):
@@ -136,9 +136,9 @@ class TuneConfig(Config):
         trained = [job.output.name for job in self.trial if hasattr(job, "training")]
         if watched and watched not in trained:
             raise ValueError(f"early_stopping.job {watched!r} is no training job of the trial; {', '.join(trained)} is")
-        unmeasured = _MEASURED_BY_SPEED & set(self.objectives)
-        if unmeasured and self.evaluation.speed is None:
-            raise ValueError(f"objectives {', '.join(sorted(unmeasured))} need {self.evaluation.output.name}.speed")
+        timed = [name for name in self.objectives if OBJECTIVES[name].averaging == "timed"]
+        if timed and self.evaluation.speed is None:
+            raise ValueError(f"objectives {', '.join(timed)} need {self.evaluation.output.name}.speed")
         return self
 
     @property

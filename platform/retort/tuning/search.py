@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import JsonValue
 
-from retort.evaluation.pareto import OBJECTIVES
+from retort.evaluation.metrics import OBJECTIVES
 from retort.run_config.space import Axis, Integers, LogUniform, Parameters, Uniform, values_of
 from retort.run_config.tune import GridSearch, OptunaSearch, RandomSearch, TuneConfig
 

@@ -20,7 +20,7 @@ def config(output: Path, data: Path, systems: list[dict[str, object]], **changes
 
 
 def model(path: Path, **changes: object) -> dict[str, object]:
-    return {"name": "m", "kind": "model", "model": str(path), **changes}
+    return {"name": "m", "kind": "model", "role": "teacher", "model": str(path), **changes}
 
 
 @pytest.fixture(scope="module")
@@ -62,4 +62,4 @@ def test_systems_and_comparisons_must_be_named_consistently(tmp_path: Path, fold
     with pytest.raises(ConfigError, match="the systems are"):
         config(tmp_path, data, [reference], comparisons=[["r", "ghost"]])
     with pytest.raises(ConfigError, match="path of a system"):
-        config(tmp_path, data, [{"name": "m", "kind": "model"}])
+        config(tmp_path, data, [{"name": "m", "kind": "model", "role": "student"}])

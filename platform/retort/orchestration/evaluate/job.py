@@ -16,11 +16,14 @@ from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import Judge, System, TestStrings, measure_confidence, seed_of
-from retort.evaluation.report import AudioSample, write_report
-from retort.evaluation.results import BootstrapConfig, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.listening import pairs_of, trials_of
+from retort.evaluation.report import write_report
+from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
+from retort.evaluation.sounds import AudioSample, fingerprint_of
 from retort.evaluation.speaker import open_speaker_encoder
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
+from retort.evaluation.votes import preferences, read_votes
 from retort.inference.synthesizer import Request, Synthesizer
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.evaluate.system_facts import describe_system, note_of
@@ -28,7 +31,7 @@ from retort.orchestration.outputs import absolute_paths, finished_result, job_ou
 from retort.orchestration.progress import Progress
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.store.artifact import code_version, describe_artifact, git_commit, write_artifact
-from retort.store.commit import write_bytes_atomic
+from retort.store.commit import write_bytes_atomic, write_json_atomic
 from retort.store.results import result_of
 
 _PIECES = "pieces"
@@ -54,17 +57,27 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
             items = _judge_all(config, output, strings, progress)
             confidence = _on_one_actor(config, "confidence", config.pool.threads_per_worker)
             speeds, memory = _measure(config, progress)
-        infos = [_with_speed(info, speeds, memory, confidence) for info in infos]
+        infos = [_with_speed(info, speeds, memory) for info in infos]
         return _write(config, output, strings, infos, items, confidence)
 
 
 def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
-    """Write the report of a finished evaluation again, into ``output``."""
+    """Write the report of a finished evaluation again, into ``output``, with what listeners voted.
+
+    Raises:
+        DataError: the evaluation is missing, or votes are damaged, of another report, or given twice.
+    """
     source = result_of(config.evaluation)
-    items = read_results(source / "results.jsonl")
-    page = write_report(
-        config.output, read_summary(source / "summary.json"), items, samples=_samples(source), title="Retort"
+    items, summary, samples = (
+        read_results(source / "results.jsonl"),
+        read_summary(source / "summary.json"),
+        _samples(source),
     )
+    pairs = pairs_of(summary)
+    votes = read_votes(config.votes, report=fingerprint_of(samples), trials=trials_of(pairs, samples))
+    summary["preferences"] = preferences(votes, pairs)
+    page = write_report(config.output, summary, items, samples=samples, title="Retort")
+    write_json_atomic(config.output / "summary.json", summary)
     progress.log(f"report: {page}")
     return {"report": str(page)}
 
@@ -242,21 +255,15 @@ class EvaluationWorker:
         return self._systems[name]
 
 
-def _with_speed(
-    info: SystemInfo,
-    speeds: Mapping[str, Sequence[Speed]],
-    memory: Mapping[str, float],
-    confidence: Mapping[str, Confidence],
-) -> SystemInfo:
-    changes: dict[str, Any] = {"peak_memory_mb": memory.get(info.name)}
-    if info.name in confidence:
-        changes.update(entropy=confidence[info.name].entropy, top1_probability=confidence[info.name].top1)
+def _with_speed(info: SystemInfo, speeds: Mapping[str, Sequence[Speed]], memory: Mapping[str, float]) -> SystemInfo:
+    measured = {"memory": memory.get(info.name)}
     if info.name in speeds:
-        changes.update(_speed_figures(speeds[info.name]))
-    return dataclasses.replace(info, **changes)
+        measured |= _speed_figures(speeds[info.name])
+    return dataclasses.replace(info, facts={**info.facts, **measured})
 
 
 def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
+    """By names of metrics, which of these are also their keys in a summary."""
     first, last = speeds[0], speeds[-1]
     return {
         "tokens_per_second": last.tokens_per_second,
@@ -279,7 +286,7 @@ def _write(
     summary = summarise(
         items,
         infos,
-        config.comparisons,
+        [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
         expected=strings.expected,
         environment=_environment(config, strings),
         note=note_of(config, items),

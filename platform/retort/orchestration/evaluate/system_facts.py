@@ -5,7 +5,7 @@ from pathlib import Path
 
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
-from retort.evaluation.results import Role, SystemInfo
+from retort.evaluation.results import SystemInfo
 from retort.methods.codec_lm_data import check_fits_tokens
 from retort.models.codec_lm import count_parameters
 from retort.models.codec_lm_lineage import CodecLMLineage
@@ -17,7 +17,7 @@ from retort.store.artifact import ARTIFACT_FILE, read_artifact
 def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
     """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad guidance."""
     if system.model is None:
-        return SystemInfo(name=system.name, method=system.kind, role="reference")
+        return SystemInfo(name=system.name, method=system.kind, role=system.role)
     loaded = load_codec_lm(system.model)
     check_fits_tokens(loaded, strings.description, who=f"system {system.name}", data=config.data)
     loaded.lineage.check_guidance(system.guidance.build())
@@ -25,23 +25,14 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
         name=system.name,
         method=loaded.lineage.method,
         family="codec_lm",
-        role=_role(system.name, loaded.lineage),
-        parameters=count_parameters(loaded.model),
-        num_layers=loaded.model.config.num_layers,
-        training_tokens=_training_tokens(system.model, loaded.lineage),
-        guidance_scale=getattr(system.guidance, "scale", 1.0),
+        role=system.role,
+        facts={
+            "parameters": count_parameters(loaded.model),
+            "num_layers": loaded.model.config.num_layers,
+            "training_tokens": _training_tokens(system.model, loaded.lineage),
+            "guidance_scale": getattr(system.guidance, "scale", 1.0),
+        },
     )
-
-
-def _role(name: str, lineage: CodecLMLineage) -> Role:
-    """Who was trained without a teacher, or not at all, is there to be beaten."""
-    match lineage.method:
-        case "pretrain" | "import":
-            return "teacher"
-        case "layer_pruning" | "fine_tune":
-            return "control"
-        case "cfg_distill" | "multilevel_distill":
-            return "control" if name.startswith("control") else "student"
 
 
 def _training_tokens(folder: Path, lineage: CodecLMLineage) -> int | None:

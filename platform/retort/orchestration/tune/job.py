@@ -7,7 +7,7 @@ that is killed at any moment loses no finished trial, and nothing of Ray's pickl
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from retort.errors import ConfigError, QualityGateError
+from retort.evaluation.metrics import OBJECTIVES
 from retort.evaluation.pareto import costs, figures_of, pareto_front
 from retort.evaluation.sweep_report import write_sweep_report
 from retort.orchestration.cluster import ray_session
@@ -153,7 +154,7 @@ class Sweep:
         assert outcome is not None, f"trial {number} ended without an outcome"
         self._learn(number, outcome)
         num_left = sum(trial.outcome is None for trial in self._ledger.trials()) + self._num_new
-        self._progress.log(f"trial {number} {outcome.state}: {_said(outcome)}")
+        self._progress.log(f"trial {number} {outcome.state}: {_said(outcome, self._config.objectives)}")
         self._progress.update(self._total - num_left, self._total, "trials")
 
     def broke(self, number: int, error: Exception) -> None:
@@ -178,14 +179,16 @@ class Sweep:
         self._searcher.learn(number, self._parameters[number], whole)
 
 
-def _said(outcome: Outcome) -> str:
+def _said(outcome: Outcome, objectives: Sequence[str]) -> str:
     if outcome.system is None:
         return str(outcome.reason)
-    figures = figures_of(outcome.system)
-    parts = [f"WER {figures['wer']:.3f}", f"{figures['parameters']:,.0f} parameters"]
-    if figures["tokens_per_second"] is not None:
-        parts.append(f"{figures['tokens_per_second']:,.0f} tokens/s beside the other trials")
-    return f"{', '.join(parts)}, {outcome.seconds:.0f} s"
+    figures, metrics = figures_of(outcome.system), [OBJECTIVES[name] for name in objectives]
+    known = [(metric, figures[metric.name]) for metric in metrics if figures[metric.name] is not None]
+    parts = [
+        f"{metric.label} {metric.text(value)}" + (" beside the other trials" if metric.averaging == "timed" else "")
+        for metric, value in known
+    ]
+    return f"{'; '.join(parts)}; {outcome.seconds:.0f} s"
 
 
 def _run_trials(config: TuneConfig, output: Path, progress: Progress) -> None:

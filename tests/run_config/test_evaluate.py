@@ -1,0 +1,74 @@
+"""What the file of an evaluation must say of its systems and of what it asks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retort.config import load_tree, validate
+from retort.errors import ConfigError
+from retort.run_config import ComparisonConfig, EvaluateConfig
+
+DEMO = load_tree(Path("jobs/configs/demo.yaml"))["jobs"][-1]
+SYSTEMS = [
+    {"name": "r", "kind": "recordings"},
+    {"name": "t", "kind": "model", "role": "teacher", "model": "runs/t"},
+    {"name": "s", "kind": "model", "role": "student", "model": "runs/s"},
+]
+
+
+def evaluation(**changes: Any) -> EvaluateConfig:
+    tree = {**DEMO, "systems": SYSTEMS, "comparisons": [], "confidence_teacher": None, **changes}
+    return validate(tree, EvaluateConfig, where="file")
+
+
+def test_roles_are_stated_for_models_and_known_for_recordings() -> None:
+    assert [system.role for system in evaluation().systems] == ["reference", "teacher", "student"]
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (
+            {"name": "control_x", "kind": "model", "model": "runs/x"},
+            "does not say its role; add `role: ",
+        ),
+        ({"name": "x", "kind": "model", "model": "runs/x", "role": "pupil"}, "systems.0.role"),
+        ({"name": "x", "kind": "recordings", "role": "teacher"}, "`role` of recordings is reference, not teacher"),
+    ],
+)
+def test_a_role_that_is_not_said_is_not_guessed(system: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluation(systems=[system])
+
+
+def test_comparisons_are_pairs_or_name_their_metric() -> None:
+    asked = evaluation(comparisons=[["t", "s"], {"a": "t", "b": "s", "metric": "mel_distance"}, {"a": "s", "b": "t"}])
+    assert asked.comparisons == (
+        ComparisonConfig(a="t", b="s"),
+        ComparisonConfig(a="t", b="s", metric="mel_distance"),
+        ComparisonConfig(a="s", b="t"),
+    )
+    again = validate(asked.model_dump(mode="json"), EvaluateConfig, where="resolved")
+    assert again == asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"comparisons": [["t", "s", "r"]]}, r"a comparison is \[a, b\], .* this has 3 entries"),
+        ({"comparisons": [["t", "ghost"]]}, "the systems are"),
+        ({"comparisons": [{"a": "t", "b": "s", "metric": "wre"}]}, "unknown figure 'wre'; did you mean 'wer'"),
+        ({"comparisons": [{"a": "t", "b": "s", "metric": "rtf"}]}, "unknown figure 'rtf'"),
+        ({"margins": {"wre": 0.02}}, "unknown figure 'wre'; did you mean 'wer'"),
+        ({"margins": {"wer": 0.0}}, "greater than 0"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluation(**changes)
+
+
+def test_margins_are_by_metric() -> None:
+    assert evaluation(margins={"wer": 0.02, "mel_distance": 0.3}).margins == {"wer": 0.02, "mel_distance": 0.3}
+    assert evaluation().margins == {}
