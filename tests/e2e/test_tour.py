@@ -10,7 +10,8 @@ import torch
 
 from retort.config import load_tree, validate
 from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.inference.speaker import Request
+from retort.inference.synthesizer import Synthesizer
 from retort.nn.guidance import NoGuidance
 from retort.orchestration.progress import QuietProgress
 from retort.orchestration.tour import run_demo

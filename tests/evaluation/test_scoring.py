@@ -3,8 +3,9 @@ import torch
 
 from retort.evaluation.asr import PocketSphinxConfig, open_recogniser
 from retort.evaluation.items import Expected
-from retort.evaluation.scoring import Scorers, Spoken, score_item
+from retort.evaluation.scoring import Scorers, score_item
 from retort.evaluation.speaker import ResemblyzerConfig, open_speaker_encoder
+from retort.inference.speaker import Spoken
 
 RATE = 16_000
 EXPECTED = Expected("u1", "one two", "ann")

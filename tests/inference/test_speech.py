@@ -9,8 +9,9 @@ from torch import Tensor
 from retort.errors import ConfigError
 from retort.inference.runaway import is_looping
 from retort.inference.sampling import SamplerConfig
-from retort.inference.speech import GuardConfig, Sound, SpeechEngine, Wish
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.inference.speaker import Request, Sound, Wish
+from retort.inference.speech import GuardConfig, SpeechEngine
+from retort.inference.synthesizer import Synthesizer
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from tests.inference.speaking import speaking_model
 

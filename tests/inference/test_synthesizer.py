@@ -8,7 +8,9 @@ from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.data.tokens import TokenRow
 from retort.errors import ConfigError, DataError
 from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer, pick_voices
+from retort.inference.speaker import Request
+from retort.inference.synthesizer import Synthesizer
+from retort.inference.voices import pick_voices
 from retort.nn.guidance import NoGuidance, TwoTermGuidance
 from tests.inference.speaking import speaking_model
 

@@ -15,8 +15,9 @@ from retort.data.tokens import TokenSetDescription
 from retort.errors import ConfigError, DataError
 from retort.inference.runner import plan_for
 from retort.inference.sampling import SamplerConfig
-from retort.inference.speech import SpeechEngine, Wish
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.inference.speaker import Request, Wish
+from retort.inference.speech import SpeechEngine
+from retort.inference.synthesizer import Synthesizer
 from retort.inference.torch_runner import TorchRunner
 from retort.models.initialise import student_from
 from retort.models.outside.beside import carry_outside

@@ -9,8 +9,7 @@ from retort.config import Config
 from retort.evaluation.asr import RecogniserConfig
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
-from retort.inference.sampling import SamplerConfig
-from retort.nn.guidance import GuidanceConfig, NoGuidance
+from retort.inference.decoding import Decoding
 from retort.run_config.machines import PoolConfig
 
 
@@ -20,15 +19,15 @@ class SystemConfig(Config):
     name: str = Field(min_length=1)
     kind: Literal["recordings", "resynthesis", "model"]
     model: Path | None = None
-    guidance: GuidanceConfig = NoGuidance()
-    scale_input: float | None = None
-    """Guidance scale given as an input to a student that takes one."""
-    sampler: SamplerConfig = SamplerConfig()
+    decoding: Decoding | None = None
+    """``None`` is the plain way of the model's family."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SystemConfig":
         if (self.kind == "model") != (self.model is not None):
             raise ValueError("`model` is the path of a system of kind: model, and of no other")
+        if self.decoding is not None and self.model is None:
+            raise ValueError("`decoding` belongs to a system of kind: model, and to no other")
         return self
 
 

@@ -13,7 +13,8 @@ from retort.config import validate
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
 from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer, save_speaking_model
+from retort.inference.speaker import Request
+from retort.inference.synthesizer import Synthesizer, save_speaking_model
 from retort.methods.layer_pruning import WHOLE, LayerChoice
 from retort.methods.layer_table import Measured, Selection, describe
 from retort.models.codec_lm import CodecLM

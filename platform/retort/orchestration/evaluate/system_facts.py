@@ -7,34 +7,34 @@ from retort.errors import DataError
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import Role, SystemInfo
-from retort.models.codec_lm import count_parameters
-from retort.models.weights import Lineage, load_model
+from retort.inference.opening import open_speaker
+from retort.models.weights import Lineage
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import ARTIFACT_FILE, read_artifact
 
 
 def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
-    """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad guidance."""
+    """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad decoding."""
     if system.model is None:
         return SystemInfo(name=system.name, method=system.kind, role="reference")
-    loaded = load_model(system.model)
+    speaker = open_speaker(system.model)
+    facts, decoding = speaker.facts, speaker.decoding(system.decoding)
+    lineage = facts.lineage
     for what, ours, theirs in (
-        ("codec", loaded.lineage.codec_fingerprint, strings.description.codec_fingerprint),
-        ("text front-end", loaded.lineage.text_fingerprint, strings.description.text_fingerprint),
+        ("codec", lineage.codec_fingerprint, strings.description.codec_fingerprint),
+        ("text front-end", lineage.text_fingerprint, strings.description.text_fingerprint),
     ):
         if ours != theirs:
             raise DataError(f"system {system.name} was trained with {what} {ours}, {config.data} has {theirs}")
-    guidance = system.guidance.build()
-    loaded.check_guidance(guidance)
     return SystemInfo(
         name=system.name,
-        method=loaded.lineage.method,
-        family="codec_lm",
-        role=_role(system.name, loaded.lineage),
-        parameters=count_parameters(loaded.model),
-        num_layers=loaded.model.config.num_layers,
-        training_tokens=_training_tokens(system.model, loaded.lineage),
-        guidance_scale=getattr(system.guidance, "scale", 1.0),
+        method=lineage.method,
+        family=facts.family,
+        role=_role(system.name, lineage),
+        parameters=facts.parameters,
+        num_layers=facts.num_layers,
+        training_tokens=_training_tokens(system.model, lineage),
+        guidance_scale=decoding.guidance_scale,
     )
 
 
@@ -72,7 +72,8 @@ def note_of(config: EvaluateConfig, items: Sequence[ItemResult]) -> str | None:
             "not comparable with published numbers."
         )
     judges = {item.recogniser for item in items} - {None}
-    lineages = {system.name: load_model(system.model).lineage for system in config.systems if system.model is not None}
+    models = {system.name: system.model for system in config.systems if system.model is not None}
+    lineages = {name: open_speaker(model).facts.lineage for name, model in models.items()}
     fitted = [name for name, lineage in lineages.items() if lineage.selected_by in judges]
     if fitted:
         notes.append(

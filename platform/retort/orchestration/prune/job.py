@@ -86,7 +86,8 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
 
 def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> LoadedModel:
     teacher = load_model(config.teacher)
-    teacher.check_guidance(config.guidance.build())
+    if config.decoding is not None:
+        teacher.check_guidance(config.decoding.guidance.build())
     cure = "use the token set that the teacher was trained on"
     lineage, where = teacher.lineage, str(config.data)
     refuse_mismatch("the teacher", lineage.codec_fingerprint, where, tokens.codec_fingerprint, cure)
