@@ -10,10 +10,10 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from torch import Tensor
 
 from retort.audio.files import Audio
 from retort.inference.speech import GuardConfig
+from retort.inference.voices import Voice
 from retort.serving.api import build_api
 from retort.serving.backends import Ask, Description, LocalBackend, Numbers
 from retort.serving.settings import Limits, ServeConfig, ServedModel
@@ -96,7 +96,7 @@ class Stub:
         """See :class:`Backend`."""
         return Description("tiny", "f", ("s0",), 24_000, "fp32", 0, "c")
 
-    async def encode(self, audio: Audio) -> Tensor:
+    async def voice_of(self, audio: Audio) -> Voice:
         """See :class:`Backend`."""
         raise AssertionError("no voice is added in these tests")
 

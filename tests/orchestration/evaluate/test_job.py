@@ -42,7 +42,7 @@ def test_guidance_that_the_model_was_not_trained_for_is_refused(tmp_path: Path, 
     student = write_teacher(
         tmp_path / "student", data, method="cfg_distill", distilled_at={"kind": "two_term", "scale": 2.0}
     )
-    guided = model(student, guidance={"kind": "two_term", "scale": 1.5})
+    guided = model(student, decoding={"guidance": {"kind": "two_term", "scale": 1.5}})
     with pytest.raises(ConfigError, match="guide twice"):
         run_evaluate(config(tmp_path / "out", data, [guided]), QuietProgress())
 
