@@ -150,7 +150,7 @@ def it_can_do_what_it_says(case: Case) -> None:
     recording = Audio(0.3 * torch.sin(0.2 * torch.arange(16_000)), 16_000)
     voice = speaker.voice_of(recording)
     assert voice.space == speaker.voice_space
-    own_ones = [case.request(seed) for seed in range(5)]
+    own_ones = [case.request(seed) for seed in range(8)]
     own, other = case.said(*own_ones), case.said(*(replace(request, voice=voice) for request in own_ones))
     changes = any(not torch.equal(a, b) for a, b in zip(own, other, strict=True))
     assert changes == abilities.takes_voices

@@ -32,7 +32,9 @@ DECODINGS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {name: speaking_model(tmp_path_factory.mktemp(name), **changes) for name, changes in MODELS.items()}
+    return {
+        name: speaking_model(tmp_path_factory.mktemp(name), gain=30.0, **changes) for name, changes in MODELS.items()
+    }
 
 
 @pytest.fixture(scope="module")
