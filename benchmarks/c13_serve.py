@@ -27,9 +27,9 @@ from pathlib import Path
 from benchmarks.c16_warm_up import write_model
 from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table
 from retort.inference.backends import DecodePrecision
-from retort.inference.speech import GuardConfig, SpeechEngine, Wish
-from retort.inference.synthesizer import Request, Synthesizer
-from retort.nn.guidance import NoGuidance
+from retort.inference.speaker import Request, Wish
+from retort.inference.speech import GuardConfig, SpeechEngine
+from retort.inference.synthesizer import Synthesizer
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.store.artifact import describe_artifact, write_artifact
 
@@ -165,7 +165,7 @@ def engine_alone(engine: SpeechEngine, number: int) -> float:
     seconds = []
     for seed in range(number):
         begin = time.perf_counter()
-        ticket = engine.add(Wish(Request(TEXT, "s", seed), NoGuidance().build()))
+        ticket = engine.add(Wish(Request(TEXT, "s", seed)))
         while not sum(sound.samples_N.numel() for sound in engine.step()):
             pass
         seconds.append(time.perf_counter() - begin)

@@ -17,12 +17,12 @@ import torch
 from benchmarks.protocol import Gate, conclude, interleave, parse_arguments, prepare, print_table
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
-from retort.inference.speech import GuardConfig, SpeechEngine, Wish
-from retort.inference.synthesizer import Request, Synthesizer, save_speaking_model
+from retort.inference.speaker import Request, Wish
+from retort.inference.speech import GuardConfig, SpeechEngine
+from retort.inference.synthesizer import Synthesizer, save_speaking_model
 from retort.models.codec_lm import CodecLM
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import demo
-from retort.nn.guidance import NoGuidance
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 SECONDS, REQUESTS = 2.0, 8
@@ -71,7 +71,7 @@ def requests(model: Path) -> dict[str, float]:
     seconds = []
     for _ in range(REQUESTS):
         begin = time.perf_counter()
-        engine.add(Wish(Request("one two three four", "s", 1), NoGuidance().build()))
+        engine.add(Wish(Request("one two three four", "s", 1)))
         samples = 0
         while engine.num_active:
             samples += sum(sound.samples_N.numel() for sound in engine.step())

@@ -16,13 +16,13 @@ import torch
 from benchmarks.gpu import parse
 from benchmarks.protocol import Gate
 from retort.audio.encodec_codec import Encodec, EncodecConfig
-from retort.inference.speech import GuardConfig, SpeechEngine, Wish
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.inference.speaker import Request, Wish
+from retort.inference.speech import GuardConfig, SpeechEngine
+from retort.inference.synthesizer import Synthesizer
 from retort.models.codec_lm import CodecLM
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import spotify_500m, tiny
 from retort.models.weights import LoadedModel
-from retort.nn.guidance import NoGuidance
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 TEXT = "the quick brown fox jumps over the lazy dog"
@@ -77,7 +77,7 @@ def run(speaker: SpeechEngine, arrivals: list[float]) -> list[Stream]:
         now = time.perf_counter() - begun
         while waiting and waiting[0] <= now and speaker.num_free:
             seed = len(arrivals) - len(waiting)
-            ticket = speaker.add(Wish(Request(TEXT, "s", seed), NoGuidance().build()))
+            ticket = speaker.add(Wish(Request(TEXT, "s", seed)))
             streams[ticket] = Stream(waiting.pop(0))
         if not streams:
             time.sleep(1e-4)

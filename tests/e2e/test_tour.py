@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from retort.config import load_tree, validate
-from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer
-from retort.nn.guidance import NoGuidance
+from retort.inference.opening import open_speaker
+from retort.inference.speaker import Request
 from retort.orchestration.progress import QuietProgress
 from retort.orchestration.tour import run_demo
 from retort.run_config import DemoConfig
@@ -97,15 +96,11 @@ def test_the_tour_ends_in_a_report_and_a_second_one_finds_it_done(tmp_path: Path
     assert list((tmp_path / "demo" / "audio").glob("recordings--*.wav"))
     assert len((tmp_path / "demo" / "results.jsonl").read_text().splitlines()) == 8 * len(SYSTEMS)
 
-    synthesizer = Synthesizer.open(tmp_path / "demo" / "student_large" / "result")
-    spoken = synthesizer.speak(
-        [Request("three five", min(synthesizer.voices), seed) for seed in (1, 1, 2)],
-        guidance=NoGuidance().build(),
-        sampler=SamplerConfig(),
-        max_frames=6,
-    )
+    speaker = open_speaker(tmp_path / "demo" / "student_large" / "result")
+    requests = [Request("three five", speaker.voices[0], seed) for seed in (1, 1, 2)]
+    spoken = speaker.speak(requests, speaker.decoding(None), max_seconds=0.15)
     assert torch.equal(spoken[0].samples_N, spoken[1].samples_N)
-    assert not torch.equal(spoken[0].codes_KT, spoken[2].codes_KT)
+    assert not torch.equal(spoken[0].codes, spoken[2].codes)
 
     shutil.rmtree(tmp_path / "demo" / "evaluation")  # as if the run had died before its last job
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").glob("*/result/COMMITTED")}

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,15 +12,25 @@ from retort.inference.synthesizer import save_speaking_model
 from retort.models.codec_lm import CodecLM
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
+from retort.nn.guidance import TwoTermGuidance
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 
-def speaking_model(root: Path, *, weights_seed: int = 0, mean_frames: float | None = None) -> Path:
+def speaking_model(
+    root: Path,
+    *,
+    weights_seed: int = 0,
+    mean_frames: float | None = None,
+    distilled: bool = False,
+    gain: float = 1.0,
+    **shape: Any,
+) -> Path:
     """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder.
 
     ``mean_frames`` is how long its utterances are on average, at random, whatever the text; None leaves that to the
-    weights, and few end.
+    weights, and few end. ``distilled`` has guidance baked in; with a ``gain`` of its attention, text and voice
+    say more; ``shape`` changes the configuration.
     """
     torch.manual_seed(0)
     data, model = root / "data", root / "model"
@@ -43,14 +54,17 @@ def speaking_model(root: Path, *, weights_seed: int = 0, mean_frames: float | No
     write_description(data, description)
     lineage = CodecLMLineage(
         method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
-        trained_drops=("null",),
+        trained_drops=("null",), distilled_at=TwoTermGuidance(scale=1.5) if distilled else None,
     )  # fmt: skip
     info = describe_artifact("model", "speaking", "1", inputs={}, config={})
     torch.manual_seed(weights_seed)
-    random = CodecLM(tiny((front_end.vocabulary_size, 2, 8)))
+    random = CodecLM(tiny((front_end.vocabulary_size, 2, 8)).replace(**shape))
     with torch.no_grad():  # without training a prompt says next to nothing
-        for parameter in random.prompt_encoder.parameters():
-            parameter.mul_(30)
+        for name, parameter in random.named_parameters():
+            if name.startswith("prompt_encoder"):
+                parameter.mul_(30)
+            if ".attention." in name:
+                parameter.mul_(gain)
         if mean_frames is not None:
             _end_at_random(random, mean_frames)
     return write_artifact(model, info, lambda target: save_speaking_model(target, random, lineage, data)).path

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor
 
 from retort.errors import ConfigError
+from retort.inference.decoding import CodecLMDecoding
 from retort.inference.runaway import is_looping
 from retort.inference.sampling import SamplerConfig
-from retort.inference.speech import GuardConfig, Sound, SpeechEngine, Wish
-from retort.inference.synthesizer import Request, Synthesizer
-from retort.nn.guidance import NoGuidance, TwoTermGuidance
+from retort.inference.speaker import Request, Sound, Wish
+from retort.inference.speech import GuardConfig, SpeechEngine
+from retort.inference.synthesizer import Synthesizer
+from retort.nn.guidance import TwoTermGuidance
 from tests.inference.speaking import speaking_model
 
-PLAIN, GUIDED = NoGuidance().build(), TwoTermGuidance(scale=1.5).build()
+PLAIN, GUIDED = CodecLMDecoding(), CodecLMDecoding(guidance=TwoTermGuidance(scale=1.5))
 LOOSE = GuardConfig(seconds_per_character=0.05, extra_seconds=0.2)
 
 
@@ -55,9 +57,7 @@ def test_streamed_samples_are_those_of_the_whole_in_any_company(synthesizer: Syn
     assert torch.equal(samples(sounds[ticket]), samples(whole))
     assert samples(whole).numel() > 0
     assert set(sounds) == {*others, ticket}
-    spoken = synthesizer.speak(
-        [Request("one two", "s0", 3)], guidance=GUIDED if guided else PLAIN, sampler=SamplerConfig(), max_frames=22
-    )[0]
+    spoken = synthesizer.speak([Request("one two", "s0", 3)], GUIDED if guided else PLAIN, max_frames=22)[0]
     assert torch.equal(spoken.samples_N, samples(whole)), "the batch path is the same path"
 
 
@@ -123,7 +123,7 @@ def test_a_stream_that_fails_before_its_first_sound_says_what_the_file_says(
 
 def test_a_loop_is_stopped_long_before_the_limit(tmp_path: Path) -> None:
     synthesizer = Synthesizer.open(speaking_model(tmp_path, mean_frames=1e9))
-    greedy = Wish(Request("one", "s0", 0), PLAIN, SamplerConfig(temperature=0), is_streamed=True)
+    greedy = Wish(Request("one", "s0", 0), CodecLMDecoding(sampler=SamplerConfig(temperature=0)))
     patient = GuardConfig(extra_seconds=3.9, max_repeat_seconds=0.5, retries=0)
     sounds = finish_one(engine(synthesizer, patient), greedy)
     assert sounds[-1].outcome == "loop"

@@ -7,9 +7,11 @@ import torch
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.data.tokens import TokenRow
 from retort.errors import ConfigError, DataError
-from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer, pick_voices
-from retort.nn.guidance import NoGuidance, TwoTermGuidance
+from retort.inference.decoding import CodecLMDecoding
+from retort.inference.speaker import Request
+from retort.inference.synthesizer import Synthesizer
+from retort.inference.voices import pick_voices
+from retort.nn.guidance import TwoTermGuidance
 from tests.inference.speaking import speaking_model
 
 
@@ -19,18 +21,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def speak(synthesizer: Synthesizer, *requests: Request, scale: float = 1.0) -> list[torch.Tensor]:
-    guidance = TwoTermGuidance(scale=scale) if scale != 1.0 else NoGuidance()
-    said = synthesizer.speak(requests, guidance=guidance.build(), sampler=SamplerConfig(), max_frames=6)
-    return [s.codes_KT for s in said]
+    said = synthesizer.speak(requests, synthesizer.decoding_at(scale), max_frames=6)
+    return [s.codes for s in said if s.codes is not None]
 
 
 def test_a_model_folder_speaks_by_itself(folder: Path) -> None:
     synthesizer = Synthesizer.open(folder)
     assert set(synthesizer.voices) == {"s0", "s1"}
-    said = synthesizer.speak(
-        [Request("one two", "s0", 1)], guidance=NoGuidance().build(), sampler=SamplerConfig(), max_frames=6
-    )[0]
-    assert said.samples_N.numel() == said.codes_KT.shape[1] * 400
+    said = synthesizer.speak([Request("one two", "s0", 1)], None, max_frames=6)[0]
+    assert said.codes is not None
+    assert said.samples_N.numel() == said.codes.shape[1] * 400
     assert said.sample_rate == 16_000
 
 
@@ -51,10 +51,9 @@ def test_unknown_voices_texts_without_words_and_untrained_guidance_are_refused(f
         speak(synthesizer, Request("!!!", "s0", 0))
     speak(synthesizer, Request("one", "s0", 0), scale=2.0)
     with pytest.raises(ConfigError, match="no_text"):
-        synthesizer.speak(
-            [Request("one", "s0", 0)], guidance=TwoTermGuidance(scale=2.0, against="no_text").build(),
-            sampler=SamplerConfig(), max_frames=4,
-        )  # fmt: skip
+        synthesizer.decoding(CodecLMDecoding(guidance=TwoTermGuidance(scale=2.0, against="no_text")))
+    with pytest.raises(ConfigError, match=r"takes no guidance scale as an input, 1\.5 was given"):
+        synthesizer.decoding(CodecLMDecoding(scale=1.5))
 
 
 def test_a_model_with_another_codec_is_refused_with_both_fingerprints(folder: Path, tmp_path: Path) -> None:

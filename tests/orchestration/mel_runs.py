@@ -15,7 +15,7 @@ from retort.data.references import plan_references
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
-from retort.models.weights import SavedMelDiffusion, load_model
+from retort.models.weights import SavedMelDiffusion, load_codec_lm
 from retort.nn.noise_schedule import CosineSchedule
 from retort.orchestration.prepare.worker import CODEC, REFERENCES, TEXT, TOKENS, PrepareWorker
 from retort.run_config import PrepareConfig
@@ -74,7 +74,7 @@ def write_recorded_token_set(folder: Path, manifest: Path) -> Path:
 
 def write_denoiser(folder: Path, lm: Path, *, seed=0, **lineage) -> Path:
     """A committed denoiser with random weights that reads the latents of an LM; returns the result folder."""
-    loaded = load_model(lm)
+    loaded = load_codec_lm(lm)
     config = MelDiffusionConfig(
         num_mels=20, latent_dim=loaded.model.config.dim, dim=16, num_layers=1, num_heads=2, ffn_dim=32,
         schedule=CosineSchedule(),

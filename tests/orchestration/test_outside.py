@@ -12,17 +12,19 @@ from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.cli import run
 from retort.config import validate
 from retort.errors import ConfigError, DataError
+from retort.inference.decoding import CodecLMDecoding
 from retort.inference.runner import plan_for
 from retort.inference.sampling import SamplerConfig
-from retort.inference.speech import SpeechEngine, Wish
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.inference.speaker import Request, Wish
+from retort.inference.speech import SpeechEngine
+from retort.inference.synthesizer import Synthesizer
 from retort.inference.torch_runner import TorchRunner
 from retort.methods.cfg_distill import CFGDistillConfig, check_teacher
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.initialise import student_from
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import fingerprint_of, load_codec_lm, save_model
-from retort.nn.guidance import NoGuidance, TwoTermGuidance
+from retort.nn.guidance import TwoTermGuidance
 from retort.orchestration.outside import run_export, run_import
 from retort.run_config import ExportConfig, ImportConfig
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
@@ -99,7 +101,7 @@ def test_a_student_of_fewer_blocks_loads_in_transformers_with_the_same_logits(tm
     assert len(theirs.model.layers) == 2
     assert not theirs.config.tie_word_embeddings, "training moved input and output apart"
     synthesizer = synthesizer_of(teacher_folder)
-    conditions = synthesizer.conditions([Request("one two", "default", 0)])
+    conditions = synthesizer.conditions([Request("one two", "default", 0)], CodecLMDecoding())
     codes = torch.randint(NUM_CODES, (1, 1, 30))
     inputs = torch.cat([torch.full((1, 1, 1), student.config.fill), codes], dim=2)
     text = [*b"one two"]
@@ -140,23 +142,25 @@ def test_an_imported_model_with_a_codec_speaks_and_both_decoders_agree(tmp_path:
     tree = {"codec": {"kind": "saved", "path": str(codec)}, "null_text": ["<|text_end|>"]}
     synthesizer = Synthesizer.open(result_of(imported(tmp_path, **tree)))
     assert list(synthesizer.voices) == ["default"]
-    for guidance in (NoGuidance().build(), TwoTermGuidance(scale=1.5).build()):
-        request = Request("one two", "default", 3)
-        (spoken,) = synthesizer.speak([request], guidance=guidance, sampler=SamplerConfig(), max_frames=12)
+    for scale in (1.0, 1.5):
+        request, decoding = Request("one two", "default", 3), synthesizer.decoding_at(scale)
+        guidance = decoding.guidance.build()
+        (spoken,) = synthesizer.speak([request], decoding, max_frames=12)
         assert spoken.samples_N.numel()
-        model, conditions = synthesizer.loaded.model, synthesizer.conditions([request])
+        model, conditions = synthesizer.loaded.model, synthesizer.conditions([request], decoding)
         runner = TorchRunner(model, max_slots=1, max_conditions=len(guidance.conditions), max_columns=64)
         plan = plan_for(model, conditions, guidance=guidance, sampler=SamplerConfig(), seed=3, max_frames=12)
         runner.admit(0, plan)
-        tokens = [int(runner.step([0])[0][0, 0]) for _ in range(spoken.codes_KT.shape[1])]
-        assert tokens == spoken.codes_KT[0].tolist()
+        assert spoken.codes is not None
+        tokens = [int(runner.step([0])[0][0, 0]) for _ in range(spoken.codes.shape[1])]
+        assert tokens == spoken.codes[0].tolist()
 
 
 def test_the_engine_of_say_and_serve_takes_an_imported_model(tmp_path: Path) -> None:
     codec = {"kind": "saved", "path": str(saved_codec(tmp_path / "codec"))}
     synthesizer = Synthesizer.open(result_of(imported(tmp_path, "qwen2_tied", codec=codec)))
     engine = SpeechEngine(synthesizer, max_slots=1, max_conditions=1, max_seconds=1.0)
-    engine.add(Wish(Request("one two", "default", 1), NoGuidance().build(), is_streamed=False))
+    engine.add(Wish(Request("one two", "default", 1), is_streamed=False))
     sounds = []
     while engine.num_active:
         sounds += engine.step()

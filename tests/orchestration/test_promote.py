@@ -44,7 +44,7 @@ def test_a_good_model_is_served_with_a_card_that_says_what_it_is(tmp_path: Path,
     assert config is not None
     (served,) = config.models
     assert (served.name, served.path, config.default_model) == ("small", registry / "small" / "1", "small")
-    assert served.sampler.temperature == 0.7, "as it was judged"
+    assert served.decoding.sampler.temperature == 0.7, "as it was judged"
     assert Synthesizer.open(result_of(registry / "small")).loaded.fingerprint == card["model"]["fingerprint"]
 
 

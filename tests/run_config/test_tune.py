@@ -23,7 +23,7 @@ def test_a_trial_is_the_jobs_with_its_settings_in_its_folders() -> None:
         space={
             "width": {"kind": "together", "values": [width]},
             "student.training.optimizer.learning_rate": {"kind": "loguniform", "low": 1e-4, "high": 1e-2},
-            "evaluation.systems.0.sampler.temperature": choice(0.5),
+            "evaluation.systems.0.decoding.sampler.temperature": choice(0.5),
         },
         search={"kind": "random"},
         num_trials=3,
@@ -31,14 +31,15 @@ def test_a_trial_is_the_jobs_with_its_settings_in_its_folders() -> None:
     parameters = {
         "width": width,
         "student.training.optimizer.learning_rate": 0.002,
-        "evaluation.systems.0.sampler.temperature": 0.5,
+        "evaluation.systems.0.decoding.sampler.temperature": 0.5,
     }
     student, evaluation = config.trial_jobs(7, parameters)
     assert isinstance(student, DistillConfig)
     assert isinstance(evaluation, EvaluateConfig)
     assert (student.student.dim, student.student.num_heads, student.student.num_layers) == (32, 4, 1)  # type: ignore[union-attr]
     assert student.training.optimizer.learning_rate == 0.002
-    assert evaluation.systems[0].sampler.temperature == 0.5
+    assert evaluation.systems[0].decoding is not None
+    assert evaluation.systems[0].decoding.sampler.temperature == 0.5
     trial = ROOT / "sweep" / "trials" / "0007"
     assert (student.output, evaluation.output) == (trial / "student", trial / "evaluation")
     assert evaluation.systems[0].model == trial / "student"

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
-from torch import Tensor
 
 from retort.audio.files import Audio
 from retort.inference.speech import GuardConfig
+from retort.inference.voices import Voice
 from retort.serving.api import build_api
 from retort.serving.backends import Ask, Description, LocalBackend, Numbers
 from retort.serving.settings import Limits, ServeConfig, ServedModel
-from retort.serving.speaking import Piece
+from retort.serving.speaking import Snippet
 
 PATIENT = GuardConfig(seconds_per_character=0.2, extra_seconds=3.0, retries=1)
 
@@ -76,12 +76,12 @@ class Stub:
         is_endless: more of the last piece follows until the client leaves.
     """
 
-    def __init__(self, *pieces: Piece, error: Exception | None = None, is_endless: bool = False) -> None:
+    def __init__(self, *pieces: Snippet, error: Exception | None = None, is_endless: bool = False) -> None:
         self.pieces, self.error, self.is_endless = pieces, error, is_endless
         self.under_way = threading.Event()
         """Set once more is wanted than the pieces."""
 
-    async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
+    async def speak(self, ask: Ask) -> AsyncIterator[Snippet]:
         """See :class:`Backend`."""
         for piece in self.pieces:
             yield piece
@@ -96,7 +96,7 @@ class Stub:
         """See :class:`Backend`."""
         return Description("tiny", "f", ("s0",), 24_000, "fp32", 0, "c")
 
-    async def encode(self, audio: Audio) -> Tensor:
+    async def voice_of(self, audio: Audio) -> Voice:
         """See :class:`Backend`."""
         raise AssertionError("no voice is added in these tests")
 

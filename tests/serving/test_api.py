@@ -26,7 +26,7 @@ from retort.serving.formats import KINDS
 from retort.serving.gate import OPEN_ROUTES
 from retort.serving.requests import AudioFormat
 from retort.serving.settings import Limits, ServeConfig
-from retort.serving.speaking import Piece
+from retort.serving.speaking import Snippet
 from tests.inference.speaking import speaking_model
 from tests.serving.running import Stub, api_of, api_of_stub, backends, paused, running, settings
 
@@ -50,14 +50,13 @@ def seed(made: dict[str, LocalBackend]) -> int:
 
 
 def good_seed(backend: LocalBackend) -> int:
-    from retort.inference.speech import Wish
-    from retort.inference.synthesizer import Request
+    from retort.inference.speaker import Request, Wish
 
-    engine = backend.engine.__class__(
-        backend.engine.synthesizer, max_slots=1, max_conditions=1, guard=backend.engine.guard.replace(retries=0)
+    engine = backend.speaker.__class__(
+        backend.speaker.synthesizer, max_slots=1, max_conditions=1, guard=backend.speaker.guard.replace(retries=0)
     )
     for candidate in range(500):
-        ticket = engine.add(Wish(Request("one two", "s0", candidate), backend.guidance))
+        ticket = engine.add(Wish(Request("one two", "s0", candidate), backend.decoding))
         sounds = []
         while engine.num_active:
             sounds += [sound for sound in engine.step() if sound.ticket == ticket]
@@ -130,7 +129,7 @@ def test_a_stream_is_the_file_and_the_same_seed_the_same_sound(address: str, see
 
 def test_a_seed_that_was_drawn_is_one_that_javascript_can_send_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secrets, "randbits", lambda bits: 2**bits - 1)
-    with running(api_of_stub(Stub(Piece(torch.zeros(100), "said")))) as url:
+    with running(api_of_stub(Stub(Snippet(torch.zeros(100), "said")))) as url:
         drawn = int(speak(url, {"model": "tiny", "input": "one", "voice": "s0"}).headers["x-seed"])
     assert 2**32 < drawn <= 2**53
     assert int(float(drawn)) == drawn
@@ -226,15 +225,15 @@ def test_a_client_that_leaves_stops_the_work_within_a_frame(
         ) as answer:
             next(answer.iter_raw(1))
     deadline = time.monotonic() + 20
-    while (speaking.engine.num_active or speaking.admission.in_flight_s) and time.monotonic() < deadline:
+    while (speaking.speaker.num_active or speaking.admission.in_flight_s) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert speaking.engine.num_active == 0
+    assert speaking.speaker.num_active == 0
     assert speaking.frames_after_cancel <= speaking.num_cancelled - before
 
 
 def test_a_failed_stream_never_looks_like_a_finished_file(config: ServeConfig, made: dict[str, LocalBackend]) -> None:
     """A limit that random weights overrun: a broken connection, an ``error`` event, or a 500."""
-    engine = made["other"].engine
+    engine = made["other"].speaker
     kept, engine.guard = engine.guard, engine.guard.replace(extra_seconds=0.3, seconds_per_character=0.001, retries=0)
     try:
         with running(api_of(config, made)) as url:

@@ -9,7 +9,7 @@ import torch
 
 from retort.serving.backends import Ask
 from retort.serving.formats import KINDS
-from retort.serving.speaking import Piece
+from retort.serving.speaking import Snippet
 from tests.inference.speaking import speaking_model
 from tests.serving.running import api_of, backends, running, settings
 
@@ -29,9 +29,9 @@ def test_what_fails_before_any_sound_is_a_500_in_every_format(tmp_path: Path, mo
 
     closed = []
 
-    async def say_nothing(ask: Ask) -> AsyncIterator[Piece]:
+    async def say_nothing(ask: Ask) -> AsyncIterator[Snippet]:
         try:
-            yield Piece(torch.zeros(0), "no_sound")
+            yield Snippet(torch.zeros(0), "no_sound")
         finally:
             closed.append(ask)
 

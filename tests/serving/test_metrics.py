@@ -8,13 +8,13 @@ import httpx
 import pytest
 import torch
 
-from retort.serving.speaking import Piece
+from retort.serving.speaking import Snippet
 from tests.serving.running import Stub, api_of_stub, paused, running
 from tests.serving.test_api import body
 
 
 def endless() -> Stub:
-    return Stub(Piece(torch.ones(2400)), is_endless=True)
+    return Stub(Snippet(torch.ones(2400)), is_endless=True)
 
 
 def is_counted_as_left(text: str) -> bool:
@@ -61,7 +61,7 @@ def test_a_request_that_the_server_cancels_has_left(name: str) -> None:
 
 
 def test_a_stream_that_fails_is_broken_and_nobody_left() -> None:
-    with running(api_of_stub(Stub(Piece(torch.ones(2400)), error=RuntimeError()))) as url:
+    with running(api_of_stub(Stub(Snippet(torch.ones(2400)), error=RuntimeError()))) as url:
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.post(f"{url}/v1/audio/speech", json=body(1, response_format="pcm"))
         text = httpx.get(f"{url}/metrics").text

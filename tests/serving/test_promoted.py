@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from retort.serving.backends import Description
-from retort.serving.speaking import Piece
+from retort.serving.speaking import Snippet
 from tests.serving.running import Stub, api_of_stub, running
 from tests.serving.test_api import body, speak
 
@@ -20,7 +20,7 @@ class Promoted(Stub):
 
     def promote(self, fingerprint: str, sample_rate: int, *voices: str) -> None:
         self.version = Description("tiny", fingerprint, ("s0", *voices), sample_rate, "fp32", 0, "c")
-        self.pieces = (Piece(torch.zeros(sample_rate), "said", fingerprint=fingerprint),)
+        self.pieces = (Snippet(torch.zeros(sample_rate), "said", fingerprint=fingerprint),)
 
     async def describe(self) -> Description:
         self.asked += 1

@@ -11,7 +11,7 @@ import torch
 
 from retort.serving import api
 from retort.serving.backends import Ask
-from retort.serving.speaking import OverloadedError, Piece
+from retort.serving.speaking import OverloadedError, Snippet
 from tests.inference.speaking import speaking_model
 from tests.serving.running import api_of, backends, running, settings
 
@@ -29,14 +29,14 @@ def test_a_refusal_stands_until_a_stream_ends(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(api, "_SHED_S", 1000.0)
     asked, may_end, is_full = [], threading.Event(), False
 
-    async def speak_if_free(ask: Ask) -> AsyncIterator[Piece]:
+    async def speak_if_free(ask: Ask) -> AsyncIterator[Snippet]:
         asked.append(ask.seed)
         if is_full:
             raise OverloadedError(7.0)
-        yield Piece(torch.ones(4000))
+        yield Snippet(torch.ones(4000))
         while not may_end.is_set():
             await asyncio.sleep(0.01)
-        yield Piece(torch.ones(4000), "said")
+        yield Snippet(torch.ones(4000), "said")
 
     config = settings(speaking_model(tmp_path))
     made = backends(config)

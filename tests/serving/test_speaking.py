@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from retort.errors import ConfigError, DataError
-from retort.inference.speech import GuardConfig, Sound, SpeechEngine, Wish, in_parts
-from retort.inference.synthesizer import Request, Synthesizer
-from retort.nn.guidance import NoGuidance
+from retort.inference.speaker import Request, Sound, Wish, in_parts
+from retort.inference.speech import GuardConfig, SpeechEngine
+from retort.inference.synthesizer import Synthesizer
 from retort.serving.admission import Admission
-from retort.serving.speaking import OverloadedError, Piece, Speaking
+from retort.serving.speaking import OverloadedError, Snippet, Speaking
 from tests.inference.speaking import speaking_model
 
 GUARD = GuardConfig(seconds_per_character=0.1, extra_seconds=2.0, retries=0)
@@ -31,10 +31,10 @@ def engine(synthesizer: Synthesizer, *, slots: int = 2) -> SpeechEngine:
 
 
 def wish(seed: int, text: str = "one two three") -> Wish:
-    return Wish(Request(text, "s0", seed), NoGuidance().build())
+    return Wish(Request(text, "s0", seed))
 
 
-async def collect(speaking: Speaking, wanted: Wish) -> list[Piece]:
+async def collect(speaking: Speaking, wanted: Wish) -> list[Snippet]:
     return [piece async for piece in speaking.speak(wanted)]
 
 
@@ -49,7 +49,7 @@ def test_more_requests_than_slots_all_get_what_they_would_get_alone(synthesizer:
         alone[seed] = torch.cat(parts)
     speaking = Speaking(engine(synthesizer), max_waiting_s=100.0)
 
-    async def everybody() -> list[list[Piece]]:
+    async def everybody() -> list[list[Snippet]]:
         return await asyncio.gather(*(collect(speaking, wish(seed)) for seed in range(6)))
 
     try:
@@ -81,8 +81,8 @@ def test_a_long_text_is_said_part_after_part(synthesizer: Synthesizer) -> None:
     assert parts[0].request.seed == seed != parts[1].request.seed
     speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
 
-    async def both(**limits: float) -> list[list[Piece]]:
-        async def whole() -> list[Piece]:
+    async def both(**limits: float) -> list[list[Snippet]]:
+        async def whole() -> list[Snippet]:
             return [piece async for piece in speaking.speak(*parts, **limits)]
 
         return [pieces for pieces in await asyncio.gather(whole(), collect(speaking, wish(1))) if pieces]
@@ -113,7 +113,7 @@ def test_a_later_part_that_cannot_be_said_ends_the_request_and_nothing_else(
 ) -> None:
     """What a text can do wrong is told before any sound; a voice is the same in all parts, or else it is told late."""
     speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
-    parts = [wish(0), Wish(Request(text, voice, 2), NoGuidance().build())]
+    parts = [wish(0), Wish(Request(text, voice, 2))]
     heard = []
 
     async def say() -> None:
@@ -154,7 +154,7 @@ def test_whoever_has_much_to_hear_gets_larger_pieces(synthesizer: Synthesizer, m
 def test_leaving_stops_the_request_within_a_frame(synthesizer: Synthesizer) -> None:
     speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
 
-    async def leave_early() -> list[Piece]:
+    async def leave_early() -> list[Snippet]:
         async for _ in (pieces := speaking.speak(wish(1, "a very long text " * 3))):
             break
         await pieces.aclose()
@@ -179,16 +179,16 @@ def test_who_leaves_while_waiting_holds_no_promise_any_more(
     synthesizer: Synthesizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speaking = Speaking(engine(synthesizer, slots=1), max_waiting_s=100.0)
-    admission, step, may_go_on = speaking.admission, speaking.engine.step, threading.Event()
+    admission, step, may_go_on = speaking.admission, speaking.speaker.step, threading.Event()
 
     def step_later(**options: Any) -> list[Sound]:
         return step(**options) if may_go_on.wait(0.001) else []
 
-    monkeypatch.setattr(speaking.engine, "step", step_later)
+    monkeypatch.setattr(speaking.speaker, "step", step_later)
 
     async def leave() -> None:
-        talkers = [asyncio.ensure_future(collect(speaking, wish(seed))) for seed in range(speaking.engine.num_free)]
-        assert await until(lambda: not speaking.engine.num_free and not admission.waiting_s)
+        talkers = [asyncio.ensure_future(collect(speaking, wish(seed))) for seed in range(speaking.speaker.num_free)]
+        assert await until(lambda: not speaking.speaker.num_free and not admission.waiting_s)
         leaver = asyncio.ensure_future(collect(speaking, wish(9)))
         assert await until(lambda: admission.waiting_s > 0)
         leaver.cancel()
@@ -214,7 +214,7 @@ def test_who_leaves_between_two_parts_is_forgotten_too(
         is_between.set()
         return True
 
-    monkeypatch.setattr(speaking.engine, "can_wait", wait_forever)
+    monkeypatch.setattr(speaking.speaker, "can_wait", wait_forever)
 
     async def both_parts() -> None:
         async for _ in speaking.speak(wish(ends), wish(ends)):
@@ -254,7 +254,7 @@ def test_a_request_that_is_wrong_is_refused_and_takes_no_room(synthesizer: Synth
     speaking = Speaking(engine(synthesizer), max_waiting_s=2.0)
     try:
         with pytest.raises(ConfigError, match="no voice 'eve'"):
-            asyncio.run(collect(speaking, Wish(Request("one", "eve", 0), NoGuidance().build())))
+            asyncio.run(collect(speaking, Wish(Request("one", "eve", 0))))
         assert speaking.admission.in_flight_s == 0
     finally:
         speaking.stop()
@@ -266,7 +266,7 @@ def test_a_dead_engine_tells_everybody(synthesizer: Synthesizer, monkeypatch: py
     def fail(**_: object) -> None:
         raise FloatingPointError("the logits are not numbers")
 
-    monkeypatch.setattr(speaking.engine, "step", fail)
+    monkeypatch.setattr(speaking.speaker, "step", fail)
     with pytest.raises(FloatingPointError, match="not numbers"):
         asyncio.run(collect(speaking, wish(0)))
     assert not speaking.is_alive

@@ -12,9 +12,14 @@ import httpx
 import numpy as np
 import pytest
 import soundfile
+import torch
+from safetensors.torch import load_file, save_file
 
+from retort.inference.voices import CODES, Voice
+from retort.models.weights import load_model
 from retort.serving.backends import LocalBackend
 from retort.serving.settings import ServeConfig, VoiceUploads
+from retort.serving.voices import VoiceStore
 from tests.inference.speaking import speaking_model
 from tests.serving.running import api_of, backends, running, settings
 from tests.serving.test_api import body, speak
@@ -194,6 +199,51 @@ def test_forms_that_are_none_are_refused(address: str) -> None:
 @pytest.mark.parametrize("path", ["voice_", "..", "voice_" + "0" * 24, "s0", "%2e%2e%2fmodel"])
 def test_only_what_was_added_can_be_deleted(address: str, path: str) -> None:
     assert httpx.delete(f"{address}/v1/audio/voices/{path}").status_code in (404, 405)
+
+
+def test_a_voice_of_another_space_is_refused_with_both_named(
+    address: str, folder: Path, made: dict[str, LocalBackend]
+) -> None:
+    """As after a promotion to a model with another codec."""
+    voice = upload(address, sound()).json()["id"]
+    kept = folder / voice / "codes.safetensors"
+    (tensors,) = [load_file(kept)]
+    ours = made["tiny"].speaker.voice_space
+    assert list(tensors) == [ours], "the layout of the file stays"
+    save_file({"mel_rvq-elsewhere": tensors[ours]}, kept)
+    error = speak(address, body(0, voice=voice)).json()["error"]
+    assert (error["param"], error["code"]) == ("voice", "voice_of_another_space")
+    assert ours in error["message"]
+    assert "mel_rvq-elsewhere" in error["message"]
+    remove_all(address)
+
+
+def test_voices_of_several_tensors_and_spaces_come_back_as_they_were(tmp_path: Path) -> None:
+    store = VoiceStore(tmp_path, max_voices=3)
+    given = [
+        Voice("codec-1", {CODES: torch.arange(6).view(2, 3)}),
+        Voice("mels-1", {"mel": torch.ones(4, 2), "timbre": torch.zeros(5)}),
+    ]
+    added = store.add("Ada", consent="yes", sample_sha256="0", voices=given)
+    back = store.voices(added.id)
+    assert set(back) == {"codec-1", "mels-1"}
+    for voice in given:
+        assert back[voice.space].tensors.keys() == voice.tensors.keys()
+        assert all(torch.equal(back[voice.space].tensors[name], tensor) for name, tensor in voice.tensors.items())
+    assert store.voices("voice_" + "0" * 24) == store.voices("../voices") == {}
+
+
+def test_models_that_speak_in_their_own_voices_only_take_none(tmp_path: Path) -> None:
+    model = speaking_model(tmp_path, speaker_prompt="none")
+    config = settings(model, voice_uploads=VoiceUploads(folder=tmp_path / "voices"))
+    with running(api_of(config, backends(config))) as url:
+        answer = upload(url, sound())
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "own_voices")
+        space = load_model(model).lineage.codec_fingerprint
+        voice = Voice(space, {CODES: torch.zeros(2, 3, dtype=torch.int64)})
+        added = VoiceStore(tmp_path / "voices", max_voices=3).add("A", consent="", sample_sha256="", voices=[voice])
+        refused = speak(url, body(0, voice=added.id)).json()["error"]
+        assert (refused["param"], refused["code"]) == ("voice", "own_voices")
 
 
 def test_uploads_are_off_unless_enabled(tmp_path: Path, config: ServeConfig, made: dict[str, LocalBackend]) -> None:

@@ -6,6 +6,7 @@ A judge is made from plain values, so that it can live in a Ray actor or in a te
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -13,17 +14,14 @@ import torch
 from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec
-from retort.audio.files import read_audio
-from retort.data.batches import CodebookLayout, LMBatch, teacher_forced
+from retort.audio.files import Audio, read_audio
 from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import DataError
-from retort.evaluation.confidence import Confidence, ConfidenceAccumulator
 from retort.evaluation.items import Expected, ItemResult
-from retort.evaluation.scoring import Scorers, Spoken, score_item
-from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer, pick_voices
-from retort.nn.guidance import Guidance
-from retort.nn.guided_rows import guided_logits
+from retort.evaluation.scoring import Scorers, score_item
+from retort.inference.decoding import Decoding
+from retort.inference.speaker import Request, Speaker, Spoken
+from retort.inference.voices import Voice, pick_voices, voice_of_codes
 
 RECORDINGS_OF_A_VOICE = 8
 """Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
@@ -31,14 +29,13 @@ RECORDINGS_OF_A_VOICE = 8
 
 @dataclass(frozen=True)
 class System:
-    """What speaks: the recordings, their way through the codec, or a model under a guidance and a sampler."""
+    """What speaks: the recordings, their way through the codec, or a model that is decoded in one way."""
 
     name: str
     kind: Literal["recordings", "resynthesis", "model"]
-    synthesizer: Synthesizer | None = None
-    guidance: Guidance | None = None
-    sampler: SamplerConfig | None = None
-    scale_input: float | None = None
+    speaker: Speaker | None = None
+    decoding: Decoding | None = None
+    """None is the plain one of the model's family."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +83,23 @@ class TestStrings:
         others = [other for other in self._others if other.speaker == row.speaker and other.id != row.id]
         return max(others, key=lambda other: other.num_frames).codes_KT if others else None
 
+    @cached_property
+    def codec(self) -> Codec:
+        """Of the token set."""
+        return open_codec(self.folder / "codec")
+
+    def voice_for(self, row: TokenRow, speaker: Speaker) -> Voice | None:
+        """The voice that a row asks for, as a speaker takes it: :meth:`prompt_for` in its space.
+
+        None where there is no prompt; then the speaker's own voice of that name counts.
+        """
+        prompt_KP, space = self.prompt_for(row), self.description.codec_fingerprint
+        if prompt_KP is None:
+            return None
+        if speaker.voice_space == space:
+            return voice_of_codes(space, prompt_KP)
+        return speaker.voice_of(Audio(self.codec.decode(prompt_KP), self.codec.sample_rate))
+
     def recordings(self) -> Mapping[str, bytes]:
         """WAV bytes of the rows' recordings, by id."""
         import pyarrow.parquet as pq
@@ -117,7 +131,6 @@ class Judge:
 
     def __init__(self, strings: TestStrings, scorers: Scorers, *, max_frames: int, seed: int) -> None:
         self.strings, self.scorers, self.max_frames, self.seed = strings, scorers, max_frames, seed
-        self._codec: Codec = open_codec(strings.folder / "codec")
         self._recordings: Mapping[str, bytes] | None = None
         self._heard: dict[str, list[tuple[str, Tensor]]] = {}
 
@@ -129,8 +142,8 @@ class Judge:
             voice_E = self._voice(row)
             expected = Expected(row.id, row.text, row.speaker)
             item = score_item(system.name, expected, spoken, self.scorers, voice_E=voice_E)
-            samples = torch.zeros(0) if spoken is None else spoken.samples_N
-            verdicts.append(Verdict(item, samples, self._codec.sample_rate))
+            sound = Spoken(torch.zeros(0), self.strings.description.sample_rate) if spoken is None else spoken
+            verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate))
         return verdicts
 
     def _speak(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:
@@ -138,8 +151,8 @@ class Judge:
             case "recordings":
                 return [self._recording(row) for row in rows]
             case "resynthesis":
-                rate = self._codec.sample_rate
-                return [Spoken(self._codec.decode(row.codes_KT), rate, codes=row.codes_KT) for row in rows]
+                codec = self.strings.codec
+                return [Spoken(codec.decode(row.codes_KT), codec.sample_rate, codes=row.codes_KT) for row in rows]
             case "model":
                 return self._synthesise(system, rows)
 
@@ -180,62 +193,11 @@ class Judge:
         return embedded
 
     def _synthesise(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:
-        assert system.synthesizer is not None
-        assert system.guidance is not None
-        assert system.sampler is not None
+        speaker = system.speaker
+        assert speaker is not None
         requests = [
-            Request(row.text, row.speaker, seed_of(self.seed, row.id), self.strings.prompt_for(row)) for row in rows
+            Request(row.text, row.speaker, seed_of(self.seed, row.id), self.strings.voice_for(row, speaker))
+            for row in rows
         ]
-        said = system.synthesizer.speak(
-            requests,
-            guidance=system.guidance,
-            sampler=system.sampler,
-            max_frames=self.max_frames,
-            scale_input=system.scale_input,
-        )
-        return [Spoken(s.samples_N, s.sample_rate, s.has_eos, s.codes_KT) for s in said]
-
-
-@torch.inference_mode()
-def measure_confidence(
-    strings: TestStrings, systems: Sequence[System], *, teacher: System | None, batch_size: int
-) -> dict[str, Confidence]:
-    """Entropy, top-1 probability and KL from ``teacher`` on the real tokens of the test strings, by system.
-
-    Every system sees the same tokens. A teacher with and without guidance are two systems; a student that is surer than
-    the unguided teacher may still be less sure than the guided one (METHODS.md 1.3, fact d).
-    """
-    models = [system for system in systems if system.kind == "model"]
-    layout: CodebookLayout | None = None
-    sums = {system.name: ConfidenceAccumulator(strings.description.num_codebooks) for system in models}
-    rows = sorted(strings.rows.values(), key=lambda row: row.num_frames)
-    for begin in range(0, len(rows), batch_size):
-        chunk = rows[begin : begin + batch_size]
-        teacher_logits = None
-        for system in models if teacher is None else [teacher, *(s for s in models if s is not teacher)]:
-            assert system.synthesizer is not None
-            config = system.synthesizer.loaded.model.config
-            layout = CodebookLayout(config.codebook_size, config.codebook_delays)
-            batch = _teacher_forced(chunk, strings, system, layout)
-            logits = _system_logits(system, batch)
-            if system is teacher:
-                teacher_logits = logits
-            sums[system.name].add(logits, batch.mask_BKS, teacher_BSKV=teacher_logits)
-    return {name: total.result() for name, total in sums.items()}
-
-
-def _teacher_forced(rows: Sequence[TokenRow], strings: TestStrings, system: System, layout: CodebookLayout) -> LMBatch:
-    index = None
-    if system.scale_input is not None and system.synthesizer is not None:
-        index = system.synthesizer.loaded.model.config.guidance_scales.index(system.scale_input)
-    return teacher_forced(rows, [strings.prompt_for(row) for row in rows], layout, scale_index=index)
-
-
-def _system_logits(system: System, batch: LMBatch) -> Tensor:
-    assert system.synthesizer is not None
-    assert system.guidance is not None
-    on_device = batch.to(system.synthesizer.device)
-    model, given, inputs = system.synthesizer.loaded.model, on_device.conditions, on_device.inputs_BKS
-    device, dtype = system.synthesizer.device.type, system.synthesizer.dtype
-    with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        return guided_logits(model, given, inputs, system.guidance).cpu()
+        max_seconds = self.max_frames / self.strings.description.frame_rate
+        return [*speaker.speak(requests, speaker.decoding(system.decoding), max_seconds=max_seconds)]

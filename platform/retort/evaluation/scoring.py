@@ -12,6 +12,7 @@ from retort.evaluation.items import Expected, ItemResult, failed_item, text_sha2
 from retort.evaluation.speaker import SpeakerEncoder, similarity_or_none
 from retort.evaluation.stability import DEFAULT_STABILITY, StabilityConfig, assess
 from retort.evaluation.wer import word_errors
+from retort.inference.speaker import Spoken
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,6 @@ class Scorers:
         if not smoke:
             return None
         return f"Smoke tier: scored by {' and '.join(smoke)}; not comparable with published numbers."
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """What a system delivered: mono samples [N] in -1..1, and its codes [T] or [K, T] where it has any."""
-
-    samples_N: Tensor
-    sample_rate: int
-    has_eos: bool | None = None
-    codes: Tensor | None = None
-    audio_path: str | None = None
 
 
 def score_item(
@@ -93,7 +83,7 @@ def score_item(
         duration_s=stability.duration_s,
         speaker_similarity=similarity,
         tokens=None if spoken.codes is None else int(spoken.codes.shape[-1]),
-        audio_path=spoken.audio_path,
+        audio_path=None,
         audio_sha256=_audio_sha256(spoken.samples_N),
         text_sha256=text_sha256(expected.text),
         recogniser=scorers.recogniser.name,

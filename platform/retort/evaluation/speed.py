@@ -1,31 +1,32 @@
-"""Speed and memory of decoding: every system decodes the same number of frames, in turns, and the best round counts.
+"""Speed and memory of speaking: every system says the same number of seconds, in turns, and the best round counts.
 
-Tokens are codec tokens: frames times codebooks. The real-time factor is decoding plus codec, over the audio's length.
+The real-time factor is all work over the audio's length; what else it costs, each family says in its own figures.
 """
 
 import gc
 import resource
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer
-from retort.nn.guidance import Guidance
-
-_TIMED_UTTERANCES = 2
+from retort.inference.decoding import Decoding
+from retort.inference.speaker import Request, Speaker, Timing
 
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """One system to time."""
+    """One system to time; ``decoding`` None is the plain one of its family."""
 
-    synthesizer: Synthesizer
-    guidance: Guidance
-    scale_input: float | None = None
+    speaker: Speaker
+    request: Request
+    decoding: Decoding | None = None
+
+    def time(self, *, batch_size: int, seconds: float) -> Timing:
+        """Say a batch of the request with different seeds."""
+        requests = [replace(self.request, seed=seed) for seed in range(batch_size)]
+        return self.speaker.time(requests, self.speaker.decoding(self.decoding), seconds=seconds)
 
 
 @dataclass(frozen=True)
@@ -33,102 +34,46 @@ class Speed:
     """What was measured at one batch size.
 
     Attributes:
-        batch_size: utterances decoded together.
-        tokens_per_second: codec tokens a second over the whole batch, without the codec.
-        rtf: (decoding + codec) seconds per second of audio.
-        first_frame_ms: time until the first frame's tokens.
-        nfe: network evaluations per step, counted in rows per utterance.
+        batch_size: utterances said together.
+        rtf: seconds of work per second of audio.
+        first_audio_ms: time until the first part of the sound could be made.
+        figures: the family's own costs by their names in a summary, such as ``tokens_per_second`` and ``nfe``.
     """
 
     batch_size: int
-    tokens_per_second: float
     rtf: float
-    first_frame_ms: float
-    nfe: int
+    first_audio_ms: float
+    figures: Mapping[str, float]
 
 
-def measure_speed(
-    cases: Mapping[str, SpeedCase], request: Request, *, batch_size: int, num_frames: int, rounds: int
-) -> dict[str, Speed]:
+def measure_speed(cases: Mapping[str, SpeedCase], *, batch_size: int, seconds: float, rounds: int) -> dict[str, Speed]:
     """Time every case ``rounds`` times, in turns, after one warm-up each."""
-    results: dict[str, Speed] = {}
+    best: dict[str, Timing] = {}
     for round_number in range(rounds + 1):
         for name, case in cases.items():
-            speed = _one_round(case, request, batch_size, num_frames)
-            known = results.get(name)
-            if round_number and (known is None or speed.tokens_per_second > known.tokens_per_second):
-                results[name] = speed
-    return results
-
-
-def _one_round(case: SpeedCase, request: Request, batch_size: int, num_frames: int) -> Speed:
-    synthesizer = case.synthesizer
-    requests = [Request(request.text, request.speaker, seed, request.prompt_KP) for seed in range(batch_size)]
-    conditions = synthesizer.conditions(requests, scale_input=case.scale_input)
-
-    def run(frames: int) -> tuple[float, list[torch.Tensor]]:
-        _wait(synthesizer.device)
-        start = time.perf_counter()
-        decoded = synthesizer.decoder.decode(
-            conditions,
-            guidance=case.guidance,
-            sampler=SamplerConfig(),
-            seeds=[r.seed for r in requests],
-            max_frames=frames,
-            stop_at_eos=False,
-        )
-        _wait(synthesizer.device)
-        return time.perf_counter() - start, [item.codes_KT for item in decoded]
-
-    first_s, _ = run(1)
-    decode_s, codes = run(num_frames)
-    start = time.perf_counter()
-    # The codec takes one utterance after the other, so a few stand for all.
-    few = codes[:_TIMED_UTTERANCES]
-    samples = sum(synthesizer.codec.decode(item).numel() for item in few)
-    codec_s = (time.perf_counter() - start) * len(codes) / len(few)
-    audio_samples = samples * len(codes) / len(few)
-    return Speed(
-        batch_size=batch_size,
-        tokens_per_second=batch_size * num_frames * synthesizer.codec.num_codebooks / decode_s,
-        rtf=(decode_s + codec_s) / (audio_samples / synthesizer.codec.sample_rate),
-        first_frame_ms=1e3 * first_s,
-        nfe=len(case.guidance.conditions),
-    )
+            timing = case.time(batch_size=batch_size, seconds=seconds)
+            if round_number and (name not in best or timing.compute_s < best[name].compute_s):
+                best[name] = timing
+    return {name: Speed(batch_size, timing.rtf, 1e3 * timing.first_s, timing.figures) for name, timing in best.items()}
 
 
 def measure_peak_memory(
-    open_case: Callable[[], SpeedCase], request: Request, *, batch_size: int, num_frames: int
+    open_case: Callable[[], SpeedCase], *, batch_size: int, seconds: float, device: torch.device
 ) -> float:
-    """Memory in MiB that one system takes to be loaded and to decode a batch.
+    """Memory in MiB that one system takes to be loaded and to say a batch.
 
     Call it in a fresh process: an allocator keeps what an earlier system took, and would hide what this one needs.
     """
     before = _memory_before()
     case = open_case()
-    device = case.synthesizer.device
     reset_peak_memory(device)
-    requests = [Request(request.text, request.speaker, seed, request.prompt_KP) for seed in range(batch_size)]
-    case.synthesizer.decoder.decode(
-        case.synthesizer.conditions(requests, scale_input=case.scale_input),
-        guidance=case.guidance,
-        sampler=SamplerConfig(),
-        seeds=list(range(batch_size)),
-        max_frames=num_frames,
-        stop_at_eos=False,
-    )
-    _wait(device)
+    case.time(batch_size=batch_size, seconds=seconds)
     return peak_memory_mb(device) - (0.0 if device.type == "cuda" else before)
 
 
 def _memory_before() -> float:
     gc.collect()
     return memory_mb(torch.device("cpu"))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def reset_peak_memory(device: torch.device) -> None:

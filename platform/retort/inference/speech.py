@@ -1,37 +1,33 @@
-"""Requests in, sound out, many at once: an engine, a codec stream for each utterance, and a guard against runaways."""
+"""The speaker of a codec language model: an engine, a codec stream for each utterance, a guard against runaways."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from retort.audio.codec import CodecStream
+from retort.audio.files import Audio, resample
 from retort.config import Config
+from retort.inference.decoding import Decoding
 from retort.inference.engine import Advance, Engine
 from retort.inference.runaway import is_looping
 from retort.inference.runner import Plan
 from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.inference.speaker import NEVER_HEARD, Abilities, Facts, Outcome, Request, Sound, Spoken, Timing, Wish
+from retort.inference.synthesizer import Synthesizer
+from retort.inference.timing import time_decoding
+from retort.inference.voices import Voice, voice_of_codes
 from retort.nn.delays import num_steps
-from retort.nn.guidance import Guidance, NoGuidance
-from retort.text.sentences import split_text
-
-Outcome = Literal["said", "too_long", "loop", "no_sound", "not_a_number"]
-"""``said``: the model ended the utterance itself. The others are failures: the limit of its text was reached, it
-repeated itself, it ended before its first frame, or its logits were not numbers."""
 
 _WARM_UP_FRAMES = 24
 _TURNS_OF_ALL = 4
 _HEAD_START_S, _LEAST_AHEAD_S = 0.3, 0.1
 """What a listener should have to hear; and while somebody else has heard nothing yet."""
-NEVER_HEARD = 0.0
-"""In :attr:`Sound.heard_until`: its listener waits for the first sound."""
-_RETRY_STRIDE, _PART_STRIDE = 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D
-"""Between the seeds of a request's attempts, and of the parts of a long text."""
+_RETRY_STRIDE = 0x9E3779B97F4A7C15
+"""Between the seeds of a request's attempts."""
 
 
 class GuardConfig(Config):
@@ -49,62 +45,6 @@ class GuardConfig(Config):
     def max_seconds(self, text: str) -> float:
         """Longest plausible speech of a text, whose numbers should be written out."""
         return self.extra_seconds + self.seconds_per_character * len(text)
-
-
-@dataclass(frozen=True)
-class Wish:
-    """A request with how it shall be decoded.
-
-    Attributes:
-        request: text, voice and seed.
-        guidance: must be valid for the model.
-        sampler: how tokens are drawn.
-        scale_input: for students that take the guidance scale as an input.
-        max_seconds: a limit below that of the guard, or None.
-        is_streamed: give samples as soon as they are final; from the first of them on it cannot be tried again.
-    """
-
-    request: Request
-    guidance: Guidance
-    sampler: SamplerConfig = SamplerConfig()  # noqa: RUF009 - frozen
-    scale_input: float | None = None
-    max_seconds: float | None = None
-    is_streamed: bool = True
-
-
-def in_parts(wish: Wish, max_characters: int) -> list[Wish]:
-    """A long text as wishes that are spoken one after the other; a short one is left as it is.
-
-    The first part keeps the seed; parts without a letter or a digit are left out.
-    """
-    request = wish.request
-    if len(request.text) <= max_characters:
-        return [wish]
-    texts = [text for text in split_text(request.text, max_characters) if any(map(str.isalnum, text))]
-    return [
-        replace(wish, request=replace(request, text=text, seed=(request.seed + index * _PART_STRIDE) % 2**63))
-        for index, text in enumerate(texts)
-    ] or [wish]
-
-
-@dataclass(frozen=True)
-class Sound:
-    """What a step added to one utterance.
-
-    Attributes:
-        ticket: which.
-        samples_N: new samples, maybe none; for requests that are not streamed all of them, at the end.
-        outcome: None while it goes on.
-        attempt: 0, or how many seeds were given up.
-        heard_until: until when, by the engine's clock, a listener who heard each sound as soon as it was there has
-            something to hear.
-    """
-
-    ticket: int
-    samples_N: Tensor
-    outcome: Outcome | None
-    attempt: int
-    heard_until: float = NEVER_HEARD
 
 
 @dataclass
@@ -141,11 +81,11 @@ class _Job:
 
 
 class SpeechEngine:
-    """Speaks many requests at once with one model.
+    """Speaks many requests at once with one codec language model: a :class:`~retort.inference.speaker.Speaker`.
 
     Args:
         synthesizer: model, codec, text front-end and voices.
-        max_slots: utterances at once.
+        max_slots: utterances at once; what they take is taken with the first one.
         max_conditions: conditions of the guidance; 1 for students.
         max_seconds: longest speech, whatever the text.
         max_text_tokens: longest text.
@@ -157,8 +97,8 @@ class SpeechEngine:
         self,
         synthesizer: Synthesizer,
         *,
-        max_slots: int,
-        max_conditions: int,
+        max_slots: int = 1,
+        max_conditions: int = 1,
         max_seconds: float = 30.0,
         max_text_tokens: int = 512,
         guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
@@ -166,16 +106,64 @@ class SpeechEngine:
     ) -> None:
         self.clock = clock
         self.synthesizer, self.guard, self.max_seconds = synthesizer, guard, max_seconds
+        self._max_slots, self._max_conditions, self._max_text_tokens = max_slots, max_conditions, max_text_tokens
         self._frame_rate = synthesizer.codec.frame_rate
-        audio = num_steps(self._frames(max_seconds), synthesizer.loaded.model.config.codebook_delays)
-        runner = synthesizer.decoder.runner(
-            max_slots=max_slots, max_conditions=max_conditions, max_columns=max_text_tokens + 2 + audio
-        )  # fmt: skip
-        self._engine = Engine(runner)
         self._jobs: dict[int, _Job] = {}
         self._tickets: dict[int, int] = {}
         """Engine tickets to ours: a request that is tried again keeps its own."""
         self._next_ticket = self._turn = 0
+        self._opened: Engine | None = None
+
+    def prepare(self, decoding: Decoding) -> None:
+        """See :meth:`Speaker.prepare`."""
+        assert not self._jobs, "utterances are under way"
+        self._max_conditions, self._opened = len(decoding.guidance.build().conditions), None
+
+    @property
+    def _engine(self) -> Engine:
+        if self._opened is None:
+            self._opened = self._open()
+        return self._opened
+
+    def _open(self) -> Engine:
+        audio = num_steps(self._frames(self.max_seconds), self.synthesizer.loaded.model.config.codebook_delays)
+        runner = self.synthesizer.decoder.runner(
+            max_slots=self._max_slots,
+            max_conditions=self._max_conditions,
+            max_columns=self._max_text_tokens + 2 + audio,
+        )
+        return Engine(runner)
+
+    @property
+    def facts(self) -> Facts:
+        """What it is."""
+        return self.synthesizer.facts
+
+    @property
+    def abilities(self) -> Abilities:
+        """What may be asked of it."""
+        return Abilities(
+            streams="within_sentences",
+            takes_voices=self.synthesizer.has_prompt,
+            guidance_scales=self.synthesizer.guidance_scales,
+            max_seconds=self.max_seconds,
+            max_text_tokens=self._max_text_tokens,
+        )
+
+    @property
+    def sample_rate(self) -> int:
+        """Of its sound, Hz."""
+        return self.synthesizer.codec.sample_rate
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """Names of the stored voices, in order."""
+        return tuple(sorted(self.synthesizer.voices))
+
+    @property
+    def voice_space(self) -> str:
+        """Fingerprint of the codec: voices are prompts in its codes."""
+        return self.synthesizer.codec_fingerprint
 
     @property
     def num_active(self) -> int:
@@ -183,14 +171,39 @@ class SpeechEngine:
         return len(self._jobs)
 
     @property
-    def weight_format(self) -> str:
-        """Number format of the steps."""
+    def number_format(self) -> str:
+        """Of the steps."""
         return str(getattr(self._engine.runner, "weight_format", "torch"))
 
     @property
     def num_free(self) -> int:
         """Utterances that may join."""
         return self._engine.num_free
+
+    def voice_of(self, audio: Audio) -> Voice:
+        """The whole recording as a prompt, in the model's codec."""
+        codec = self.synthesizer.codec
+        return voice_of_codes(
+            self.voice_space, codec.encode(resample(audio.samples_N, audio.sample_rate, codec.sample_rate))
+        )
+
+    def decoding(self, wanted: Decoding | None) -> Decoding:
+        """See :meth:`Speaker.decoding`."""
+        return self.synthesizer.decoding(wanted)
+
+    def decoding_at(self, guidance_scale: float) -> Decoding:
+        """See :meth:`Speaker.decoding_at`; against both conditions at once, or as the model's input."""
+        return self.synthesizer.decoding_at(guidance_scale)
+
+    def speak(self, requests: Sequence[Request], decoding: Decoding, *, max_seconds: float) -> list[Spoken]:
+        """See :meth:`Speaker.speak`; unlike the utterances of :meth:`add`, these have no guard but ``max_seconds``."""
+        assert not self._jobs, "a batch shares its runner with the utterances that are under way"
+        return self.synthesizer.speak(requests, decoding, max_frames=self._frames(max_seconds))
+
+    def time(self, requests: Sequence[Request], decoding: Decoding, *, seconds: float) -> Timing:
+        """See :meth:`Speaker.time`."""
+        assert not self._jobs, "a batch shares its runner with the utterances that are under way"
+        return time_decoding(self.synthesizer, requests, decoding, num_frames=self._frames(seconds))
 
     def plan(self, wish: Wish) -> Plan:
         """Everything that decoding needs; it may run in another thread than :meth:`step`.
@@ -199,13 +212,7 @@ class SpeechEngine:
             ConfigError: the voice, the guidance or the length is not one of this engine.
             DataError: the text has nothing to say.
         """
-        plan = self.synthesizer.plan(
-            wish.request,
-            guidance=wish.guidance,
-            sampler=wish.sampler,
-            scale_input=wish.scale_input,
-            max_frames=self._max_frames(wish),
-        )
+        plan = self.synthesizer.plan(wish.request, self.decoding(wish.decoding), max_frames=self._max_frames(wish))
         self._engine.check(plan)
         return plan
 
@@ -241,15 +248,9 @@ class SpeechEngine:
 
         It speaks no text of anybody's: the conditions are zeros. Planning is tried with a letter in the first voice.
         """
-        config = self.synthesizer.loaded.model.config
-        self.synthesizer.plan(
-            Request("a", min(self.synthesizer.voices), seed=0),
-            guidance=NoGuidance().build(),
-            sampler=SamplerConfig(),
-            max_frames=1,
-            scale_input=next(iter(config.guidance_scales), None),
-        )
-        embedded_CD = torch.zeros(8, config.dim)
+        scale = next(iter(self.abilities.guidance_scales or ()), 1.0)
+        self.synthesizer.plan(Request("a", self.voices[0], seed=0), self.decoding_at(scale), max_frames=1)
+        embedded_CD = torch.zeros(8, self.synthesizer.loaded.model.config.dim)
         conditions = self._engine.runner.max_conditions
         frames = min(_WARM_UP_FRAMES, self._frames(self.max_seconds))
         plan = Plan(
@@ -350,7 +351,7 @@ class SpeechEngine:
         samples_N = torch.cat(job.samples) if job.samples else torch.zeros(0)
         job.samples.clear()
         if samples_N.numel():
-            seconds = samples_N.numel() / self.synthesizer.codec.sample_rate
+            seconds = samples_N.numel() / self.sample_rate
             job.heard_until, job.has_given = max(job.heard_until, self.clock()) + seconds, True
         return samples_N
 

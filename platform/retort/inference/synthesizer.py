@@ -6,7 +6,6 @@ A trained model's folder is complete: ``config.json`` and ``model.safetensors``,
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,42 +13,21 @@ from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec, outside_codec
 from retort.data.batches import conditions_for
-from retort.data.tokens import TokenRow, TokenSet, refuse_mismatch
+from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
 from retort.inference.backends import DecodePrecision
 from retort.inference.decode import Decoder
+from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.runner import Plan
-from retort.inference.sampling import SamplerConfig
-from retort.models.codec_lm import CodecLM
+from retort.inference.speaker import Facts, Request, Spoken
+from retort.inference.voices import CODES, load_voices, no_voices, pick_voices, save_voices
+from retort.models.codec_lm import CodecLM, count_parameters
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.weights import LoadedCodecLM, load_codec_lm, save_model
 from retort.nn.conditions import Conditions
-from retort.nn.guidance import Guidance
+from retort.nn.guidance import TwoTermGuidance
 from retort.nn.precision import Precision, pick_dtype
 from retort.text.front_end import TextFrontEnd, open_text_front_end
-
-VOICES_FILE = "voices.safetensors"
-MIN_FRAMES_OF_A_VOICE = 40
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """One synthesised utterance: samples [N], its codes [K, T], and whether the model ended it itself."""
-
-    samples_N: Tensor
-    sample_rate: int
-    codes_KT: Tensor
-    has_eos: bool
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to say, in whose voice, with which seed; ``prompt_KP`` replaces the stored voice of ``speaker``."""
-
-    text: str
-    speaker: str
-    seed: int
-    prompt_KP: Tensor | None = None
 
 
 class Synthesizer:
@@ -81,24 +59,30 @@ class Synthesizer:
             DataError: a part is missing, the codec is not Retort's, or a part was made with another codec or text
                 front-end; both are named.
         """
-        from safetensors.torch import load_file
+        return cls.beside(load_codec_lm(folder), folder, precision=precision, device=device)
 
-        loaded = load_codec_lm(folder)
+    @classmethod
+    def beside(
+        cls, loaded: LoadedCodecLM, folder: Path, *, precision: DecodePrecision = "fp32", device: str = "cpu"
+    ) -> "Synthesizer":
+        """What :meth:`open` gives, of a model that is loaded already.
+
+        Raises:
+            DataError: see :meth:`open`.
+        """
         outside = outside_codec(loaded.lineage.codec_fingerprint)
         if outside is not None:
             raise DataError(
                 f"{folder} speaks in codes of {outside}, a codec that Retort does not have, so it is mute here; "
                 "distil, prune or export it, or import it again with `codec: {kind: saved, path: ...}`"
             )
-        if not (folder / VOICES_FILE).is_file():
-            raise DataError(f"{folder} has no {VOICES_FILE}, so it cannot speak; train it again with this version")
+        voices = load_voices(folder)
         codec, front_end = open_codec(folder / "codec"), open_text_front_end(folder / "text")
         cure = "restore the folder that `retort pretrain` or `retort distill` wrote"
         refuse_mismatch("the model", loaded.lineage.codec_fingerprint, "its codec folder", codec.fingerprint(), cure)
         refuse_mismatch("the model", loaded.lineage.text_fingerprint, "its text folder", front_end.fingerprint(), cure)
         if device != "cpu":
             loaded.model.to(device)
-        voices = {name: codes.long() for name, codes in load_file(folder / VOICES_FILE).items()}
         return cls(loaded, codec, front_end, voices, precision=precision)
 
     @property
@@ -111,23 +95,73 @@ class Synthesizer:
         """Number format of whole passes over given tokens; decoding may use another one."""
         return pick_dtype(self._precision, self.device)
 
-    def conditions(self, requests: Sequence[Request], *, scale_input: float | None = None) -> Conditions:
-        """Conditions of a batch of requests.
+    @property
+    def facts(self) -> Facts:
+        """What it is."""
+        loaded = self.loaded
+        layers, size = loaded.model.config.num_layers, count_parameters(loaded.model)
+        return Facts(loaded.fingerprint, "codec_lm", loaded.lineage, size, layers)
+
+    @property
+    def codec_fingerprint(self) -> str:
+        """Of the codec whose codes the model speaks, and takes voices in."""
+        return self.loaded.lineage.codec_fingerprint
+
+    @property
+    def has_prompt(self) -> bool:
+        """Whether a voice changes what it says."""
+        return self.loaded.model.config.speaker_prompt == "pooled"
+
+    @property
+    def guidance_scales(self) -> tuple[float, ...] | None:
+        """See :class:`~retort.inference.speaker.Abilities`."""
+        given, lineage = self.loaded.model.config.guidance_scales, self.loaded.lineage
+        if given:
+            return given
+        return None if lineage.distilled_at is None and "null" in lineage.trained_drops else ()
+
+    def decoding(self, wanted: Decoding | None) -> CodecLMDecoding:
+        """How it decodes when ``wanted`` is asked for; None is unguided, at temperature 1.
 
         Raises:
-            ConfigError: a speaker is unknown, or the scale is not one that the student was trained for.
+            ConfigError: the guidance or the scale is not valid for this model.
+        """
+        decoding = CodecLMDecoding() if wanted is None else wanted
+        self.loaded.lineage.check_guidance(decoding.guidance.build())
+        scales = self.loaded.model.config.guidance_scales
+        if not scales and decoding.scale is not None:
+            raise ConfigError(f"this model takes no guidance scale as an input, {decoding.scale} was given")
+        if scales and decoding.scale not in scales:
+            raise ConfigError(
+                f"this student takes the guidance scale as an input, one of {scales}; got {decoding.scale}"
+            )
+        return decoding
+
+    def decoding_at(self, guidance_scale: float) -> CodecLMDecoding:
+        """Plain decoding at a guidance scale: the model's input where it takes one, else against both conditions.
+
+        Raises:
+            ConfigError: see :meth:`decoding`.
+        """
+        if self.loaded.model.config.guidance_scales:
+            return self.decoding(CodecLMDecoding(scale=guidance_scale))
+        if guidance_scale == 1.0:
+            return CodecLMDecoding()
+        return self.decoding(CodecLMDecoding(guidance=TwoTermGuidance(scale=guidance_scale)))
+
+    def conditions(self, requests: Sequence[Request], decoding: CodecLMDecoding) -> Conditions:
+        """Conditions of a batch of requests, decoded as :meth:`decoding` allows.
+
+        Raises:
+            ConfigError: a speaker is unknown, or a voice is in another codec.
+            DataError: a text has nothing to say.
         """
         texts = [self.front_end.encode(request.text) for request in requests]
-        prompts = [r.prompt_KP if r.prompt_KP is not None else self._voice(r.speaker) for r in requests]
-        given = conditions_for(texts, prompts, self.codec.num_codebooks)
-        scales = self.loaded.model.config.guidance_scales
-        if not scales:
-            if scale_input is not None:
-                raise ConfigError(f"this model takes no guidance scale as an input, {scale_input} was given")
+        given = conditions_for(texts, [self._prompt(request) for request in requests], self.codec.num_codebooks)
+        if decoding.scale is None:
             return given.to(self.device)
-        if scale_input is None or scale_input not in scales:
-            raise ConfigError(f"this student takes the guidance scale as an input, one of {scales}; got {scale_input}")
-        index_B = torch.full((len(requests),), scales.index(scale_input))
+        scales = self.loaded.model.config.guidance_scales
+        index_B = torch.full((len(requests),), scales.index(decoding.scale))
         return Conditions(given.text_BL, given.prompt_BKP, given.prompt_mask_BP, index_B).to(self.device)
 
     def num_columns(self, request: Request) -> int:
@@ -136,73 +170,55 @@ class Synthesizer:
         Raises:
             DataError: the text has nothing to say.
         """
-        has_prompt = self.loaded.model.config.speaker_prompt == "pooled"
-        return len(self.front_end.encode(request.text)) + has_prompt
+        return len(self.front_end.encode(request.text)) + self.has_prompt
 
-    def _voice(self, speaker: str) -> Tensor:
-        if speaker not in self.voices:
-            raise ConfigError(f"no voice {speaker!r}; this model has {', '.join(sorted(self.voices))}")
-        return self.voices[speaker]
+    def _prompt(self, request: Request) -> Tensor:
+        if request.voice is not None:
+            return request.voice.tensor(CODES, self.codec_fingerprint)
+        if request.speaker not in self.voices:
+            raise ConfigError(f"no voice {request.speaker!r}; this model has {', '.join(sorted(self.voices))}")
+        return self.voices[request.speaker]
 
-    def plan(
-        self,
-        request: Request,
-        *,
-        guidance: Guidance,
-        sampler: SamplerConfig,
-        max_frames: int,
-        scale_input: float | None = None,
-    ) -> Plan:
-        """What an engine needs to decode one request.
+    def plan(self, request: Request, decoding: CodecLMDecoding, *, max_frames: int) -> Plan:
+        """What an engine needs to decode one request as :meth:`decoding` allows.
 
         Raises:
-            ConfigError: the guidance, the voice or the scale is not valid for this model.
+            ConfigError: the voice is not valid for this model.
             DataError: the text has nothing to say.
         """
-        self.loaded.lineage.check_guidance(guidance)
-        conditions = self.conditions([request], scale_input=scale_input)
         return self.decoder.plans(
-            conditions, guidance=guidance, sampler=sampler, seeds=[request.seed], max_frames=max_frames
+            self.conditions([request], decoding),
+            guidance=decoding.guidance.build(),
+            sampler=decoding.sampler,
+            seeds=[request.seed],
+            max_frames=max_frames,
         )[0]
 
-    def speak(
-        self,
-        requests: Sequence[Request],
-        *,
-        guidance: Guidance,
-        sampler: SamplerConfig,
-        max_frames: int,
-        scale_input: float | None = None,
-    ) -> list[Spoken]:
+    def speak(self, requests: Sequence[Request], decoding: Decoding | None, *, max_frames: int) -> list[Spoken]:
         """Synthesise a batch.
 
         Raises:
-            ConfigError: the guidance is not valid for this model (see ``CodecLMLineage.check_guidance``).
+            ConfigError: see :meth:`decoding` and :meth:`conditions`.
+            DataError: a text has nothing to say.
         """
-        self.loaded.lineage.check_guidance(guidance)
+        checked = self.decoding(decoding)
         decoded = self.decoder.decode(
-            self.conditions(requests, scale_input=scale_input),
-            guidance=guidance,
-            sampler=sampler,
+            self.conditions(requests, checked),
+            guidance=checked.guidance.build(),
+            sampler=checked.sampler,
             seeds=[request.seed for request in requests],
             max_frames=max_frames,
         )
+        rate, silence = self.codec.sample_rate, torch.zeros(0)
         return [
-            Spoken(self.codec.decode(item.codes_KT), self.codec.sample_rate, item.codes_KT, item.has_eos)
-            if item.codes_KT.shape[1]
-            else Spoken(torch.zeros(0), self.codec.sample_rate, item.codes_KT, item.has_eos)
+            Spoken(
+                self.codec.decode(item.codes_KT) if item.codes_KT.shape[1] else silence,
+                rate,
+                item.has_eos,
+                item.codes_KT,
+            )
             for item in decoded
         ]
-
-
-def pick_voices(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
-    """One prompt per speaker: the first training row, in order of ids, that is long enough, else the longest."""
-    voices: dict[str, Tensor] = {}
-    for row in rows:
-        held = voices.get(row.speaker)
-        if held is None or (held.shape[1] < MIN_FRAMES_OF_A_VOICE and row.num_frames > held.shape[1]):
-            voices[row.speaker] = row.codes_KT
-    return voices
 
 
 def save_speaking_model(folder: Path, model: CodecLM, lineage: CodecLMLineage, data: Path) -> None:
@@ -220,15 +236,3 @@ def save_speaking_model(folder: Path, model: CodecLM, lineage: CodecLMLineage, d
             shutil.copytree(data / part, folder / part)
     has_prompt = model.config.speaker_prompt == "pooled"
     save_voices(folder, pick_voices(TokenSet.open(data).split("train")) if has_prompt else no_voices())
-
-
-def no_voices() -> dict[str, Tensor]:
-    """The voices of a model without a prompt column: one name, which says nothing."""
-    return {"default": torch.zeros(1, 0, dtype=torch.int64)}
-
-
-def save_voices(folder: Path, voices: Mapping[str, Tensor]) -> None:
-    """Write the voices of a model folder: codes [K, T] by name."""
-    from safetensors.torch import save_file
-
-    save_file({name: codes.to(torch.int32).contiguous() for name, codes in voices.items()}, folder / VOICES_FILE)

@@ -9,10 +9,15 @@ from retort.data.stream import BatchConfig, BatchStream
 from retort.data.tokens import TokenRow, TokenSet, TokenSetDescription, refuse_mismatch
 from retort.errors import DataError
 from retort.models.codec_lm import CodecLMConfig
-from retort.models.weights import LoadedCodecLM
+from retort.models.weights import Lineage, LoadedCodecLM
 from retort.store.artifact import read_artifact
 from retort.store.results import result_of
 from retort.training.seam import Place
+
+_CURE = (
+    "use the token set that it was trained on, or prepare the data with its codec and text front-end, "
+    "or train a teacher on these data"
+)
 
 
 def check_tokens(data: Path) -> tuple[TokenSet, str]:
@@ -45,20 +50,25 @@ def check_fits_tokens(loaded: LoadedCodecLM, tokens: TokenSetDescription, *, who
     Raises:
         DataError: the codec, the text front-end or the codebooks differ; both values and the cure are named.
     """
-    cure = (
-        "use the token set that it was trained on, or prepare the data with its codec and text front-end, "
-        "or train a teacher on these data"
-    )
-    lineage, config, where = loaded.lineage, loaded.model.config, str(data)
-    refuse_mismatch(who, lineage.codec_fingerprint, where, tokens.codec_fingerprint, cure)
-    refuse_mismatch(who, lineage.text_fingerprint, where, tokens.text_fingerprint, cure)
+    config, where = loaded.model.config, str(data)
+    check_made_with(loaded.lineage, tokens, who=who, data=data)
     refuse_mismatch(
         who,
         f"{config.num_codebooks} codebooks of {config.codebook_size}",
         where,
         f"{tokens.num_codebooks} codebooks of {tokens.codebook_size}",
-        cure,
+        _CURE,
     )
+
+
+def check_made_with(lineage: Lineage, tokens: TokenSetDescription, *, who: str, data: Path) -> None:
+    """Refuse a model, of whatever family, whose codec or text front-end is not that of these tokens.
+
+    Raises:
+        DataError: both values and the cure are named.
+    """
+    refuse_mismatch(who, lineage.codec_fingerprint, str(data), tokens.codec_fingerprint, _CURE)
+    refuse_mismatch(who, lineage.text_fingerprint, str(data), tokens.text_fingerprint, _CURE)
 
 
 def stream_of(

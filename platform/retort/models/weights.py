@@ -90,7 +90,7 @@ def load_model(folder: Path) -> AnyLoadedModel:
     Raises:
         DataError: the folder is not a model, its family is not known, or its weights do not fit its configuration.
     """
-    match _saved(folder):
+    match read_saved(folder):
         case SavedCodecLM() as saved:
             return _loaded(folder, CodecLM(saved.model), saved.lineage)
         case SavedMelDiffusion() as saved:
@@ -104,7 +104,7 @@ def load_codec_lm(folder: Path) -> LoadedCodecLM:
         ConfigError: it holds a model of another family, which is named.
         DataError: as :func:`load_model`.
     """
-    match _saved(folder):
+    match read_saved(folder):
         case SavedCodecLM() as saved:
             return _loaded(folder, CodecLM(saved.model), saved.lineage)
         case saved:
@@ -121,7 +121,7 @@ def load_mel_diffusion(folder: Path) -> LoadedMelDiffusion:
         ConfigError: it holds a model of another family, which is named.
         DataError: as :func:`load_model`.
     """
-    match _saved(folder):
+    match read_saved(folder):
         case SavedMelDiffusion() as saved:
             return _loaded(folder, MelDiffusion(saved.model), saved.lineage)
         case saved:
@@ -131,7 +131,12 @@ def load_mel_diffusion(folder: Path) -> LoadedMelDiffusion:
             )
 
 
-def _saved(folder: Path) -> SavedCodecLM | SavedMelDiffusion:
+def read_saved(folder: Path) -> SavedCodecLM | SavedMelDiffusion:
+    """The ``config.json`` of a model folder, by whose type families are told apart.
+
+    Raises:
+        DataError: as :func:`load_model`.
+    """
     try:
         saved: SavedCodecLM | SavedMelDiffusion = validate(
             _config_tree(folder),

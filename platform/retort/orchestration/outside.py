@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from retort.audio.codec import Codec, OutsideCodecConfig, open_codec
 from retort.errors import ConfigError, DataError
-from retort.inference.synthesizer import no_voices, save_voices
+from retort.inference.voices import no_voices, save_voices
 from retort.models.codec_lm import count_parameters
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.outside.beside import DTYPES, copy_files, read_outside, write_outside

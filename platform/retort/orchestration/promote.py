@@ -14,8 +14,7 @@ from retort.evaluation.model_card import card_text
 from retort.evaluation.pareto import figures_of
 from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
 from retort.evaluation.results import read_summary
-from retort.models.codec_lm import count_parameters
-from retort.models.weights import load_codec_lm
+from retort.inference.opening import open_speaker
 from retort.orchestration.tune.job import FRONT_FILE
 from retort.store.artifact import Artifact, code_version, read_artifact
 from retort.store.registry import Card, Registry
@@ -145,8 +144,8 @@ def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
 
 
 def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, checks: list[str]) -> dict[str, Any]:
-    loaded = load_codec_lm(model.path)
-    lineage = loaded.lineage.model_dump(mode="json")
+    facts = open_speaker(model.path).facts
+    lineage = facts.lineage.model_dump(mode="json")
     figures = {
         key: {"value": candidate.system.get(metric.field), "ci95": candidate.system.get(metric.interval or "")}
         for key, metric in OBJECTIVES.items()
@@ -156,7 +155,7 @@ def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, c
     spoken = next((t for t in said if t["name"] == candidate.system.get("name")), said[0] if said else {})
     return {
         "name": name,
-        "model": {"fingerprint": loaded.fingerprint, "parameters": count_parameters(loaded.model), **lineage},
+        "model": {"fingerprint": facts.fingerprint, "parameters": facts.parameters, **lineage},
         "figures": figures,
         "utterances": candidate.system.get("utterances"),
         "note": read_summary(judged.path / "summary.json").get("note"),
@@ -165,7 +164,7 @@ def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, c
         "sweep": candidate.sweep,
         "evaluation": str(candidate.evaluation),
         "serving": {
-            **{key: spoken[key] for key in ("guidance", "sampler", "scale_input") if key in spoken},
+            "decoding": spoken.get("decoding"),
             "part_characters": _longest_text(model.info.config.get("data")),
         },
         "retort": code_version(),

@@ -7,9 +7,8 @@ import torch
 
 from retort.audio.files import write_wav
 from retort.errors import ConfigError, QualityGateError
-from retort.inference.speech import Sound, SpeechEngine, Wish, in_parts
-from retort.inference.synthesizer import Request, Synthesizer
-from retort.nn.guidance import NoGuidance, TwoTermGuidance
+from retort.inference.opening import open_speaker
+from retort.inference.speaker import Request, Sound, Speaker, Wish, in_parts
 from retort.store.results import result_of
 
 _PART_CHARACTERS = 240
@@ -41,32 +40,28 @@ def say(
     """
     if not text.strip():
         raise ConfigError("the text is empty; give at least one word")
-    synthesizer = Synthesizer.open(result_of(model), precision="fastest")
-    scales = synthesizer.loaded.model.config.guidance_scales
-    guidance = (NoGuidance() if scales or guidance_scale == 1.0 else TwoTermGuidance(scale=guidance_scale)).build()
-    who = speaker or min(synthesizer.voices)
-    engine = SpeechEngine(synthesizer, max_slots=1, max_conditions=len(guidance.conditions))
-    wish = Wish(
-        Request(text, who, seed), guidance, scale_input=guidance_scale if scales else None, is_streamed=False
-    )  # fmt: skip
-    said = [_say_part(engine, part) for part in in_parts(wish, _PART_CHARACTERS)]
+    talker = open_speaker(result_of(model), precision="fastest")
+    decoding = talker.decoding_at(guidance_scale)
+    talker.prepare(decoding)
+    who = speaker or talker.voices[0]
+    wish = Wish(Request(text, who, seed), decoding, is_streamed=False)
+    said = [_say_part(talker, part) for part in in_parts(wish, _PART_CHARACTERS)]
     samples_N = torch.cat([sound.samples_N for sound in said])
-    rate = synthesizer.codec.sample_rate
-    write_wav(output, samples_N, rate)
+    write_wav(output, samples_N, talker.sample_rate)
     return {
         "output": str(output),
-        "seconds": samples_N.numel() / rate,
+        "seconds": samples_N.numel() / talker.sample_rate,
         "speaker": who,
         "attempts": 1 + max(sound.attempt for sound in said),
-        "model": synthesizer.loaded.fingerprint,
+        "model": talker.facts.fingerprint,
     }
 
 
-def _say_part(engine: SpeechEngine, part: Wish) -> Sound:
-    engine.add(part)
+def _say_part(talker: Speaker, part: Wish) -> Sound:
+    talker.add(part)
     sounds: list[Sound] = []
-    while engine.num_active:
-        sounds += engine.step()
+    while talker.num_active:
+        sounds += talker.step()
     if sounds[-1].outcome != "said":
         why = _WHY[sounds[-1].outcome or "no_sound"]
         raise QualityGateError(f"the model {why}: {part.request.text!r}; try another --seed")

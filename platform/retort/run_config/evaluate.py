@@ -10,8 +10,7 @@ from retort.evaluation.asr import RecogniserConfig
 from retort.evaluation.results import Role
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
-from retort.inference.sampling import SamplerConfig
-from retort.nn.guidance import GuidanceConfig, NoGuidance
+from retort.inference.decoding import Decoding
 from retort.run_config.machines import PoolConfig
 from retort.run_config.metric_names import ComparableName
 
@@ -24,10 +23,8 @@ class SystemConfig(Config):
     role: Role
     """What it is there for. Recordings and their resynthesis are references; of a model the file must say it."""
     model: Path | None = None
-    guidance: GuidanceConfig = NoGuidance()
-    scale_input: float | None = None
-    """Guidance scale given as an input to a student that takes one."""
-    sampler: SamplerConfig = SamplerConfig()
+    decoding: Decoding | None = None
+    """``None`` is the plain way of the model's family."""
 
     @model_validator(mode="before")
     @classmethod
@@ -47,6 +44,8 @@ class SystemConfig(Config):
             raise ValueError(f"`role` of {self.kind} is reference, not {self.role}; leave it out")
         if (self.kind == "model") != (self.model is not None):
             raise ValueError("`model` is the path of a system of kind: model, and of no other")
+        if self.decoding is not None and self.model is None:
+            raise ValueError("`decoding` belongs to a system of kind: model, and to no other")
         return self
 
 

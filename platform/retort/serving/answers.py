@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
-from retort.inference.speech import Outcome
+from retort.inference.speaker import Outcome
 from retort.serving.backends import Description
 from retort.serving.errors import ApiError
 from retort.serving.formats import SAMPLE_RATE, SpeechEncoder, whole_file
 from retort.serving.metrics import Metrics
 from retort.serving.requests import SpeechRequest
-from retort.serving.speaking import Piece
+from retort.serving.speaking import Snippet
 
 _WHY: dict[Outcome, str] = {
     "too_long": "the model did not end the utterance within the length that its text allows",
@@ -53,7 +53,7 @@ class Answer:
         """Encoded so far, at ``SAMPLE_RATE``."""
         return self._encoder.num_samples
 
-    def encode(self, piece: Piece) -> bytes:
+    def encode(self, piece: Snippet) -> bytes:
         """Bytes of a piece; the last piece closes the file.
 
         Raises:
@@ -66,7 +66,7 @@ class Answer:
         self.refuse_failed(piece)
         return self._encoder.push(piece.samples_N) + (self._encoder.finish() if piece.outcome is not None else b"")
 
-    def refuse_failed(self, piece: Piece) -> None:
+    def refuse_failed(self, piece: Snippet) -> None:
         """Nothing, unless the utterance failed.
 
         Raises:
@@ -85,7 +85,7 @@ class Answer:
             self.metrics.real_time_factor.labels(name).observe((time.monotonic() - self.begun) / seconds)
 
 
-async def collect(pieces: AsyncIterator[Piece], answer: Answer) -> bytes:
+async def collect(pieces: AsyncIterator[Snippet], answer: Answer) -> bytes:
     """The whole file.
 
     Raises:
@@ -96,7 +96,7 @@ async def collect(pieces: AsyncIterator[Piece], answer: Answer) -> bytes:
     return whole_file(answer.request.response_format, body, answer.num_samples)
 
 
-async def in_pieces(pieces: AsyncIterator[Piece], answer: Answer, *, slow_reader_s: float) -> AsyncIterator[bytes]:
+async def in_pieces(pieces: AsyncIterator[Snippet], answer: Answer, *, slow_reader_s: float) -> AsyncIterator[bytes]:
     """The bytes of a stream as they come.
 
     A failure becomes an ``error`` event, or breaks the connection: a part must never look like a finished file.

@@ -12,9 +12,9 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
-from torch import Tensor
 
 from retort.errors import ConfigError, DataError
+from retort.inference.voices import Voice
 from retort.serving.answers import Answer, collect, in_pieces
 from retort.serving.backends import Ask, Backend, Description
 from retort.serving.bodies import read_body
@@ -25,7 +25,7 @@ from retort.serving.keys import ApiKeys
 from retort.serving.metrics import Metrics
 from retort.serving.requests import SpeechRequest, parse_speech_request
 from retort.serving.settings import ServeConfig
-from retort.serving.speaking import OverloadedError, Piece
+from retort.serving.speaking import OverloadedError, Snippet
 from retort.serving.uploads import REQUEST_BODY, STATUSES, Uploads
 
 OPENAI_NAMES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
@@ -158,23 +158,23 @@ class Speech:
         wanted = parse_speech_request(body, max_characters=limits.max_characters)
         name = self.resolve(wanted.model)
         description = await self.description(name)
-        prompt_KP = self.uploads.codes(wanted.voice_id, description)
-        if prompt_KP is None and wanted.voice_id not in description.voices:
+        uploaded = self.uploads.voice(wanted.voice_id, description)
+        if uploaded is None and wanted.voice_id not in description.voices:
             description = await self.description(name, max_age_s=_KNOWN_S)
-        if prompt_KP is None and wanted.voice_id not in description.voices:
-            known = ", ".join(description.voices)
-            raise ApiError(400, f"no such voice; {name} has {known}", param="voice", code="voice_not_found")
+            uploaded = self.uploads.voice(wanted.voice_id, description)
+        if uploaded is None and wanted.voice_id not in description.voices:
+            raise self.uploads.no_voice(wanted.voice_id, description)
         if wanted.language is not None and wanted.language.partition("-")[0].lower() not in self.languages(name):
             known = ", ".join(self.languages(name))
             raise ApiError(400, f"{name} speaks {known} only", param="language")
         is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
         seed = secrets.randbits(53) if wanted.seed is None else wanted.seed
-        ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, prompt_KP)
+        ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, uploaded)
         headers = {"X-Seed": str(seed), "X-Model": name}
         try:
             first, later = await self._begin(request, name, ask)
             async with _closing_at_errors(later):
-                answer = Answer(wanted, await self._who_said(first, description, prompt_KP), self.metrics, begun)
+                answer = Answer(wanted, await self._who_said(first, description, uploaded), self.metrics, begun)
                 if wanted.stream_format != "sse":  # whose client is told by an event, whenever it fails
                     answer.refuse_failed(first)
             pieces = self._from(first, later, name)
@@ -191,7 +191,7 @@ class Speech:
             self.metrics.count(name, str(as_api_error(error).status))
             raise
 
-    async def _begin(self, request: Request, name: str, ask: Ask) -> tuple[Piece, AsyncIterator[Piece]]:
+    async def _begin(self, request: Request, name: str, ask: Ask) -> tuple[Snippet, AsyncIterator[Snippet]]:
         """The first piece, once it is there, and the others: until then an error can still have a status of its own."""
         until, retry_after_s = self._refused.get(name, (0.0, 0.0))
         if time.monotonic() < until:
@@ -210,7 +210,7 @@ class Speech:
             raise ApiError(400, str(error), param="input") from None
         return first, pieces
 
-    async def _from(self, first: Piece, pieces: AsyncIterator[Piece], name: str) -> AsyncIterator[Piece]:
+    async def _from(self, first: Snippet, pieces: AsyncIterator[Snippet], name: str) -> AsyncIterator[Snippet]:
         try:
             yield first
             async for piece in pieces:
@@ -219,16 +219,16 @@ class Speech:
             self._refused.pop(name, None)
             await pieces.aclose()  # type: ignore[attr-defined]
 
-    async def _who_said(self, first: Piece, description: Description, prompt_KP: Tensor | None) -> Description:
+    async def _who_said(self, first: Snippet, description: Description, uploaded: Voice | None) -> Description:
         """What the model is that said a piece: a new version may have begun to answer since it was described.
 
         Raises:
-            ApiError: the prompt is in another codec than the new version's.
+            ApiError: the voice that was added is in another space than the new version's.
         """
         if first.fingerprint in ("", description.fingerprint):
             return description
         said_by = await self.description(description.name, max_age_s=0.0)
-        if prompt_KP is not None and said_by.codec_fingerprint != description.codec_fingerprint:
+        if uploaded is not None and said_by.voice_space != description.voice_space:
             raise overloaded(1.0)
         return said_by
 
@@ -273,7 +273,7 @@ class Speech:
 
 
 @asynccontextmanager
-async def _closing_at_errors(pieces: AsyncIterator[Piece]) -> AsyncIterator[None]:
+async def _closing_at_errors(pieces: AsyncIterator[Snippet]) -> AsyncIterator[None]:
     """Let go of pieces that nobody will ask for."""
     try:
         yield
@@ -312,7 +312,7 @@ def _model(description: Description) -> dict[str, Any]:
         "created": description.created,
         "owned_by": "retort",
         "fingerprint": description.fingerprint,
-        "weight_format": description.weight_format,
+        "weight_format": description.number_format,
     }
 
 

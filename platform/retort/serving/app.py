@@ -6,16 +6,15 @@
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from retort.audio.files import Audio
 from retort.config import validate
+from retort.inference.voices import Voice
 from retort.serving.api import build_api
 from retort.serving.backends import Ask, Backend, Description, Numbers
 from retort.serving.memory import keep_everything
 from retort.serving.replica import AudioSecondsPolicy, EngineReplica, WholeReplica
 from retort.serving.settings import ServeConfig, ServedModel
-from retort.serving.speaking import Piece
+from retort.serving.speaking import Snippet
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -35,7 +34,7 @@ class RayBackend:
     def __init__(self, handle: "DeploymentHandle") -> None:
         self._handle = handle
 
-    async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
+    async def speak(self, ask: Ask) -> AsyncIterator[Snippet]:
         """See :class:`Backend`."""
         pieces = self._handle.options(stream=True).answer.remote(ask)
         try:
@@ -50,9 +49,9 @@ class RayBackend:
         """See :class:`Backend`."""
         return await self._handle.describe.remote()  # type: ignore[no-any-return]
 
-    async def encode(self, audio: Audio) -> Tensor:
+    async def voice_of(self, audio: Audio) -> Voice:
         """See :class:`Backend`."""
-        return await self._handle.encode.remote(audio)  # type: ignore[no-any-return]
+        return await self._handle.voice_of.remote(audio)  # type: ignore[no-any-return]
 
     async def numbers(self) -> list[Numbers]:
         """See :class:`Backend`."""

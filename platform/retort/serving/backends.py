@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from retort.audio.files import Audio, resample
-from retort.inference.speech import SpeechEngine, Wish, in_parts
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.audio.files import Audio
+from retort.inference.opening import Room, open_speaker
+from retort.inference.speaker import Request, Wish, in_parts
+from retort.inference.voices import Voice
 from retort.serving.settings import ServeConfig, ServedModel
-from retort.serving.speaking import Piece, Speaking
+from retort.serving.speaking import Snippet, Speaking
 from retort.store.results import result_of
 
 
@@ -27,8 +27,8 @@ class Ask:
         voice: whose voice.
         seed: the same seed gives the same samples.
         max_seconds: a shorter limit than the server's, or None.
-        is_streamed: pieces as soon as they are final; otherwise one piece at the end.
-        prompt_KP: codes of an uploaded voice, which replace those of ``voice``.
+        is_streamed: snippets as soon as they are final; otherwise one at the end.
+        uploaded: a voice that was added, which replaces the model's ``voice``.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Ask:
     seed: int
     max_seconds: float | None = None
     is_streamed: bool = True
-    prompt_KP: Tensor | None = None
+    uploaded: Voice | None = None
 
 
 @dataclass(frozen=True)
@@ -47,19 +47,21 @@ class Description:
         name: what clients call it.
         fingerprint: of its weights.
         voices: whose voices it has.
-        sample_rate: of its pieces, Hz.
-        weight_format: number format of its steps.
+        sample_rate: of its snippets, Hz.
+        number_format: of its steps.
         created: seconds since the epoch.
-        codec_fingerprint: of the codec that its voices are in.
+        voice_space: fingerprint of the space that its voices are in.
+        takes_voices: whether it speaks in voices that are added.
     """
 
     name: str
     fingerprint: str
     voices: tuple[str, ...]
     sample_rate: int
-    weight_format: str
+    number_format: str
     created: int
-    codec_fingerprint: str
+    voice_space: str
+    takes_voices: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,8 @@ class Numbers:
 class Backend(Protocol):
     """A model that speaks."""
 
-    def speak(self, ask: Ask) -> AsyncIterator[Piece]:
-        """The pieces; leaving the iterator cancels.
+    def speak(self, ask: Ask) -> AsyncIterator[Snippet]:
+        """The snippets; leaving the iterator cancels.
 
         Raises:
             ConfigError: the voice or the length is not possible.
@@ -89,8 +91,8 @@ class Backend(Protocol):
         """What it is."""
         ...
 
-    async def encode(self, audio: Audio) -> Tensor:
-        """A speaker prompt [K, P] of a recording, in the model's codec."""
+    async def voice_of(self, audio: Audio) -> Voice:
+        """The voice of a recording, in the model's space."""
         ...
 
     async def numbers(self) -> list[Numbers]:
@@ -106,7 +108,7 @@ class LocalBackend:
         config: settings of the application.
 
     Raises:
-        ConfigError: the guidance is not valid for the model.
+        ConfigError: the decoding is not valid for the model.
         DataError: the folder holds no model that can speak.
     """
 
@@ -116,57 +118,44 @@ class LocalBackend:
         # 5 ms. A request passes it several times, and a piece of sound a hundred times: once an operation of the codec.
         sys.setswitchinterval(0.00005)
         folder = result_of(model.path)
-        synthesizer = Synthesizer.open(folder, precision=model.precision, device="cuda" if model.gpus else "cpu")
-        self.model, self.guidance = model, model.guidance.build()
-        self.created = int(folder.stat().st_mtime)
-        synthesizer.loaded.lineage.check_guidance(self.guidance)
-        self.engine = SpeechEngine(
-            synthesizer,
-            max_slots=model.slots,
-            max_conditions=len(self.guidance.conditions),
-            max_seconds=config.limits.max_seconds,
-            max_text_tokens=config.limits.max_text_tokens,
-            guard=config.guard,
-        )
-        self.engine.warm_up()
-        self.speaking = Speaking(self.engine, max_waiting_s=config.limits.max_waiting_seconds)
+        room = Room(model.slots, config.limits.max_seconds, config.limits.max_text_tokens, config.guard)
+        device = "cuda" if model.gpus else "cpu"
+        self.model, self.created = model, int(folder.stat().st_mtime)
+        self.speaker = open_speaker(folder, precision=model.precision, device=device, room=room)
+        self.decoding = self.speaker.decoding(model.decoding)
+        self.speaker.prepare(self.decoding)
+        self.speaker.warm_up()
+        self.speaking = Speaking(self.speaker, max_waiting_s=config.limits.max_waiting_seconds)
 
-    async def speak(self, ask: Ask) -> AsyncIterator[Piece]:
+    async def speak(self, ask: Ask) -> AsyncIterator[Snippet]:
         """See :class:`Backend`."""
-        wish = Wish(
-            Request(ask.text, ask.voice, ask.seed, ask.prompt_KP),
-            self.guidance,
-            self.model.sampler,
-            scale_input=self.model.scale_input,
-            max_seconds=ask.max_seconds,
-            is_streamed=ask.is_streamed,
-        )
+        request = Request(ask.text, ask.voice, ask.seed, ask.uploaded)
+        wish = Wish(request, self.decoding, ask.max_seconds, ask.is_streamed)
         parts = in_parts(wish, self.model.part_characters)
-        pieces = self.speaking.speak(*parts, max_seconds=ask.max_seconds or math.inf)
+        snippets = self.speaking.speak(*parts, max_seconds=ask.max_seconds or math.inf)
         try:
-            async for piece in pieces:
-                yield piece
+            async for snippet in snippets:
+                yield snippet
         finally:
-            await pieces.aclose()  # type: ignore[attr-defined]
+            await snippets.aclose()  # type: ignore[attr-defined]
 
     async def describe(self) -> Description:
         """See :class:`Backend`."""
-        synthesizer = self.engine.synthesizer
+        speaker = self.speaker
         return Description(
             name=self.model.name,
-            fingerprint=synthesizer.loaded.fingerprint,
-            voices=tuple(sorted(synthesizer.voices)),
-            sample_rate=synthesizer.codec.sample_rate,
-            weight_format=self.engine.weight_format,
+            fingerprint=speaker.facts.fingerprint,
+            voices=speaker.voices,
+            sample_rate=speaker.sample_rate,
+            number_format=speaker.number_format,
             created=self.created,
-            codec_fingerprint=synthesizer.loaded.lineage.codec_fingerprint,
+            voice_space=speaker.voice_space,
+            takes_voices=speaker.abilities.takes_voices,
         )
 
-    async def encode(self, audio: Audio) -> Tensor:
+    async def voice_of(self, audio: Audio) -> Voice:
         """See :class:`Backend`."""
-        codec = self.engine.synthesizer.codec
-        samples_N = resample(audio.samples_N, audio.sample_rate, codec.sample_rate)
-        return await asyncio.to_thread(codec.encode, samples_N)
+        return await asyncio.to_thread(self.speaker.voice_of, audio)
 
     async def numbers(self) -> list[Numbers]:
         """See :class:`Backend`."""

@@ -10,7 +10,7 @@ from retort.serving.api import build_api
 from retort.serving.backends import Ask, LocalBackend
 from retort.serving.memory import keep_everything
 from retort.serving.settings import ServeConfig, ServedModel
-from retort.serving.speaking import OverloadedError, Piece
+from retort.serving.speaking import OverloadedError, Snippet
 
 IN_FLIGHT = "audio_seconds_in_flight"
 """What replicas report to the autoscaler."""
@@ -26,10 +26,10 @@ class EngineReplica(LocalBackend):
         )
         keep_everything()
 
-    async def answer(self, ask: Ask) -> AsyncIterator[Piece | Exception]:
+    async def answer(self, ask: Ask) -> AsyncIterator[Snippet | Exception]:
         """:meth:`speak` for a handle: a request that is refused gets the error as its only answer.
 
-        Ray Serve would log what is raised with its traceback: here, in the engine's process, in the middle of a flood.
+        Ray Serve would log what is raised with its traceback: here, in the speaker's process, in the middle of a flood.
         """
         try:
             async for piece in self.speak(ask):
@@ -42,7 +42,7 @@ class EngineReplica(LocalBackend):
         return {IN_FLIGHT: self.speaking.admission.in_flight_s}
 
     async def check_health(self) -> None:
-        """Ray Serve replaces a replica whose engine is gone."""
+        """Ray Serve replaces a replica whose speaker is gone."""
         if not self.speaking.is_alive:
             raise RuntimeError("the speaking thread has ended")
 

@@ -7,9 +7,8 @@ from pydantic import Field, model_validator
 
 from retort.config import Config, validate
 from retort.inference.backends import DecodePrecision
-from retort.inference.sampling import SamplerConfig
+from retort.inference.decoding import Decoding
 from retort.inference.speech import GuardConfig
-from retort.nn.guidance import GuidanceConfig, NoGuidance
 
 
 class ServedModel(Config):
@@ -19,11 +18,9 @@ class ServedModel(Config):
     """What clients send as ``model``."""
     path: Path
     """Output of ``retort pretrain`` or ``retort distill``."""
-    guidance: GuidanceConfig = NoGuidance()
-    sampler: SamplerConfig = SamplerConfig()
+    decoding: Decoding | None = None
+    """``None`` is the plain way of the model's family."""
     languages: tuple[str, ...] = ("en",)
-    scale_input: float | None = None
-    """For students that take the guidance scale as an input."""
     part_characters: int = Field(default=240, ge=1)
     """Longest text that is said in one go. A longer one is cut between sentences: train on what you serve."""
     precision: DecodePrecision = "fastest"

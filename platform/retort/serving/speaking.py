@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from retort.errors import ConfigError, DataError
-from retort.inference.speech import NEVER_HEARD, Outcome, Sound, SpeechEngine, Wish
+from retort.inference.speaker import NEVER_HEARD, Outcome, Sound, Speaker, Wish
 from retort.serving.admission import Admission
 
 _SHARE_HELD, _MOST_HELD_S = 0.25, 1.0
@@ -41,7 +41,7 @@ class OverloadedError(Exception):
 
 
 @dataclass(frozen=True)
-class Piece:
+class Snippet:
     """Part of an utterance: samples, and at its end how it went."""
 
     samples_N: Tensor
@@ -60,7 +60,7 @@ class _Conversation:
         parts: those that have not begun.
         loop: of its listener.
         max_samples: of all parts together, to a frame.
-        ticket: of the engine, while it speaks.
+        ticket: of the speaker, while it speaks.
         held: samples that have not been sent yet.
         heard_until: see :class:`Sound`.
     """
@@ -69,7 +69,7 @@ class _Conversation:
     parts: deque[Wish]
     loop: asyncio.AbstractEventLoop
     max_samples: float
-    pieces: asyncio.Queue[Piece | Exception] = field(default_factory=asyncio.Queue)
+    pieces: asyncio.Queue[Snippet | Exception] = field(default_factory=asyncio.Queue)
     is_cancelled: bool = False
     ticket: int | None = None
     begun: float = field(default_factory=time.monotonic)
@@ -81,8 +81,8 @@ class _Conversation:
     def __post_init__(self) -> None:
         self.text = " ".join(wish.request.text for wish in self.parts)
 
-    def send(self, piece: Piece | Exception) -> None:
-        """From the engine's thread."""
+    def send(self, piece: Snippet | Exception) -> None:
+        """From the speaker's thread."""
         try:
             self.loop.call_soon_threadsafe(self.pieces.put_nowait, piece)
         except RuntimeError:
@@ -90,16 +90,16 @@ class _Conversation:
 
 
 class Speaking:
-    """Runs one :class:`SpeechEngine` in a thread of its own, which owns it from the first step on.
+    """Runs one :class:`Speaker` in a thread of its own, which owns it from the first step on.
 
     Args:
-        engine: of one model.
+        speaker: of one model.
         max_waiting_s: see :class:`Admission`.
     """
 
-    def __init__(self, engine: SpeechEngine, *, max_waiting_s: float) -> None:
-        self.engine, self.admission = engine, Admission(engine.num_free, max_waiting_s)
-        self._fingerprint = engine.synthesizer.loaded.fingerprint
+    def __init__(self, speaker: Speaker, *, max_waiting_s: float) -> None:
+        self.speaker, self.admission = speaker, Admission(speaker.num_free, max_waiting_s)
+        self._fingerprint = speaker.facts.fingerprint
         self.frames_after_cancel = self.num_cancelled = 0
         self._waiting: deque[_Conversation] = deque()
         self._speaking: dict[int, _Conversation] = {}
@@ -123,18 +123,18 @@ class Speaking:
             self._wake.notify()
         self._thread.join()
 
-    async def speak(self, *parts: Wish, max_seconds: float = math.inf) -> AsyncIterator[Piece]:
+    async def speak(self, *parts: Wish, max_seconds: float = math.inf) -> AsyncIterator[Snippet]:
         """The pieces of an utterance, said part after part; the last one carries the outcome.
 
         All parts together take at most ``max_seconds``, to a frame: the outcome is ``too_long`` where that cuts them
         off. Leaving the iterator cancels the request: it takes no step after the one that is being computed.
 
         Raises:
-            ConfigError: see :meth:`SpeechEngine.plan`.
+            ConfigError: see :meth:`Speaker.add`.
             DataError: the same.
             OverloadedError: too much speech waits.
         """
-        max_samples = max_seconds * self.engine.synthesizer.codec.sample_rate
+        max_samples = max_seconds * self.speaker.sample_rate
         talk = _Conversation(next(self._numbers), deque(parts), asyncio.get_running_loop(), max_samples)
         with self._wake:
             if self._failure is not None:
@@ -162,7 +162,7 @@ class Speaking:
         _give_way()
         try:
             while self._take_turns():
-                for sound in self.engine.step(is_awaited=self._is_awaited):
+                for sound in self.speaker.step(is_awaited=self._is_awaited):
                     self._hand_over(self._speaking[sound.ticket], sound)
                 if self._has_begun:
                     self._let_out()
@@ -175,7 +175,7 @@ class Speaking:
                 talk.send(failure)
 
     def _is_awaited(self) -> bool:
-        return bool(self._waiting) and self.engine.num_free > 0
+        return bool(self._waiting) and self.speaker.num_free > 0
 
     def _let_out(self) -> None:
         self._has_begun = False
@@ -192,7 +192,7 @@ class Speaking:
                 if talk.is_cancelled:
                     self.num_cancelled += 1
                     self._leave(talk)
-                    self.engine.cancel(ticket)
+                    self.speaker.cancel(ticket)
             for talk in [talk for talk in self._waiting if talk.is_cancelled]:
                 self._waiting.remove(talk)
                 self.admission.leave(talk.number, talk.text)
@@ -203,14 +203,14 @@ class Speaking:
     def _next_in_line(self) -> _Conversation | None:
         """Who begins a part now: somebody new before those who go on, whose slots are kept for them meanwhile."""
         with self._wake:
-            free = 0 if self._stopping else self.engine.num_free
+            free = 0 if self._stopping else self.speaker.num_free
             new = [talk for talk in self._waiting if talk.ticket is None]
             going_on = [talk for talk in self._waiting if talk.ticket is not None]
             if new and free > len(going_on):
                 first = new[0]
             elif going_on and free:
                 first = min(going_on, key=lambda talk: talk.heard_until)
-                if self.engine.can_wait(first.heard_until):
+                if self.speaker.can_wait(first.heard_until):
                     return None
             else:
                 return None
@@ -240,12 +240,12 @@ class Speaking:
         """The ticket of its next part. Before the first one, all are checked: nothing is said of a text in vain."""
         if talk.ticket is None:
             for part in talk.parts:
-                self.engine.check(part)
+                self.speaker.check(part)
         part = talk.parts.popleft()
-        left_s = (talk.max_samples - talk.samples) / self.engine.synthesizer.codec.sample_rate
+        left_s = (talk.max_samples - talk.samples) / self.speaker.sample_rate
         if left_s < (part.max_seconds or math.inf):
             part = replace(part, max_seconds=left_s)
-        return self.engine.add(part, heard_until=talk.heard_until)
+        return self.speaker.add(part, heard_until=talk.heard_until)
 
     def _hand_over(self, talk: _Conversation, sound: Sound) -> None:
         talk.samples += sound.samples_N.numel()
@@ -261,13 +261,13 @@ class Speaking:
             with self._wake:
                 self._leave(talk, is_whole=outcome == "said")
         if outcome is not None or self._is_worth_sending(talk):
-            talk.send(Piece(torch.cat([*talk.held, torch.zeros(0)]), outcome, sound.attempt, self._fingerprint))
+            talk.send(Snippet(torch.cat([*talk.held, torch.zeros(0)]), outcome, sound.attempt, self._fingerprint))
             talk.held.clear()
             self._has_begun |= 0 < talk.samples == sound.samples_N.numel()
 
     def _is_worth_sending(self, talk: _Conversation) -> bool:
-        held_s = sum(samples_N.numel() for samples_N in talk.held) / self.engine.synthesizer.codec.sample_rate
-        ahead_s = talk.heard_until - self.engine.clock() - held_s
+        held_s = sum(samples_N.numel() for samples_N in talk.held) / self.speaker.sample_rate
+        ahead_s = talk.heard_until - self.speaker.clock() - held_s
         return held_s > min(_MOST_HELD_S, _SHARE_HELD * max(0.0, ahead_s))
 
     def _go_on(self, talk: _Conversation) -> Outcome | None:
@@ -283,7 +283,7 @@ class Speaking:
     def _leave(self, talk: _Conversation, *, is_whole: bool = False) -> None:
         assert talk.ticket is not None
         del self._speaking[talk.ticket]
-        audio_s = talk.samples / self.engine.synthesizer.codec.sample_rate if is_whole else None
+        audio_s = talk.samples / self.speaker.sample_rate if is_whole else None
         self.admission.leave(
             talk.number, talk.text, audio_s=audio_s, wall_s=time.monotonic() - talk.begun
         )  # fmt: skip

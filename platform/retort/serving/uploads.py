@@ -11,15 +11,15 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from torch import Tensor
 
 from retort.audio.files import Audio
+from retort.inference.voices import Voice
 from retort.serving.backends import Backend, Description
 from retort.serving.bodies import read_body
 from retort.serving.decode_sample import SAMPLE_RATE, decode_sample
 from retort.serving.errors import ApiError
 from retort.serving.settings import ServeConfig, VoiceUploads
-from retort.serving.voices import Voice, VoiceStore
+from retort.serving.voices import AddedVoice, VoiceStore
 
 FIELDS = ("name", "consent", "audio_sample")
 _MAX_NAME = 64
@@ -64,7 +64,7 @@ class Uploads:
 
     Args:
         config: of the application.
-        backends: by model name; each one encodes a sample in its codec.
+        backends: by model name; each one makes a voice of a sample in its space.
         describe: a model's description.
     """
 
@@ -78,13 +78,27 @@ class Uploads:
         self._config = settings = config.voice_uploads
         self._store = None if settings is None else VoiceStore(settings.folder, max_voices=settings.max_voices)
 
-    def list(self) -> list[Voice]:
+    def list(self) -> list[AddedVoice]:
         """Voices that were added."""
         return [] if self._store is None else self._store.list()
 
-    def codes(self, voice_id: str, description: Description) -> Tensor | None:
-        """Speaker prompt of a voice that was added, for a model; None where there is none."""
-        return None if self._store is None else self._store.codes(voice_id, description.codec_fingerprint)
+    def voice(self, voice_id: str, description: Description) -> Voice | None:
+        """A voice that was added, for a model; None where there is none that it can speak in."""
+        if self._store is None or not description.takes_voices:
+            return None
+        return self._store.voices(voice_id).get(description.voice_space)
+
+    def no_voice(self, voice_id: str, description: Description) -> ApiError:
+        """Why a model has no such voice: it is unknown, or was added for models of other spaces."""
+        spaces = {} if self._store is None else self._store.voices(voice_id)
+        if spaces and not description.takes_voices:
+            return ApiError(400, f"{description.name} speaks in its own voices only", param="voice", code="own_voices")
+        if spaces:
+            told = f"this voice was added in the space {', '.join(sorted(spaces))}, {description.name} needs "
+            cure = f"{description.voice_space}; add it again"
+            return ApiError(400, told + cure, param="voice", code="voice_of_another_space")
+        known = ", ".join(description.voices)
+        return ApiError(400, f"no such voice; {description.name} has {known}", param="voice", code="voice_not_found")
 
     async def create(self, request: Request) -> JSONResponse:
         """Add a voice."""
@@ -104,15 +118,17 @@ class Uploads:
         samples_N = await decode_sample(
             form.sample, min_seconds=settings.min_seconds, max_seconds=settings.max_seconds
         )  # fmt: skip
-        codes: dict[str, Tensor] = {}
+        voices: dict[str, Voice] = {}
         for name, backend in self._backends.items():
-            fingerprint = (await self._describe(name)).codec_fingerprint
-            if fingerprint not in codes:
-                codes[fingerprint] = await backend.encode(Audio(samples_N, SAMPLE_RATE))
-        voice = await asyncio.to_thread(
-            lambda: store.add(form.name, consent=form.consent, sample_sha256=digest, codes=codes)
+            description = await self._describe(name)
+            if description.takes_voices and description.voice_space not in voices:
+                voices[description.voice_space] = await backend.voice_of(Audio(samples_N, SAMPLE_RATE))
+        if not voices:
+            raise ApiError(403, "the models of this server speak in their own voices only", code="own_voices")
+        added = await asyncio.to_thread(
+            lambda: store.add(form.name, consent=form.consent, sample_sha256=digest, voices=list(voices.values()))
         )
-        return JSONResponse({"object": "voice", "id": voice.id, "name": voice.name, "created_at": voice.created})
+        return JSONResponse({"object": "voice", "id": added.id, "name": added.name, "created_at": added.created})
 
     async def delete(self, voice_id: str) -> JSONResponse:
         """Remove a voice; what is being said in it is said to its end."""

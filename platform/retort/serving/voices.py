@@ -1,4 +1,4 @@
-"""Voices that clients upload: a speaker prompt for each codec, and the consent that allows it; files of their own."""
+"""Voices that clients upload: one for each space that a model takes, and the consent; files of their own."""
 
 import fcntl
 import json
@@ -6,7 +6,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,15 +14,16 @@ from typing import Any
 
 from torch import Tensor
 
+from retort.inference.voices import CODES, Voice
 from retort.serving.errors import ApiError
 
 _ID = re.compile(r"voice_[0-9a-f]{24}")
-_AUDIT = "audit.jsonl"
+_AUDIT, _TENSORS = "audit.jsonl", "codes.safetensors"
 
 
 @dataclass(frozen=True)
-class Voice:
-    """What is kept of a voice beside its codes.
+class AddedVoice:
+    """What is kept of a voice beside its tensors.
 
     Attributes:
         id: made by the server.
@@ -54,52 +55,51 @@ class VoiceStore:
         self.folder, self._max_voices = folder, max_voices
         folder.mkdir(parents=True, exist_ok=True)
 
-    def add(self, name: str, *, consent: str, sample_sha256: str, codes: Mapping[str, Tensor]) -> Voice:
+    def add(self, name: str, *, consent: str, sample_sha256: str, voices: Sequence[Voice]) -> AddedVoice:
         """Keep a voice.
 
         Args:
             name: must be new.
             consent: the statement.
             sample_sha256: of the sample.
-            codes: speaker prompt [K, P] by the fingerprint of its codec.
+            voices: the same voice in each space.
 
         Raises:
             ApiError: 409 for a name that is taken or a store that is full.
         """
         from safetensors.torch import save_file
 
-        voice = Voice("voice_" + secrets.token_hex(12), name, int(time.time()), consent, sample_sha256)
+        added = AddedVoice("voice_" + secrets.token_hex(12), name, int(time.time()), consent, sample_sha256)
         with self._alone():
             present = self.list()
             if any(other.name == name for other in present):
                 raise ApiError(409, "a voice of this name exists; delete it first", param="name", code="voice_exists")
             if len(present) >= self._max_voices:
                 raise ApiError(409, f"there are {len(present)} voices; delete one first", code="too_many_voices")
-            partial = self.folder / f".{voice.id}.partial"
+            partial = self.folder / f".{added.id}.partial"
             partial.mkdir()
-            save_file({key: codes_KP.contiguous() for key, codes_KP in codes.items()}, partial / "codes.safetensors")
-            (partial / "voice.json").write_text(json.dumps(asdict(voice)))
-            partial.rename(self.folder / voice.id)
-            self.note("created", id=voice.id, sample_sha256=sample_sha256)
-        return voice
+            save_file(_flat(voices), partial / _TENSORS)
+            (partial / "voice.json").write_text(json.dumps(asdict(added)))
+            partial.rename(self.folder / added.id)
+            self.note("created", id=added.id, sample_sha256=sample_sha256)
+        return added
 
-    def list(self) -> list[Voice]:
+    def list(self) -> list[AddedVoice]:
         """All voices, the oldest first."""
         found = [voice for path in self.folder.glob("voice_*") if (voice := _read(path)) is not None]
         return sorted(found, key=lambda voice: (voice.created, voice.id))
 
-    def codes(self, voice_id: str, codec_fingerprint: str) -> Tensor | None:
-        """The speaker prompt [K, P] for a codec, or None."""
+    def voices(self, voice_id: str) -> dict[str, Voice]:
+        """A voice by its spaces; nothing where there is none."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         if not _ID.fullmatch(voice_id):
-            return None
+            return {}
         try:
-            kept: dict[str, Tensor] = load_file(self.folder / voice_id / "codes.safetensors")
+            return _by_space(load_file(self.folder / voice_id / _TENSORS))
         except (OSError, SafetensorError):
-            return None  # deleted meanwhile
-        return kept.get(codec_fingerprint)
+            return {}  # deleted meanwhile
 
     def delete(self, voice_id: str) -> bool:
         """Remove a voice with all its files; False where there is none."""
@@ -128,9 +128,27 @@ class VoiceStore:
             yield
 
 
-def _read(path: Path) -> Voice | None:
+def _flat(voices: Sequence[Voice]) -> dict[str, Tensor]:
+    """Tensors by their names in a file: ``SPACE`` for codes, ``SPACE/NAME`` for others."""
+    return {
+        voice.space if name == CODES else f"{voice.space}/{name}": tensor.contiguous()
+        for voice in voices
+        for name, tensor in voice.tensors.items()
+    }
+
+
+def _by_space(flat: Mapping[str, Tensor]) -> dict[str, Voice]:
+    """What :func:`_flat` wrote."""
+    tensors: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in flat.items():
+        space, _, name = key.partition("/")
+        tensors.setdefault(space, {})[name or CODES] = tensor
+    return {space: Voice(space, named) for space, named in tensors.items()}
+
+
+def _read(path: Path) -> AddedVoice | None:
     try:
         tree: dict[str, Any] = json.loads((path / "voice.json").read_text())
-        return Voice(**tree)
+        return AddedVoice(**tree)
     except (OSError, ValueError, TypeError):
         return None

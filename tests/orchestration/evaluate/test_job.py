@@ -5,10 +5,14 @@ from pathlib import Path
 import pytest
 
 from retort.config import load_tree, validate
+from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
+from retort.evaluation.judge import TestStrings
 from retort.orchestration.evaluate.job import run_evaluate
+from retort.orchestration.evaluate.system_facts import describe_system
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
+from tests.inference.speaking import speaking_model
 from tests.orchestration.tiny_runs import write_teacher, write_token_set
 
 
@@ -37,21 +41,22 @@ def test_more_strings_than_there_are_is_refused(tmp_path: Path, folders: tuple[P
         run_evaluate(asked, QuietProgress())
 
 
-def test_guidance_that_the_model_was_not_trained_for_is_refused(tmp_path: Path, folders: tuple[Path, Path]) -> None:
-    data, _teacher = folders
-    student = write_teacher(
-        tmp_path / "student", data, method="cfg_distill", distilled_at={"kind": "two_term", "scale": 2.0}
-    )
-    guided = model(student, guidance={"kind": "two_term", "scale": 1.5})
+def test_guidance_that_the_model_was_not_trained_for_is_refused(tmp_path: Path) -> None:
+    student = speaking_model(tmp_path, distilled=True)
+    guided = model(student, decoding={"guidance": {"kind": "two_term", "scale": 1.5}})
+    asked = config(tmp_path / "out", tmp_path / "data", [guided], split="train", num_strings=2)
+    strings = TestStrings(tmp_path / "data", split="train", count=2)
     with pytest.raises(ConfigError, match="guide twice"):
-        run_evaluate(config(tmp_path / "out", data, [guided]), QuietProgress())
+        describe_system(asked.systems[0], asked, strings)
 
 
 def test_a_model_of_another_codec_is_refused_with_both_fingerprints(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     data, _ = folders
-    other = write_teacher(tmp_path / "other", data, codec_fingerprint="mel_rvq-other")
-    with pytest.raises(DataError, match="mel_rvq-other"):
+    other = speaking_model(tmp_path)
+    ours, theirs = (TokenSet.open(folder).description.codec_fingerprint for folder in (data, tmp_path / "data"))
+    with pytest.raises(DataError, match=theirs) as error:
         run_evaluate(config(tmp_path / "out", data, [model(other)]), QuietProgress())
+    assert ours in str(error.value)
 
 
 def test_systems_and_comparisons_must_be_named_consistently(tmp_path: Path, folders: tuple[Path, Path]) -> None:

@@ -22,7 +22,7 @@ from retort.inference.diffusion_sampling import DDIMSolver, sample, start_noise
 from retort.inference.sampling import SamplerConfig
 from retort.models.latents import latents_of
 from retort.models.mel_denoise import guided_denoise
-from retort.models.weights import load_mel_diffusion, load_model
+from retort.models.weights import load_codec_lm, load_mel_diffusion
 from retort.nn.diffusion_guidance import ConstantGuidance
 from retort.nn.guidance import TwoTermGuidance
 from retort.orchestration.cluster import ray_session
@@ -131,7 +131,7 @@ def test_the_mel_of_a_recording_gives_the_codes_of_its_row(made):
 
 def test_the_latents_of_a_recording_are_those_of_its_codes_alone_in_its_own_prompt(made):
     tokens = TokenSet.open(result_of(made / "data"))
-    train, model = tokens.split("train"), load_model(result_of(made / "lm")).model
+    train, model = tokens.split("train"), load_codec_lm(result_of(made / "lm")).model
     law = PromptsById(train.column("id"), train.column("speaker"))
     by_id, mels = {row.id: row for row in tokens}, MelSet.open(result_of(made / "mels"))
     for row in mels[::5]:
@@ -170,7 +170,7 @@ def test_a_recording_that_changed_or_went_away_is_dropped_with_its_reason(tmp_pa
 def test_a_synthetic_row_is_the_pipeline_of_its_own_seed_alone(made, said):
     mels, summary = said
     teacher = load_mel_diffusion(result_of(made / "denoiser"))
-    lm, tokens = load_model(result_of(made / "lm")).model, TokenSet.open(result_of(made / "data"))
+    lm, tokens = load_codec_lm(result_of(made / "lm")).model, TokenSet.open(result_of(made / "data"))
     train = tokens.split("train")
     law = PromptsById(train.column("id"), train.column("speaker"))
     assert summary["rows"] + sum(summary["dropped"].values()) == 12

@@ -12,8 +12,9 @@ import yaml
 from retort.config import validate
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
-from retort.inference.sampling import SamplerConfig
-from retort.inference.synthesizer import Request, Synthesizer, save_speaking_model
+from retort.inference.opening import open_speaker
+from retort.inference.speaker import Request
+from retort.inference.synthesizer import save_speaking_model
 from retort.methods.layer_pruning import WHOLE
 from retort.methods.layer_table import Measured, Selection, describe
 from retort.models.codec_lm import CodecLM
@@ -21,7 +22,6 @@ from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.layer_choice import LayerChoice
 from retort.models.presets import tiny
 from retort.models.weights import load_codec_lm
-from retort.nn.guidance import NoGuidance
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.prune.job import run_prune
 from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sweep
@@ -168,7 +168,7 @@ def test_the_table_holds_every_ranking_its_intervals_and_its_stability(made: Pat
         ({"split": "test"}, ConfigError, "split"),
         ({"split": "validation"}, DataError, "0 validation rows"),
         (
-            {"guidance": {"kind": "two_term", "scale": 2.0, "against": "no_text"}},
+            {"decoding": {"guidance": {"kind": "two_term", "scale": 2.0, "against": "no_text"}}},
             ConfigError,
             "guidance against no_text",
         ),
@@ -217,9 +217,7 @@ def test_killed_driver_and_killed_actor_change_nothing_and_the_pruned_model_spea
     assert pruned.lineage.teacher_fingerprint == teacher.fingerprint
     assert pruned.lineage.trained_drops == ("null",)
     assert torch.equal(pruned.model.blocks[1].attention.qkv.weight, teacher.model.blocks[3].attention.qkv.weight)
-    speaker = Synthesizer.open(result_of(tmp_path / "driver"))
-    said = speaker.speak(
-        [Request("one", "s0", 0)], guidance=NoGuidance().build(), sampler=SamplerConfig(), max_frames=5
-    )
-    assert said[0].codes_KT.shape[1] <= 5
+    speaker = open_speaker(result_of(tmp_path / "driver"))
+    said = speaker.speak([Request("one", "s0", 0)], speaker.decoding(None), max_seconds=0.1)
+    assert said[0].samples_N.numel() <= 0.15 * speaker.sample_rate
     assert run_prune(config_of(made, tmp_path / "driver", **changes), Lines()) == summary

@@ -16,13 +16,13 @@ from retort.errors import ConfigError, QualityGateError
 from retort.orchestration.progress import QuietProgress
 from retort.orchestration.promote import promote
 from retort.orchestration.tune.job import Sweep, run_tune
-from retort.orchestration.tune.trial import Ledger, Outcome
+from retort.orchestration.tune.trial import Ledger, TrialOutcome
 from retort.store.registry import Registry
 from tests.orchestration.tune_runs import sweep, sweep_tree, write_inputs
 
 
-def outcome(wer: float = 0.2) -> Outcome:
-    return Outcome("finished", system={"wer_corpus": wer, "tokens_per_second": 5.0, "parameters": 10})
+def outcome(wer: float = 0.2) -> TrialOutcome:
+    return TrialOutcome("finished", system={"wer_corpus": wer, "tokens_per_second": 5.0, "parameters": 10})
 
 
 def heads(*values: int) -> dict[str, Any]:

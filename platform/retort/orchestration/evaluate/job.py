@@ -1,7 +1,6 @@
 """Evaluation on Ray: a pool of judges shares the (system, strings) pieces; what is judged is kept if the run dies."""
 
 import dataclasses
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +14,9 @@ from retort.config import validate
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
-from retort.evaluation.judge import Judge, System, TestStrings, measure_confidence, seed_of
+from retort.evaluation.judge import Judge, System, TestStrings, seed_of
 from retort.evaluation.listening import pairs_of, trials_of
+from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
@@ -24,12 +24,14 @@ from retort.evaluation.sounds import AudioSample, fingerprint_of
 from retort.evaluation.speaker import open_speaker_encoder
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
 from retort.evaluation.votes import preferences, read_votes
-from retort.inference.synthesizer import Request, Synthesizer
+from retort.inference.opening import open_speaker
+from retort.inference.speaker import Request, Speaker
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.evaluate.system_facts import describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, finished_result, job_output
 from retort.orchestration.progress import Progress
 from retort.run_config import EvaluateConfig, ReportConfig
+from retort.run_config.evaluate import SpeedConfig
 from retort.store.artifact import code_version, describe_artifact, git_commit, write_artifact
 from retort.store.commit import write_bytes_atomic, write_json_atomic
 from retort.store.results import result_of
@@ -199,26 +201,20 @@ class EvaluationWorker:
         return name
 
     def confidence(self) -> dict[str, Confidence]:
-        """Confidence of every model."""
+        """Confidence of every model that gives tokens a probability."""
         systems = [self._system(system.name) for system in self.config.systems]
-        teacher = self.config.confidence_teacher
-        found = next((system for system in systems if system.name == teacher), None)
-        return measure_confidence(self.strings, systems, teacher=found, batch_size=self.config.batch_size)
+        teacher, size = self.config.confidence_teacher, self.config.batch_size
+        return measure_confidence(self.strings, systems, teacher=teacher, batch_size=size)
 
     def speed(self) -> dict[str, list[Speed]]:
         """Speed of every model at each batch size."""
         settings = self.config.speed
         assert settings is not None
-        cases = {}
-        for config in self.config.systems:
-            system = self._system(config.name)
-            if system.synthesizer is not None and system.guidance is not None:
-                cases[config.name] = SpeedCase(system.synthesizer, system.guidance, system.scale_input)
-        request = self._longest_request()
+        cases = {system.name: self._case(system.name) for system in self.config.systems if system.model is not None}
         results: dict[str, list[Speed]] = {name: [] for name in cases}
         for batch_size in settings.batch_sizes:
             measured = measure_speed(
-                cases, request, batch_size=batch_size, num_frames=settings.num_frames, rounds=settings.rounds
+                cases, batch_size=batch_size, seconds=self._seconds(settings), rounds=settings.rounds
             )
             for name, speed in measured.items():
                 results[name].append(speed)
@@ -228,30 +224,30 @@ class EvaluationWorker:
         """Peak memory of one model at the saturating batch size, MiB."""
         settings = self.config.speed
         assert settings is not None
-
-        def open_case() -> SpeedCase:
-            system = self._system(name)
-            assert system.synthesizer is not None
-            assert system.guidance is not None
-            return SpeedCase(system.synthesizer, system.guidance, system.scale_input)
-
         return measure_peak_memory(
-            open_case, self._longest_request(), batch_size=settings.batch_sizes[-1], num_frames=settings.num_frames
+            lambda: self._case(name),
+            batch_size=settings.batch_sizes[-1],
+            seconds=self._seconds(settings),
+            device=torch.device(self.device),
         )
 
-    def _longest_request(self) -> Request:
+    def _seconds(self, settings: SpeedConfig) -> float:
+        return settings.num_frames / self.strings.description.frame_rate
+
+    def _case(self, name: str) -> SpeedCase:
+        system = self._system(name)
+        assert system.speaker is not None
         row = max(self.strings.rows.values(), key=lambda r: len(r.text_ids))
-        return Request(row.text, row.speaker, 0, self.strings.prompt_for(row))
+        request = Request(row.text, row.speaker, 0, self.strings.voice_for(row, system.speaker))
+        return SpeedCase(system.speaker, request, system.decoding)
 
     def _system(self, name: str) -> System:
         if name not in self._systems:
             config = next(system for system in self.config.systems if system.name == name)
-            synthesizer = None
+            speaker: Speaker | None = None
             if config.model is not None:
-                synthesizer = Synthesizer.open(config.model, precision=self.config.precision, device=self.device)
-            self._systems[name] = System(
-                name, config.kind, synthesizer, config.guidance.build(), config.sampler, config.scale_input
-            )
+                speaker = open_speaker(config.model, precision=self.config.precision, device=self.device)
+            self._systems[name] = System(name, config.kind, speaker, config.decoding)
         return self._systems[name]
 
 
@@ -265,14 +261,10 @@ def _with_speed(info: SystemInfo, speeds: Mapping[str, Sequence[Speed]], memory:
 def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
     """By names of metrics, which of these are also their keys in a summary."""
     first, last = speeds[0], speeds[-1]
-    return {
-        "tokens_per_second": last.tokens_per_second,
-        "rtf": last.rtf,
-        "nfe": last.nfe,
-        "tokens_per_second_batch1": first.tokens_per_second,
-        "rtf_batch1": first.rtf,
-        "first_audio_ms": first.first_frame_ms,
-    }
+    figures = {**last.figures, "rtf": last.rtf, "rtf_batch1": first.rtf, "first_audio_ms": first.first_audio_ms}
+    if "tokens_per_second" in first.figures:
+        figures["tokens_per_second_batch1"] = first.figures["tokens_per_second"]
+    return figures
 
 
 def _write(
@@ -340,7 +332,7 @@ def _environment(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]
         "codec": strings.description.codec_fingerprint,
         "text": strings.description.text_fingerprint,
         "seed": config.seed,
-        "samplers": {s.name: json.loads(s.sampler.model_dump_json()) for s in config.systems if s.model},
+        "decodings": {s.name: s.decoding.model_dump(mode="json") for s in config.systems if s.decoding is not None},
     }
 
 

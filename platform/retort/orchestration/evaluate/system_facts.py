@@ -6,36 +6,37 @@ from pathlib import Path
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import SystemInfo
-from retort.methods.codec_lm_data import check_fits_tokens
-from retort.models.codec_lm import count_parameters
+from retort.inference.opening import open_speaker
+from retort.methods.codec_lm_data import check_made_with
 from retort.models.codec_lm_lineage import CodecLMLineage
-from retort.models.weights import load_codec_lm
+from retort.models.mel_lineage import MelDiffusionLineage
+from retort.models.weights import Lineage
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import ARTIFACT_FILE, read_artifact
 
 
 def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
-    """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad guidance."""
+    """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad decoding."""
     if system.model is None:
         return SystemInfo(name=system.name, method=system.kind, role=system.role)
-    loaded = load_codec_lm(system.model)
-    check_fits_tokens(loaded, strings.description, who=f"system {system.name}", data=config.data)
-    loaded.lineage.check_guidance(system.guidance.build())
+    speaker = open_speaker(system.model)
+    facts, decoding = speaker.facts, speaker.decoding(system.decoding)
+    check_made_with(facts.lineage, strings.description, who=f"system {system.name}", data=config.data)
     return SystemInfo(
         name=system.name,
-        method=loaded.lineage.method,
-        family="codec_lm",
+        method=facts.lineage.method,
+        family=facts.family,
         role=system.role,
         facts={
-            "parameters": count_parameters(loaded.model),
-            "num_layers": loaded.model.config.num_layers,
-            "training_tokens": _training_tokens(system.model, loaded.lineage),
-            "guidance_scale": getattr(system.guidance, "scale", 1.0),
+            "parameters": facts.parameters,
+            "num_layers": facts.num_layers,
+            "training_tokens": _training_tokens(system.model, facts.lineage),
+            "guidance_scale": decoding.guidance_scale,
         },
     )
 
 
-def _training_tokens(folder: Path, lineage: CodecLMLineage) -> int | None:
+def _training_tokens(folder: Path, lineage: Lineage) -> int | None:
     """Tokens that the model's own training saw; None where its record does not say."""
     if lineage.method == "layer_pruning":
         return 0
@@ -58,13 +59,21 @@ def note_of(config: EvaluateConfig, items: Sequence[ItemResult]) -> str | None:
             "not comparable with published numbers."
         )
     judges = {item.recogniser for item in items} - {None}
-    lineages = {
-        system.name: load_codec_lm(system.model).lineage for system in config.systems if system.model is not None
-    }
-    fitted = [name for name, lineage in lineages.items() if lineage.selected_by in judges]
+    models = {system.name: system.model for system in config.systems if system.model is not None}
+    lineages = {name: open_speaker(model).facts.lineage for name, model in models.items()}
+    fitted = [name for name, lineage in lineages.items() if _recogniser_that_chose(lineage) in judges]
     if fitted:
         notes.append(
             f"The layers of {', '.join(fitted)} were chosen by the recogniser that scores here, on other strings: "
             "a choice may be fitted to its judge."
         )
     return " ".join(notes) or None
+
+
+def _recogniser_that_chose(lineage: Lineage) -> str | None:
+    """Name of the recogniser that the choice of layers was made with."""
+    match lineage:
+        case CodecLMLineage():
+            return lineage.selected_by
+        case MelDiffusionLineage():
+            return None

@@ -88,7 +88,8 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
 
 def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> LoadedCodecLM:
     teacher = load_codec_lm(config.teacher)
-    teacher.lineage.check_guidance(config.guidance.build())
+    if config.decoding is not None:
+        teacher.lineage.check_guidance(config.decoding.guidance.build())
     check_fits_tokens(teacher, tokens, who=f"the teacher {config.teacher}", data=config.data)
     if teacher.model.config.guidance_scales:
         raise ConfigError(f"{config.teacher} takes its guidance scale as an input; prune the teacher that it came from")

@@ -12,6 +12,7 @@ from retort.evaluation.asr import open_recogniser
 from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.layer_importance import MISHEARD, scored_wer
 from retort.evaluation.scoring import Scorers
+from retort.inference.speech import SpeechEngine
 from retort.inference.synthesizer import Synthesizer
 from retort.losses.features import valid_columns
 from retort.methods.layer_pruning import WHOLE, block_influence, divergence
@@ -72,7 +73,7 @@ class PruneWorker:
 
         left_out, ids = self.sweep.chunk(number)
         synthesizer = self._without(left_out)
-        system = System(str(left_out), "model", synthesizer, self.config.guidance.build(), self.config.sampler)
+        system = System(str(left_out), "model", SpeechEngine(synthesizer), self.config.decoding)
         items = [verdict.item for verdict in self.judge.judge(system, ids)]
         kl_B, influence_LB = self._teacher_forced(synthesizer.loaded.model, ids)
         scores = [

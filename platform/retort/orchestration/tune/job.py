@@ -23,7 +23,7 @@ from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate.job import measure_speeds
 from retort.orchestration.outputs import differing_keys, finished_result, job_output
 from retort.orchestration.progress import Progress
-from retort.orchestration.tune.trial import Ledger, Outcome, Trial, watched_figures
+from retort.orchestration.tune.trial import Ledger, Trial, TrialOutcome, watched_figures
 from retort.orchestration.tune.trials import run_trials
 from retort.run_config import TuneConfig
 from retort.store.artifact import code_version, describe_artifact, write_artifact
@@ -145,7 +145,7 @@ class Sweep:
             return True
         assert self._config.early_stopping is not None
         name = self._config.early_stopping.metric
-        self._ledger.end(number, Outcome("stopped", f"{name} {value:.4g} at step {step:.0f} was behind its peers"))
+        self._ledger.end(number, TrialOutcome("stopped", f"{name} {value:.4g} at step {step:.0f} was behind its peers"))
         return False
 
     def ended(self, number: int) -> None:
@@ -160,17 +160,17 @@ class Sweep:
     def broke(self, number: int, error: Exception) -> None:
         """Take back a trial whose process failed."""
         lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-        self._ledger.end(number, Outcome("failed", f"{type(error).__name__}: {lines[0]}"))
+        self._ledger.end(number, TrialOutcome("failed", f"{type(error).__name__}: {lines[0]}"))
         self.ended(number)
 
-    def _remember(self, number: int, outcome: Outcome) -> None:
+    def _remember(self, number: int, outcome: TrialOutcome) -> None:
         settings = self._config.early_stopping
         if self._halving is not None and settings is not None:
             for seen in watched_figures(self._config, self._config.folder_of(number) / settings.job):
                 self._halving.goes_on(number, step=int(seen["step"]), value=seen["value"], size=seen["size"])
         self._learn(number, outcome)
 
-    def _learn(self, number: int, outcome: Outcome) -> None:
+    def _learn(self, number: int, outcome: TrialOutcome) -> None:
         figures = None if outcome.system is None else figures_of(outcome.system)
         values = None if figures is None else [figures[name] for name in self._config.objectives]
         whole = (
@@ -179,7 +179,7 @@ class Sweep:
         self._searcher.learn(number, self._parameters[number], whole)
 
 
-def _said(outcome: Outcome, objectives: Sequence[str]) -> str:
+def _said(outcome: TrialOutcome, objectives: Sequence[str]) -> str:
     if outcome.system is None:
         return str(outcome.reason)
     figures, metrics = figures_of(outcome.system), [OBJECTIVES[name] for name in objectives]

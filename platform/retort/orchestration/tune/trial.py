@@ -39,7 +39,7 @@ State = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialOutcome:
     """How a trial ended.
 
     Attributes:
@@ -63,7 +63,7 @@ class Trial:
 
     number: int
     parameters: Mapping[str, JsonValue]
-    outcome: Outcome | None = None
+    outcome: TrialOutcome | None = None
 
 
 class Ledger:
@@ -81,7 +81,7 @@ class Ledger:
         """Record a new trial."""
         write_json_atomic(self._config.folder_of(number) / _POINT, dict(parameters))
 
-    def end(self, number: int, outcome: Outcome) -> None:
+    def end(self, number: int, outcome: TrialOutcome) -> None:
         """Record how a trial ended; the first record stands."""
         path = self._config.folder_of(number) / _OUTCOME
         if not path.is_file():
@@ -96,7 +96,7 @@ class Ledger:
         return Trial(
             number=int(folder.name),
             parameters=json.loads((folder / _POINT).read_bytes()),
-            outcome=Outcome(**json.loads(outcome.read_bytes())) if outcome.is_file() else None,
+            outcome=TrialOutcome(**json.loads(outcome.read_bytes())) if outcome.is_file() else None,
         )
 
 
@@ -127,7 +127,7 @@ def run_trial(point: dict[str, Any], *, sweep: dict[str, Any], folder: str) -> N
         except (ResourceError, StorageError, MissingRequirementError):
             raise
         except RetortError as error:
-            outcome = Outcome("failed", str(error), seconds=round(time.monotonic() - began, 1))
+            outcome = TrialOutcome("failed", str(error), seconds=round(time.monotonic() - began, 1))
         ledger.end(number, outcome)
     tune.report({"number": number, "state": outcome.state})
 
@@ -193,7 +193,7 @@ def _run(job: JobConfig, *, watched: Callable[[], Iterator[dict[str, float]]] | 
         raise raised[0]
 
 
-def _finished(config: TuneConfig, jobs: tuple[JobConfig, ...], seconds: float) -> Outcome:
+def _finished(config: TuneConfig, jobs: tuple[JobConfig, ...], seconds: float) -> TrialOutcome:
     for job in jobs:
         shutil.rmtree(job.output / CHECKPOINTS, ignore_errors=True)  # the result is committed: nothing resumes here
     summary = read_summary(jobs[-1].output / RESULT / "summary.json")
@@ -201,6 +201,6 @@ def _finished(config: TuneConfig, jobs: tuple[JobConfig, ...], seconds: float) -
     kept = {metric.field for metric in OBJECTIVES.values()}
     kept |= {metric.interval for metric in OBJECTIVES.values() if metric.interval}
     kept |= {"utterances", "method", "family"}
-    return Outcome(
+    return TrialOutcome(
         "finished", system={key: system[key] for key in sorted(kept)}, note=summary["note"], seconds=round(seconds, 1)
     )

@@ -1,0 +1,186 @@
+"""The judge, through which every claim passes: prompts, voices, missing recordings, and seeds."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from retort.audio.files import Audio
+from retort.data.tokens import TokenRow, TokenSet, write_shard
+from retort.errors import DataError
+from retort.evaluation.items import Expected
+from retort.evaluation.judge import Judge, System, TestStrings, seed_of
+from retort.inference.decoding import CodecLMDecoding
+from retort.inference.opening import open_speaker
+from retort.inference.speaker import Request, Speaker
+from retort.inference.voices import CODES
+from retort.nn.guidance import TwoTermGuidance
+from tests.evaluation.judging import add_recordings, row, scorers, token_set
+from tests.inference.speaking import speaking_model
+
+PLAN = st.lists(
+    st.tuples(st.sampled_from(["train", "test"]), st.sampled_from(["a", "b", "c"]), st.integers(1, 60), st.booleans()),
+    min_size=1,
+    max_size=12,
+)
+"""Of each row: its split, its speaker, its frames, and whether it repeats the codes of the one before."""
+
+
+def rows_of(plan: list[tuple[str, str, int, bool]]) -> list[TokenRow]:
+    rows: list[TokenRow] = []
+    for number, (split, speaker, frames, repeats) in enumerate(plan):
+        codes_KT = torch.randint(8, (2, frames), generator=torch.Generator().manual_seed(number))
+        codes_KT = rows[-1].codes_KT if repeats and rows else codes_KT
+        rows.append(row(f"u{number:02d}", speaker, split, codes_KT))
+    return rows
+
+
+@given(PLAN, st.sampled_from(["train", "test"]))
+def test_a_prompt_is_another_utterance_of_the_speaker_and_never_the_row_itself(
+    plan: list[tuple[str, str, int, bool]], split: str
+) -> None:
+    rows = rows_of(plan)
+    with tempfile.TemporaryDirectory() as folder:
+        data = token_set(Path(folder), rows)
+        asked = TestStrings(data, split=split, count=0)
+        strings = TestStrings(data, split=split, count=len(asked._others))
+    for wanted in strings.rows.values():
+        assert wanted.split == split
+        prompt_KP = strings.prompt_for(wanted)
+        others = [other.codes_KT for other in rows if other.speaker == wanted.speaker and other.id != wanted.id]
+        if prompt_KP is not None:
+            assert any(prompt_KP is other or torch.equal(prompt_KP, other) for other in others)
+        mine = [other for other in others if not torch.equal(other, wanted.codes_KT)]
+        if prompt_KP is not None and len(mine) == len(others):
+            assert not torch.equal(prompt_KP, wanted.codes_KT)
+        has_voice = wanted.speaker in strings.voices and not torch.equal(
+            strings.voices[wanted.speaker], wanted.codes_KT
+        )
+        assert prompt_KP is not None or not has_voice, "whoever has a voice is asked for in it"
+
+
+def test_strings_are_chosen_the_same_way_every_time_and_too_few_are_told(tmp_path: Path) -> None:
+    data = token_set(tmp_path, rows_of([("test", "a", 4, False)] * 9))
+    chosen = list(TestStrings(data, split="test", count=4).rows)
+    assert chosen == list(TestStrings(data, split="test", count=4).rows) == sorted(chosen)
+    assert set(chosen) < set(TestStrings(data, split="test", count=6).rows), "more strings keep the fewer"
+    assert TestStrings(data, split="test", count=9).expected == [Expected(f"u{n:02d}", "one", "a") for n in range(9)]
+    with pytest.raises(DataError, match="9 test rows, num_strings asks for 10"):
+        TestStrings(data, split="test", count=10)
+
+
+LOUDNESS = {"u00": 0.1, "u01": 0.2, "u02": 0.3, "u03": 0.4, "u04": 0.5}
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Judge:
+    """Four recordings of ``a``, one of ``b``; the recording of u05 is missing."""
+    plan = [("test", "a", 4, False)] * 4 + [("test", "b", 4, False), ("test", "a", 4, False)]
+    data = token_set(tmp_path, rows_of(plan))
+    add_recordings(data, LOUDNESS)
+    strings = TestStrings(data, split="test", count=6)
+    return Judge(strings, scorers(tells_voices=True), max_frames=10, seed=0)
+
+
+RECORDINGS = System("recordings", "recordings")
+
+
+def test_a_recordings_own_embedding_never_takes_part_in_its_voice(recorded: Judge) -> None:
+    """Each recording is a direction of its own: the cosine to the others is 0, with itself among them it is not."""
+    items = {v.item.id: v.item for v in recorded.judge(RECORDINGS, list(recorded.strings.rows))}
+    for name in ("u00", "u01", "u02", "u03"):
+        assert items[name].speaker_similarity == 0.0
+    assert items["u04"].speaker_similarity is None, "its speaker has no other recording"
+    voice_E = recorded._voice(recorded.strings.rows["u00"])
+    assert voice_E is not None
+    assert voice_E.nonzero().flatten().tolist() == [20, 30, 40], "all the others"
+    assert float(voice_E.norm()) == pytest.approx(1.0)
+
+
+def test_a_missing_recording_is_a_row_whose_words_are_all_wrong(recorded: Judge) -> None:
+    verdicts = recorded.judge(RECORDINGS, ["u05", "u00"])
+    missing, there = (verdict.item for verdict in verdicts)
+    assert (missing.id, missing.failure, missing.failure_reasons, missing.wer) == ("u05", True, ("missing",), 1.0)
+    assert verdicts[0].samples_N.numel() == 0
+    assert (there.wer, there.duration_s, verdicts[1].sample_rate) == (0.0, 1.0, 16_000)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return speaking_model(tmp_path_factory.mktemp("judge"))
+
+
+@pytest.fixture(scope="module")
+def speaker(model: Path) -> Speaker:
+    return open_speaker(model)
+
+
+@pytest.fixture(scope="module")
+def judge(model: Path) -> Judge:
+    """Of the model's own token set: four rows of two speakers, of which two are their voices."""
+    data = model.parent / "data"
+    rows = [replace(row, id=f"t{row.id}", split="test") for row in TokenSet.open(data).split("train")]
+    write_shard(data / "part-1.parquet", rows)
+    return Judge(TestStrings(data, split="test", count=4), scorers(), max_frames=12, seed=5)
+
+
+def heard(judge: Judge, system: System, size: int) -> list[tuple[str, str, int | None]]:
+    ids = list(judge.strings.rows)
+    verdicts = [v for begin in range(0, len(ids), size) for v in judge.judge(system, ids[begin : begin + size])]
+    return [(v.item.id, str(v.item.audio_sha256), v.item.tokens) for v in verdicts]
+
+
+def test_every_system_says_the_same_strings_with_the_same_seeds_whatever_the_batch(
+    judge: Judge, speaker: Speaker
+) -> None:
+    whole = heard(judge, System("a", "model", speaker), 4)
+    assert [name for name, _, _ in whole] == sorted(judge.strings.rows)
+    assert heard(judge, System("b", "model", speaker, CodecLMDecoding()), 4) == whole, "the plain way, said or not"
+    for size in (1, 3):
+        assert heard(judge, System("c", "model", speaker), size) == whole
+    guided = System("d", "model", speaker, CodecLMDecoding(guidance=TwoTermGuidance(scale=3.0)))
+    assert heard(judge, guided, 4) != whole
+    assert heard(Judge(judge.strings, scorers(), max_frames=12, seed=6), System("a", "model", speaker), 4) != whole
+    assert seed_of(5, "u0") != seed_of(6, "u0") != seed_of(6, "u1")
+
+
+def test_what_a_system_says_is_what_its_speaker_says_in_the_rows_voice(judge: Judge, speaker: Speaker) -> None:
+    row = judge.strings.rows["tu0"]
+    prompt_KP = judge.strings.prompt_for(row)
+    voice = judge.strings.voice_for(row, speaker)
+    assert prompt_KP is not None
+    assert voice is not None
+    assert torch.equal(voice.tensors[CODES], prompt_KP)
+    request = Request(row.text, row.speaker, seed_of(5, row.id), voice)
+    (said,) = speaker.speak([request], speaker.decoding(None), max_seconds=12 / 40)
+    (verdict,) = judge.judge(System("a", "model", speaker), ["tu0"])
+    assert torch.equal(verdict.samples_N, said.samples_N)
+    assert verdict.item.tokens == 12 or verdict.item.has_eos
+
+
+def test_a_speaker_of_another_space_gets_the_prompt_as_sound(judge: Judge, speaker: Speaker) -> None:
+    """A second model's codec, say; here the space is the same by another name."""
+
+    class Elsewhere:
+        voice_space = "elsewhere"
+
+        def voice_of(self, audio: Audio) -> object:
+            return audio
+
+    row = judge.strings.rows["tu1"]
+    prompt_KP = judge.strings.prompt_for(row)
+    assert prompt_KP is not None
+    given = judge.strings.voice_for(row, Elsewhere())  # type: ignore[arg-type]
+    assert isinstance(given, Audio)
+    assert torch.equal(given.samples_N, judge.strings.codec.decode(prompt_KP))
+
+
+def test_resynthesis_is_the_rows_own_codes(judge: Judge) -> None:
+    (verdict,) = judge.judge(System("resynthesis", "resynthesis"), ["tu2"])
+    codes_KT = judge.strings.rows["tu2"].codes_KT
+    assert torch.equal(verdict.samples_N, judge.strings.codec.decode(codes_KT))
+    assert (verdict.item.tokens, verdict.item.has_eos) == (codes_KT.shape[1], None)
