@@ -28,15 +28,11 @@ def main() -> None:
     given, z = conditions(model, lengths), noise(model, lengths)
     with torch.no_grad():
         worst = difference(model, given, z, CHECKED_STEPS)
-        case = {
-            "teacher": {"num_steps": TEACHER_STEPS, "guided": True},
-            "student": {"num_steps": STUDENT_STEPS, "guided": False},
-            "student, 4 steps": {"num_steps": FEWEST_STEPS, "guided": False},
-        }
-        peers = {f"ours, {name}": functools.partial(ours, model, given, z, **options) for name, options in case.items()}
-        peers |= {
-            f"diffusers, {name}": functools.partial(theirs, model, given, z, **options)
-            for name, options in case.items()
+        cases = (("teacher", TEACHER_STEPS, True), ("student", STUDENT_STEPS, False))
+        peers = {
+            f"{side}, {name}": functools.partial(sampled, model, given, z, steps, guided=guided)
+            for side, sampled in (("ours", ours), ("diffusers", theirs))
+            for name, steps, guided in (*cases, ("student, 4 steps", FEWEST_STEPS, False))
         }
         peers["diffusers, DPM++ 15 guided"] = functools.partial(
             theirs, model, given, z, TRAINING_FREE_STEPS, guided=True, solver="dpm"

@@ -7,7 +7,7 @@ against 4 steps in one pass each.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -93,7 +93,7 @@ def main() -> None:
     one = batches(model, [[frames]], device)
     with torch.no_grad():
         worst = difference(model, *one[0], TEACHER_STEPS)
-        peers = {
+        peers: dict[str, Callable[[], object]] = {
             "one, guided": functools.partial(speak, model, one, TEACHER_STEPS, guided=True),
             "one, guided, diffusers": functools.partial(twice, model, *one[0], TEACHER_STEPS),
             "one, student": functools.partial(speak, model, one, STUDENT_STEPS, guided=False),

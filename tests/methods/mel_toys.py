@@ -1,15 +1,15 @@
 """A toy for the methods on denoisers: mels of two modes, told by latents, and a teacher that learns them in seconds.
 
-A row's mel is plus or minus its pattern, which its latents say and its voice shifts, and noise; the sign is chance. So
-one step of a sampler, which gives the mean, is far from the data, and many steps are near.
+A row's mel is a pattern, which its latents say and its voice shifts, raised or lowered as a whole by chance, and noise.
+So one step of a sampler, which gives the mean, is far from the data, and many steps are near.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from retort.data.mel_stream import MelBatch
 from retort.inference.diffusion_sampling import DDIMSolver, IntervalSolver, sample
 from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig, objective_of
 from retort.models.mel_denoise import guided_denoise
@@ -24,25 +24,18 @@ TOY = MelDiffusionConfig(
     num_mels=NUM_MELS, latent_dim=LATENT_DIM, dim=32, num_layers=1, num_heads=2, ffn_dim=64, patch_frames=2,
     schedule=CosineSchedule(log_snr_min=-10.0, log_snr_max=10.0), mel_min=-1.0, mel_max=1.0,
 )  # fmt: skip
-GUIDANCE = ConstantGuidance(scale=2.0)
+GUIDANCE = ConstantGuidance(scale=1.5)
+RAISED = 0.4
+"""By which a row lies above or below its pattern."""
 
 
-@dataclass(frozen=True)
-class ToyBatch:
-    """What the methods need of a batch."""
-
-    conditions: MelConditions
-    mel_BTM: Tensor
-
-
-def toy_batch(num_rows: int, generator: torch.Generator) -> ToyBatch:
+def toy_batch(num_rows: int, generator: torch.Generator) -> MelBatch:
     """Rows of 4 to 8 frames, two per latent."""
     lengths_B = torch.randint(2, 5, (num_rows,), generator=generator)
     latents_BLD = torch.randn(num_rows, 4, LATENT_DIM, generator=generator)
     voice_BPM = torch.randn(num_rows, 1, 1, generator=generator).expand(-1, 3, NUM_MELS)
     sign_B11 = torch.randint(2, (num_rows, 1, 1), generator=generator) * 2.0 - 1.0
     noise_BTM = torch.randn(num_rows, 8, NUM_MELS, generator=generator)
-    pattern_BTM = torch.tanh(latents_BLD + 0.5 * voice_BPM[:, :1]).repeat_interleave(2, 1)
     conditions = MelConditions(
         latents_BLD,
         lengths_B,
@@ -50,10 +43,16 @@ def toy_batch(num_rows: int, generator: torch.Generator) -> ToyBatch:
         torch.ones(num_rows, 3, dtype=torch.bool),
         torch.arange(8) < 2 * lengths_B[:, None],
     )
-    return ToyBatch(conditions, 0.5 * sign_B11 * pattern_BTM + 0.15 * noise_BTM)
+    return MelBatch(conditions, pattern_of(conditions) + RAISED * sign_B11 + 0.1 * noise_BTM, torch.arange(num_rows))
 
 
-def toy_batches(num_batches: int, seed: int, num_rows: int = 48) -> Iterator[ToyBatch]:
+def pattern_of(conditions: MelConditions) -> Tensor:
+    """The mean of a row's mel, [B, 8, M]."""
+    heard_BLD = torch.tanh(conditions.latents_BLD + 0.5 * conditions.voice_BPM[:, :1].clamp(-1.0, 1.0))
+    return 0.4 * heard_BLD.repeat_interleave(2, 1)
+
+
+def toy_batches(num_batches: int, seed: int, num_rows: int = 48) -> Iterator[MelBatch]:
     """Batches that depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(num_batches):
@@ -71,12 +70,12 @@ def train(objective: nn.Module, teacher: object, steps: int, *, rate: float, see
     objective.eval()
 
 
-def trained_teacher(steps: int = 500) -> MelDiffusion:
+def trained_teacher(steps: int = 400) -> MelDiffusion:
     """A denoiser of the toy's mels that may be guided."""
     torch.manual_seed(0)
     config = MelPretrainConfig(unconditioned_fraction=0.2)
     model = MelDiffusion(TOY)
-    train(objective_of(model, config), DataTeacher(TOY, config, seed=1), steps, rate=3e-3, seed=2)
+    train(objective_of(model, config), DataTeacher(TOY, config, seed=1), steps, rate=5e-3, seed=2)
     return model
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from retort.data.mel_stream import MelBatch
 from retort.losses.diffusion import frame_mean, weighted_x_mse
 from retort.methods import guided_distill, interval_distill, mel_pretrain, progressive_distill
 from retort.methods.baked_guidance import ConditionedGuidance
@@ -21,7 +22,7 @@ from retort.nn.diffusion import Prediction, noised, prediction_of
 from retort.nn.noise_schedule import log_snr
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
-from tests.methods.mel_toys import GUIDANCE, TOY, ToyBatch, some_denoiser, toy_batch, toy_batches
+from tests.methods.mel_toys import GUIDANCE, TOY, some_denoiser, toy_batch, toy_batches
 
 NOISY = TOY.replace(dropout=0.3)
 Built = tuple[Any, DenoiseObjective]
@@ -46,7 +47,7 @@ CASES: dict[str, Callable[[MelDiffusion], Built]] = {
 every_method = pytest.mark.parametrize("name", CASES)
 
 
-def batch() -> ToyBatch:
+def batch() -> MelBatch:
     return toy_batch(6, torch.Generator().manual_seed(8))
 
 
@@ -133,6 +134,19 @@ def test_the_same_seed_gives_the_same_bits(name: str) -> None:
         fit(objective, teacher, toy_batches(3, seed=1, num_rows=6), optimizer, lambda step, out: None)
         weights.append(objective.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@every_method
+def test_bf16_weights_learn_from_fp32_targets(name: str) -> None:
+    """As DeepSpeed trains: the loss stays in fp32 and near that of fp32 weights."""
+    teacher, objective = CASES[name](some_denoiser())
+    targets = teacher.targets(batch())
+    exact = objective(batch(), targets).loss.detach()
+    rounded = objective.to(torch.bfloat16)(batch(), targets).loss
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded.detach(), exact, rtol=0.1, atol=1e-2)
+    rounded.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in objective.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x"])

@@ -1,30 +1,16 @@
 """What all methods on denoisers share: a task made by the teacher, and the error of the student's x against it."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from retort.data.mel_stream import MelBatch
 from retort.losses.diffusion import frame_mean, weighted_x_mse
 from retort.models.mel_diffusion import MelConditions, MelDiffusion, MelDiffusionConfig
 from retort.nn.diffusion import SnrWeight, noised, x_and_eps
 from retort.nn.noise_schedule import log_snr
 from retort.training.seam import StepOutput
-
-
-class MelExamples(Protocol):
-    """What these methods need of a batch of mels."""
-
-    @property
-    def conditions(self) -> MelConditions:
-        """Latents, voice and mask."""
-        ...
-
-    @property
-    def mel_BTM(self) -> Tensor:  # noqa: N802
-        """Raw natural-log mel; any value outside the mask."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -55,7 +41,7 @@ class DenoiseObjective(nn.Module):
         super().__init__()
         self.student, self.weighting = student, weighting
 
-    def forward(self, batch: MelExamples, targets: DenoiseTargets) -> StepOutput:
+    def forward(self, batch: MelBatch, targets: DenoiseTargets) -> StepOutput:
         """Loss of one batch."""
         del batch
         config, mask_BT = self.student.config, targets.conditions.mask_BT
@@ -71,7 +57,7 @@ class DenoiseObjective(nn.Module):
 
 
 def noised_batch(
-    batch: MelExamples, config: MelDiffusionConfig, u_B: Tensor, generator: torch.Generator
+    batch: MelBatch, config: MelDiffusionConfig, u_B: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The batch's normalised mels x, noised to time ``u_B``: (x [B, T, M], z [B, T, M], u on the batch's device)."""
     x_BTM = config.normalise(batch.mel_BTM.to(torch.promote_types(batch.mel_BTM.dtype, torch.float32)))

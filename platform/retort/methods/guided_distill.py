@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retort.config import Config
+from retort.data.mel_stream import MelBatch
 from retort.errors import ConfigError, QualityGateError
 from retort.inference.diffusion_sampling import DDIMSolver, sample
 from retort.methods.baked_guidance import (
@@ -34,7 +35,6 @@ from retort.methods.baked_guidance import (
 from retort.methods.denoising import (
     DenoiseObjective,
     DenoiseTargets,
-    MelExamples,
     grid_times,
     noised_batch,
     uniform_times,
@@ -74,7 +74,7 @@ class GuidedTeacher:
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
-    def targets(self, batch: MelExamples) -> DenoiseTargets:
+    def targets(self, batch: MelBatch) -> DenoiseTargets:
         """Noised rows and the guided teacher's x."""
         config, rows = self.config, len(batch.mel_BTM)
         match config.times:

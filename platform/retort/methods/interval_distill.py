@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from retort.config import Config
+from retort.data.mel_stream import MelBatch
 from retort.errors import ConfigError
 from retort.methods.baked_guidance import (
     BakedGuidance,
@@ -29,7 +30,7 @@ from retort.methods.baked_guidance import (
     scales_at,
     student_lineage,
 )
-from retort.methods.denoising import DenoiseObjective, DenoiseTargets, MelExamples, noised_batch
+from retort.methods.denoising import DenoiseObjective, DenoiseTargets, noised_batch
 from retort.models.mel_denoise import GuidedMels
 from retort.models.mel_diffusion import MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
@@ -76,7 +77,7 @@ class IntervalTeacher:
         return u_B, until_B
 
     @torch.no_grad()
-    def targets(self, batch: MelExamples) -> DenoiseTargets:
+    def targets(self, batch: MelBatch) -> DenoiseTargets:
         """Rows noised to the begin of an interval, and the x that jumps to where the teacher arrives."""
         config, rows = self.config, len(batch.mel_BTM)
         u_B, until_B = self.intervals(rows)

@@ -14,7 +14,8 @@ from pydantic import Field
 from torch import nn
 
 from retort.config import Config
-from retort.methods.denoising import DenoiseObjective, DenoiseTargets, MelExamples, noised_batch, uniform_times
+from retort.data.mel_stream import MelBatch
+from retort.methods.denoising import DenoiseObjective, DenoiseTargets, noised_batch, uniform_times
 from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
 from retort.nn.diffusion import SnrWeight
@@ -52,7 +53,7 @@ class DataTeacher:
         self.model, self.config = model, config
         self.generator = torch.Generator().manual_seed(seed)
 
-    def targets(self, batch: MelExamples) -> DenoiseTargets:
+    def targets(self, batch: MelBatch) -> DenoiseTargets:
         """Noised rows with their own mels as targets."""
         rows = len(batch.mel_BTM)
         x_BTM, z_BTM, u_B = noised_batch(batch, self.model, uniform_times(rows, self.generator), self.generator)

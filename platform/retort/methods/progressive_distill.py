@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import nn
 
 from retort.config import Config
+from retort.data.mel_stream import MelBatch
 from retort.errors import ConfigError
 from retort.methods.baked_guidance import (
     BakedGuidance,
@@ -31,7 +32,6 @@ from retort.methods.baked_guidance import (
 from retort.methods.denoising import (
     DenoiseObjective,
     DenoiseTargets,
-    MelExamples,
     grid_times,
     noised_batch,
 )
@@ -64,7 +64,7 @@ class TwoStepTeacher:
         self.generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
-    def targets(self, batch: MelExamples) -> DenoiseTargets:
+    def targets(self, batch: MelBatch) -> DenoiseTargets:
         """Rows noised to the student's grid, and the x that lands on the teacher's two steps."""
         rows, N, schedule = len(batch.mel_BTM), self.config.num_steps, self.model.config.schedule
         u_B = grid_times(rows, N, self.generator)

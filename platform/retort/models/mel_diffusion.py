@@ -210,7 +210,7 @@ class _ScalarEmbedding(nn.Module):
         frequency = torch.exp(-math.log(10_000.0) / (half - 1) * index)
         angle = (_UNITS_PER_TIME * value_B.double())[:, None] * frequency
         embedding = torch.cat([angle.sin(), angle.cos()], dim=-1)
-        return self.layers(embedding.to(self.layers[0].weight.dtype))  # type: ignore[no-any-return]
+        return self.layers(embedding.to(next(self.parameters()).dtype))  # type: ignore[no-any-return]
 
 
 class _DenoiserBlock(nn.Module):

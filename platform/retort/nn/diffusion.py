@@ -27,17 +27,26 @@ def _scales(log_snr_B: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     return expand(alpha_B, like), expand(sigma_B, like)
 
 
+def x_of(output: Tensor, z: Tensor, log_snr_B: Tensor, prediction: Prediction) -> Tensor:
+    """The data alone that a network's output stands for."""
+    output = output.to(torch.promote_types(output.dtype, z.dtype))
+    if prediction == "x":
+        return output
+    alpha, sigma = _scales(log_snr_B, z)
+    return alpha * z - sigma * output if prediction == "v" else (z - sigma * output) / alpha
+
+
 def x_and_eps(output: Tensor, z: Tensor, log_snr_B: Tensor, prediction: Prediction) -> tuple[Tensor, Tensor]:
     """The data and the noise that a network's output stands for."""
+    x = x_of(output, z, log_snr_B, prediction)
     alpha, sigma = _scales(log_snr_B, z)
-    output = output.to(torch.promote_types(output.dtype, z.dtype))
     match prediction:
         case "eps":
-            return (z - sigma * output) / alpha, output
+            return x, output.to(x.dtype)
         case "v":
-            return alpha * z - sigma * output, sigma * z + alpha * output
+            return x, sigma * z + alpha * output
         case "x":
-            return output, (z - alpha * output) / sigma
+            return x, (z - alpha * x) / sigma
 
 
 def prediction_of(x: Tensor, eps: Tensor, log_snr_B: Tensor, prediction: Prediction) -> Tensor:

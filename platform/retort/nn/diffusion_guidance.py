@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retort.config import Config
-from retort.nn.diffusion import Prediction, clamped, expand, x_and_eps
+from retort.nn.diffusion import Prediction, clamped, expand, x_of
 
 
 class NoDiffusionGuidance(Config):
@@ -95,5 +95,4 @@ def guided_x_and_eps(
         limit: data lie within ``[-limit, limit]``.
     """
     output = cond if null is None else guide_rows(cond=cond, null=null, scale_B=scale_B)
-    x, _ = x_and_eps(output, z, log_snr_B, prediction)
-    return clamped(x, z, log_snr_B, limit)
+    return clamped(x_of(output, z, log_snr_B, prediction), z, log_snr_B, limit)
