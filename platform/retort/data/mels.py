@@ -165,16 +165,16 @@ class _Shards:
 
         self._large = tuple(large)
         small = [name for name in schema.names if name not in self._large]
-        self._places: list[tuple[Any, int, int]] = []
+        self._places: list[tuple[Path, int, int]] = []
         tables = []
         for path in sorted(folder.glob("*.parquet")):
-            file = pq.ParquetFile(path, memory_map=True)
-            if file.schema_arrow.names != schema.names:
-                raise DataError(f"{path}: not of this version; run `retort generate` again")
-            tables.append(file.read(columns=small))
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                self._places.extend((file, group, place) for place in range(count))
+            with pq.ParquetFile(path, memory_map=True) as file:
+                if file.schema_arrow.names != schema.names:
+                    raise DataError(f"{path}: not of this version; run `retort generate` again")
+                tables.append(file.read(columns=small))
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    self._places.extend((path, group, place) for place in range(count))
         self.small = pa.concat_tables(tables) if tables else schema.empty_table().select(small)
         self._kept: dict[int, dict[str, bytes]] = {}
         self._kept_bytes = 0
@@ -183,8 +183,12 @@ class _Shards:
         """The large cells of one row."""
         if place in self._kept:
             return self._kept[place]
-        file, group, within = self._places[place]
-        cells = file.read_row_group(group, columns=list(self._large)).to_pylist()
+        import pyarrow.parquet as pq
+
+        path, group, within = self._places[place]
+        # Opened anew: a large set has more shards than a process may hold open.
+        with pq.ParquetFile(path, memory_map=True) as file:
+            cells = file.read_row_group(group, columns=list(self._large)).to_pylist()
         for other, cell in enumerate(cells, start=place - within):
             size = sum(map(len, cell.values()))
             if other not in self._kept and self._kept_bytes + size <= _KEPT_BYTES:

@@ -218,6 +218,19 @@ def _holds(mel_TM, voice_PM):
     return any(torch.equal(mel_TM[t : t + P], voice_PM) for t in range(len(mel_TM) - P + 1))
 
 
+def test_bf16_latents_are_close_and_said_to_be_bf16(made, tmp_path):
+    in_process(made_config(made, tmp_path / "half", RECORDINGS, precision="bf16"))
+    half, full = MelSet.open(result_of(tmp_path / "half")), MelSet.open(result_of(made / "mels"))
+    assert (half.description.precision, full.description.precision) == ("bfloat16", "float32")
+    for a, b in zip(half[::7], full[::7], strict=True):
+        assert torch.equal(a.mel_TM, b.mel_TM)
+        assert not torch.equal(a.latents_LD, b.latents_LD)
+        assert torch.nn.functional.cosine_similarity(a.latents_LD, b.latents_LD).min() > 0.99
+    output = tmp_path / "synthetic"
+    in_process(made_config(made, output, synthetic(made), precision="bf16"))
+    assert all(torch.isfinite(row.mel_TM).all() for row in rows_of(output).values())
+
+
 @pytest.mark.parametrize("source", ["recordings", "synthetic"])
 def test_a_row_depends_on_its_id_and_the_seed_not_on_its_batch(made, tmp_path, source):
     given = RECORDINGS if source == "recordings" else synthetic(made)
