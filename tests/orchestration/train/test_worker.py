@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retort.config import validate
 from retort.data.batches import LMBatch
-from retort.errors import ConfigError, QualityGateError, ResourceError
+from retort.errors import ConfigError, QualityGateError, ResourceError, StorageError
 from retort.models.weights import load_codec_lm
 from retort.nn.conditions import TEXT_PAD, Conditions
 from retort.orchestration.failures import read_failure
@@ -318,6 +318,18 @@ def test_a_teacher_that_follows_the_student_moves_once_per_step_and_goes_on(root
     first = plain_start(unbroken[0])
     assert max(float((first[name] - value).abs().max()) for name, value in plain.teacher.items()) > 3e-3
     assert "head.weight" in saved_masters(unbroken[-1])
+
+
+def test_a_checkpoint_of_another_teacher_is_refused(root: Path) -> None:
+    first = pretrain(root, "of-a-teacher", steps=3, checkpoint_every=2)
+    second = pretrain(root, "without-a-teacher", steps=3, checkpoint_every=2)
+    assert run_ranks(root, [(first, {"is_taught_by_its_average": 1})], world_size=1) == [0]
+    step_2 = Path("checkpoints") / "step-00000002"
+    shutil.copytree(first.output / step_2, second.output / step_2)
+    assert run_ranks(root, [(second, {})], world_size=1) == [0]
+    failure = read_failure(second.output, run="run")
+    assert isinstance(failure, StorageError)
+    assert "tensors of a teacher, this run's teacher has 0" in str(failure)
 
 
 def saved_masters(job: PretrainConfig) -> set[str]:
