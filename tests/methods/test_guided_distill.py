@@ -8,7 +8,7 @@ import torch
 from retort.errors import ConfigError, QualityGateError
 from retort.methods import guided_distill
 from retort.methods.baked_guidance import ConditionedGuidance
-from retort.methods.guided_distill import GuidedDistillConfig, parity_gate
+from retort.methods.guided_distill import GuidedDistillConfig, parity_of
 from retort.models.mel_denoise import guided_denoise
 from retort.models.mel_diffusion import MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
@@ -73,12 +73,12 @@ def test_the_gate_lets_a_good_student_pass_and_stops_a_bad_one(
     toy_teacher: MelDiffusion, guided_student: MelDiffusion
 ) -> None:
     batches = [held_out(num_rows=16)]
-    parity = parity_gate(guided_student, toy_teacher, TAUGHT, batches)
+    parity = parity_of(guided_student, toy_teacher, TAUGHT, batches)
     assert parity.student < parity.unguided_teacher
     assert parity.num_steps == 8
     bad = some_denoiser(guided_student.config, seed=7)
     with pytest.raises(QualityGateError, match=r"0\.\d+ \(log-mel\).*largest_distance 0.03.*unguided teacher is 0\."):
-        parity_gate(bad, toy_teacher, TAUGHT, batches)
+        parity_of(bad, toy_teacher, TAUGHT, batches).check(who="bad")
 
 
 def test_the_gate_measures_log_mels_over_valid_frames() -> None:

@@ -85,6 +85,11 @@ class MelStream:
         self.lengths: list[int] = rows.column("num_frames")
         self._plan = BatchPlan(self.lengths, max_rows=config.max_utterances, max_frames=config.max_frames, seed=seed)
 
+    @property
+    def unit(self) -> str:
+        """What :meth:`num_valid` counts."""
+        return "mel_frames"
+
     def batch(self, n: int) -> MelBatch:
         """Batch ``n`` (0-based) of this rank."""
         indices = self._plan.indices(n * self.world_size + self.rank)

@@ -9,6 +9,7 @@ The voice of a row is the log-mel of another utterance of its speaker, chosen by
 cut from the training rows; a set that a teacher made keeps the recordings that it was given in ``voices/*.parquet``.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -284,6 +285,14 @@ class MelSet(Sequence[MelRow]):
         """One small column in row order."""
         values = self._shards.small.column(name).to_pylist()
         return [values[place] for place in self._places]
+
+    def divided(self, held_out: int) -> tuple["MelSet", "MelSet"]:
+        """The rows but for ``held_out``, and those: the ones whose ids hash lowest, which no order changes."""
+        ids = self._shards.small.column("id").to_pylist()
+        lowest = sorted(self._places, key=lambda place: hashlib.blake2b(ids[place].encode()).digest())[:held_out]
+        kept = [place for place in self._places if place not in set(lowest)]
+        made = [MelSet(self.description, self._shards, places, self.voices) for places in (kept, sorted(lowest))]
+        return made[0], made[1]
 
     def split(self, name: str) -> "MelSet":
         """The rows of one split; their voices stay the same."""

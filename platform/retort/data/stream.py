@@ -86,6 +86,11 @@ class BatchStream:
         self._by_id = PromptsById([r.id for r in self.prompt_rows], [r.speaker for r in self.prompt_rows])
         self._plan = BatchPlan(self.lengths, max_rows=config.max_utterances, max_frames=config.max_frames, seed=seed)
 
+    @property
+    def unit(self) -> str:
+        """What :meth:`num_valid` counts."""
+        return "tokens"
+
     def batch(self, n: int) -> LMBatch:
         """Batch ``n`` (0-based) of this rank."""
         number = n * self.world_size + self.rank

@@ -20,10 +20,10 @@ from retort.inference.decode import Decoder
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.runner import Plan
 from retort.inference.speaker import Facts, Request, Spoken
-from retort.inference.voices import CODES, load_voices, no_voices, pick_voices, save_voices
+from retort.inference.voices import CODES, VOICES_FILE, load_voices, no_voices, pick_voices, save_voices
 from retort.models.codec_lm import CodecLM, count_parameters
 from retort.models.codec_lm_lineage import CodecLMLineage
-from retort.models.weights import LoadedCodecLM, load_codec_lm, save_model
+from retort.models.weights import CONFIG_FILE, WEIGHTS_FILE, LoadedCodecLM, load_codec_lm, save_model
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import TwoTermGuidance
 from retort.nn.precision import Precision, pick_dtype
@@ -236,3 +236,12 @@ def save_speaking_model(folder: Path, model: CodecLM, lineage: CodecLMLineage, d
             shutil.copytree(data / part, folder / part)
     has_prompt = model.config.speaker_prompt == "pooled"
     save_voices(folder, pick_voices(TokenSet.open(data).split("train")) if has_prompt else no_voices())
+
+
+def carry_speaking_model(source: Path, folder: Path) -> None:
+    """Copy what a model folder speaks with, and nothing of the artifact that it lies in."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (CONFIG_FILE, WEIGHTS_FILE, VOICES_FILE):
+        shutil.copyfile(source / name, folder / name)
+    for part in ("codec", "text"):
+        shutil.copytree(source / part, folder / part)

@@ -5,7 +5,7 @@ At a time u the target is the x of the guided teacher, clamped as its sampler cl
 (``constant``), falls as in the teacher's preset (``ramped``), or is drawn and told to the student (``conditioned``, the
 paper's way). Conditions are never dropped: the target is conditional (METHODS.md, trap 15).
 
-Before progressive distillation may start, :func:`parity_gate` compares student and guided teacher at the same number of
+Before progressive distillation may start, :class:`Parity` compares student and guided teacher at the same number of
 steps from the same noise.
 
 Departures: times are those of the preset's grid, or uniform (needed where a later stage asks other times, as
@@ -13,17 +13,20 @@ progressive distillation from thousands of steps does); the student's head may p
 teacher's, then starting at zero. The weight is max(SNR, 1): eps errors starve times near the noise (trap 25).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from retort.config import Config
-from retort.data.mel_stream import MelBatch
+from retort.data.mel_stream import MelBatch, mel_batch
+from retort.data.mels import MelSet
 from retort.errors import ConfigError, QualityGateError
-from retort.inference.diffusion_sampling import DDIMSolver, sample
+from retort.inference.diffusion_sampling import DDIMSolver, sample, start_noise
 from retort.methods.baked_guidance import (
     BakedGuidance,
     ConditionedGuidance,
@@ -39,12 +42,22 @@ from retort.methods.denoising import (
     noised_batch,
     uniform_times,
 )
+from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs, stream_of
+from retort.methods.trained_mel_diffusion import MelDiffusionResult
 from retort.models.mel_denoise import GuidedMels, guided_denoise
 from retort.models.mel_diffusion import MelConditions, MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.mel_student import student_config, student_from_mel_teacher
+from retort.models.weights import load_mel_diffusion
 from retort.nn.diffusion import Prediction, SnrWeight
 from retort.nn.diffusion_guidance import AnyDiffusionGuidance, NoDiffusionGuidance, RampedGuidance
+from retort.store.results import result_of
+from retort.training.seam import Place, Problem, Task, Teacher
+
+PARITY_FILE = "parity.json"
+"""Beside the weights: how far the student is from its guided teacher."""
+GATE_ROWS = 24
+"""Rows of the mel set that are kept out of the training, to be compared on."""
 
 
 class GuidedDistillConfig(Config):
@@ -65,13 +78,18 @@ class GuidedDistillConfig(Config):
     exceeded. For scale: the unguided teacher's distance is in the message."""
 
 
-class GuidedTeacher:
+class GuidedTeacher(Teacher[MelBatch, DenoiseTargets]):
     """The frozen teacher under guidance, one evaluation of its pair."""
 
     def __init__(self, model: MelDiffusion, config: GuidedDistillConfig, *, seed: int = 0) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Of times, noise and scales."""
+        return {"teacher": self.generator}
 
     @torch.no_grad()
     def targets(self, batch: MelBatch) -> DenoiseTargets:
@@ -88,10 +106,6 @@ class GuidedTeacher:
         scale_B = scales_at(config.guidance, drawn_B, u_B, config.num_steps)
         x_BTM, _ = GuidedMels(self.model, batch.conditions).denoise(z_BTM, u_B, scale_B)
         return DenoiseTargets(z_BTM, u_B, x_BTM, batch.conditions, drawn_B)
-
-    def update(self, student: nn.Module) -> None:
-        """A frozen teacher stays as it is."""
-        del student
 
 
 def check(config: GuidedDistillConfig, teacher: MelDiffusionLineage) -> None:
@@ -132,6 +146,32 @@ class Parity(Config):
     student: float
     unguided_teacher: float
     """The teacher without guidance: what a student that learned nothing of it has."""
+    largest_distance: float
+    """What ``student`` may not exceed."""
+
+    def check(self, *, who: str) -> None:
+        """The gate.
+
+        Raises:
+            QualityGateError: the student is farther away than ``largest_distance``; the message has the figures.
+        """
+        if not self.student <= self.largest_distance:
+            raise QualityGateError(
+                f"{who}: at {self.num_steps} steps from the same noise the student is {self.student:.3f} (log-mel) "
+                f"from the guided teacher, above method.largest_distance {self.largest_distance}; the unguided "
+                f"teacher is {self.unguided_teacher:.3f} away. Train it longer before its steps are halved"
+            )
+
+
+def check_parity(folder: Path) -> None:
+    """Refuse to halve the steps of a guided student that is not at parity; other teachers pass.
+
+    Raises:
+        QualityGateError: see :meth:`Parity.check`.
+    """
+    path = result_of(folder) / PARITY_FILE
+    if path.is_file():
+        Parity.model_validate_json(path.read_bytes()).check(who=str(folder))
 
 
 def log_mel_distance(a_BTM: Tensor, b_BTM: Tensor, mask_BT: Tensor) -> Tensor:
@@ -142,7 +182,7 @@ def log_mel_distance(a_BTM: Tensor, b_BTM: Tensor, mask_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def parity_gate(
+def parity_of(
     student: MelDiffusion,
     teacher: MelDiffusion,
     config: GuidedDistillConfig,
@@ -157,9 +197,6 @@ def parity_gate(
         teacher: that it was trained from.
         config: of its training.
         batches: held-out conditions, each with its start noise [B, T, M].
-
-    Raises:
-        QualityGateError: the student is farther away than ``largest_distance``; the message has the figures.
     """
     asked = _asked(config.guidance)
     told: AnyDiffusionGuidance = asked if student.config.takes_guidance else NoDiffusionGuidance()
@@ -173,18 +210,12 @@ def parity_gate(
         ):
             mel_BTM = _sampled(model, conditions, guidance, config.num_steps, noise_BTM)
             distances.append(log_mel_distance(mel_BTM, wanted_BTM, conditions.mask_BT))
-    parity = Parity(
+    return Parity(
         num_steps=config.num_steps,
         student=float(torch.cat(ours).mean()),
         unguided_teacher=float(torch.cat(unguided).mean()),
+        largest_distance=config.largest_distance,
     )
-    if not parity.student <= config.largest_distance:
-        raise QualityGateError(
-            f"at {parity.num_steps} steps from the same noise the student is {parity.student:.3f} (log-mel) from the "
-            f"guided teacher, above method.largest_distance {config.largest_distance}; the unguided teacher is "
-            f"{parity.unguided_teacher:.3f} away. Train it longer before its steps are halved"
-        )
-    return parity
 
 
 def _asked(guidance: BakedGuidance) -> AnyDiffusionGuidance:
@@ -202,3 +233,41 @@ def _sampled(
     denoise = guided_denoise(model, conditions, guidance, num_steps)
     x_BTM = sample(denoise, DDIMSolver(num_steps=num_steps), noise_BTM, schedule=model.config.schedule)
     return model.denormalise(x_BTM)
+
+
+@dataclass(frozen=True)
+class GuidedDistillation(Task):
+    """A guided teacher's own mels → a student that needs one pass where it needs two."""
+
+    method: GuidedDistillConfig
+    given: MelDistillation
+
+    def check(self) -> dict[str, str]:
+        """See :meth:`retort.training.seam.Task.check`."""
+        opened, fingerprints = check_inputs(self.given)
+        check(self.method, opened.teacher.lineage)
+        return fingerprints
+
+    def build(self, place: Place) -> Problem:
+        """See :meth:`retort.training.seam.Task.build`."""
+        opened, seed = open_inputs(self.given), self.given.seed
+        torch.manual_seed(seed)
+        lineage = lineage_of(self.method, opened.teacher.lineage, opened.teacher.fingerprint)
+        teacher, objective = build(opened.teacher.model, self.method, seed=(seed << 16) + place.rank)
+        teacher.model.to(place.device, place.dtype)
+        rows, held_out = opened.mels.divided(GATE_ROWS)
+        batches = stream_of(rows, self.given.batch, seed=seed, place=place)
+
+        def beside(model: MelDiffusion, folder: Path) -> None:
+            judge = load_mel_diffusion(result_of(self.given.teacher)).model
+            parity = parity_of(model, judge, self.method, [_gate_batch(held_out)])
+            (folder / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+        result = MelDiffusionResult(objective.student.config, lineage, opened.lm, beside)
+        return Problem(objective, teacher, batches, result)
+
+
+def _gate_batch(rows: MelSet) -> tuple[MelConditions, Tensor]:
+    batch = mel_batch(rows[:])
+    lengths = batch.conditions.mask_BT.sum(1).tolist()
+    return batch.conditions, start_noise(range(len(lengths)), lengths, rows.description.num_mels)

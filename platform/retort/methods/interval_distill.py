@@ -14,11 +14,13 @@ Departures from ZipVoice: k steps over the whole interval instead of two of at m
 k steps of the teacher; errors of x instead of velocities; no second stage with a moving average as the teacher.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from retort.config import Config
 from retort.data.mel_stream import MelBatch
@@ -31,6 +33,8 @@ from retort.methods.baked_guidance import (
     student_lineage,
 )
 from retort.methods.denoising import DenoiseObjective, DenoiseTargets, noised_batch
+from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs, stream_of
+from retort.methods.trained_mel_diffusion import MelDiffusionResult
 from retort.models.mel_denoise import GuidedMels
 from retort.models.mel_diffusion import MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
@@ -38,6 +42,7 @@ from retort.models.mel_student import student_config, student_from_mel_teacher
 from retort.nn.diffusion import SnrWeight, ddim_step, two_step_target
 from retort.nn.diffusion_guidance import RampedGuidance
 from retort.nn.noise_schedule import log_snr
+from retort.training.seam import Place, Problem, Task, Teacher
 
 
 class IntervalDistillConfig(Config):
@@ -59,7 +64,7 @@ class IntervalDistillConfig(Config):
     weighting: SnrWeight = "snr_trunc"
 
 
-class IntervalTeacher:
+class IntervalTeacher(Teacher[MelBatch, DenoiseTargets]):
     """The frozen teacher, k guided DDIM steps over each row's own interval."""
 
     def __init__(self, model: MelDiffusion, config: IntervalDistillConfig, *, seed: int = 0) -> None:
@@ -75,6 +80,11 @@ class IntervalTeacher:
         u_B = u_B.masked_fill(starts_B < config.start_fraction, 1.0)
         until_B = (end_B * (u_B - config.min_interval)).masked_fill(ends_B < config.final_fraction, 0.0)
         return u_B, until_B
+
+    @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Of times, noise and scales."""
+        return {"teacher": self.generator}
 
     @torch.no_grad()
     def targets(self, batch: MelBatch) -> DenoiseTargets:
@@ -98,10 +108,6 @@ class IntervalTeacher:
             target_BTM = two_step_target(target_BTM, x_BTM, start_B, before_B, after_B)
             before_B = after_B
         return DenoiseTargets(z_BTM, u_B, target_BTM, batch.conditions, drawn_B, until_B)
-
-    def update(self, student: nn.Module) -> None:
-        """A frozen teacher stays as it is."""
-        del student
 
 
 def check(config: IntervalDistillConfig, teacher: MelDiffusionLineage) -> None:
@@ -134,3 +140,28 @@ def lineage_of(
     return student_lineage(
         "interval_distill", config.guidance, teacher, teacher_fingerprint, num_steps=None, solver="interval"
     )
+
+
+@dataclass(frozen=True)
+class IntervalDistillation(Task):
+    """A guided teacher's own mels → a student that jumps over any interval."""
+
+    method: IntervalDistillConfig
+    given: MelDistillation
+
+    def check(self) -> dict[str, str]:
+        """See :meth:`retort.training.seam.Task.check`."""
+        opened, fingerprints = check_inputs(self.given)
+        check(self.method, opened.teacher.lineage)
+        return fingerprints
+
+    def build(self, place: Place) -> Problem:
+        """See :meth:`retort.training.seam.Task.build`."""
+        opened, seed = open_inputs(self.given), self.given.seed
+        torch.manual_seed(seed)
+        lineage = lineage_of(self.method, opened.teacher.lineage, opened.teacher.fingerprint)
+        teacher, objective = build(opened.teacher.model, self.method, seed=(seed << 16) + place.rank)
+        teacher.model.to(place.device, place.dtype)
+        batches = stream_of(opened.mels, self.given.batch, seed=seed, place=place)
+        result = MelDiffusionResult(objective.student.config, lineage, opened.lm)
+        return Problem(objective, teacher, batches, result)

@@ -13,11 +13,12 @@ weighted mean of the two, hence in the range as well, and is computed as such: t
 at thousands of steps.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from retort.config import Config
 from retort.data.mel_stream import MelBatch
@@ -35,6 +36,9 @@ from retort.methods.denoising import (
     grid_times,
     noised_batch,
 )
+from retort.methods.guided_distill import check_parity
+from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs, stream_of
+from retort.methods.trained_mel_diffusion import MelDiffusionResult
 from retort.models.mel_denoise import GuidedMels
 from retort.models.mel_diffusion import MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
@@ -42,6 +46,7 @@ from retort.models.mel_student import student_config, student_from_mel_teacher
 from retort.nn.diffusion import SnrWeight, ddim_step, two_step_target
 from retort.nn.diffusion_guidance import NoDiffusionGuidance
 from retort.nn.noise_schedule import log_snr
+from retort.training.seam import Place, Problem, Task, Teacher
 
 
 class ProgressiveDistillConfig(Config):
@@ -55,13 +60,18 @@ class ProgressiveDistillConfig(Config):
     weighting: SnrWeight = "snr_trunc"
 
 
-class TwoStepTeacher:
+class TwoStepTeacher(Teacher[MelBatch, DenoiseTargets]):
     """The frozen teacher, two DDIM steps at a time."""
 
     def __init__(self, model: MelDiffusion, config: ProgressiveDistillConfig, *, seed: int = 0) -> None:
         self.model = model.eval().requires_grad_(requires_grad=False)
         self.config = config
         self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Of times, noise and scales."""
+        return {"teacher": self.generator}
 
     @torch.no_grad()
     def targets(self, batch: MelBatch) -> DenoiseTargets:
@@ -81,10 +91,6 @@ class TwoStepTeacher:
         second_BTM, _ = mels.denoise(z_middle_BTM, middle_B, scales_at(self.config.guidance, scale_B, middle_B, 2 * N))
         x_BTM = two_step_target(first_BTM, second_BTM, *log_snrs_B)
         return DenoiseTargets(z_BTM, u_B, x_BTM, batch.conditions, scale_B)
-
-    def update(self, student: nn.Module) -> None:
-        """A frozen teacher stays as it is."""
-        del student
 
 
 def check(config: ProgressiveDistillConfig, teacher: MelDiffusionLineage) -> None:
@@ -124,3 +130,29 @@ def lineage_of(
         num_steps=config.num_steps,
         solver="ddim",
     )
+
+
+@dataclass(frozen=True)
+class ProgressiveDistillation(Task):
+    """One round of halving; its teacher is the last round's student, or the first one's guided student."""
+
+    method: ProgressiveDistillConfig
+    given: MelDistillation
+
+    def check(self) -> dict[str, str]:
+        """See :meth:`retort.training.seam.Task.check`."""
+        opened, fingerprints = check_inputs(self.given)
+        check(self.method, opened.teacher.lineage)
+        check_parity(self.given.teacher)
+        return fingerprints
+
+    def build(self, place: Place) -> Problem:
+        """See :meth:`retort.training.seam.Task.build`."""
+        opened, seed = open_inputs(self.given), self.given.seed
+        torch.manual_seed(seed)
+        lineage = lineage_of(self.method, opened.teacher.lineage, opened.teacher.fingerprint)
+        teacher, objective = build(opened.teacher.model, self.method, seed=(seed << 16) + place.rank)
+        teacher.model.to(place.device, place.dtype)
+        batches = stream_of(opened.mels, self.given.batch, seed=seed, place=place)
+        result = MelDiffusionResult(objective.student.config, lineage, opened.lm)
+        return Problem(objective, teacher, batches, result)

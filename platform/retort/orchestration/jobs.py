@@ -15,6 +15,7 @@ from retort.run_config import (
     AnyConfig,
     DemoConfig,
     DistillConfig,
+    DistillMelsConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -22,6 +23,7 @@ from retort.run_config import (
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
+    PretrainMelsConfig,
     PruneConfig,
     ReportConfig,
     RunConfig,
@@ -67,7 +69,7 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.prepare.job import run_prepare
 
             return partial(run_prepare, config)
-        case PretrainConfig():
+        case PretrainConfig() | PretrainMelsConfig():
             from retort.orchestration.train.job import run_pretrain
 
             return partial(run_pretrain, config)
@@ -87,7 +89,7 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.prune.job import run_prune
 
             return partial(run_prune, config)
-        case DistillConfig():
+        case DistillConfig() | DistillMelsConfig():
             from retort.orchestration.train.job import run_distill
 
             return partial(run_distill, config)

@@ -19,7 +19,17 @@ from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
 from retort.run_config.prepare import PrepareConfig, SavedCodec, SavedText
 from retort.run_config.prune import PruneConfig
-from retort.run_config.training import DistillConfig, Method, PretrainConfig, TrainingConfig
+from retort.run_config.training import (
+    DistillConfig,
+    DistillJob,
+    DistillMelsConfig,
+    MelMethod,
+    Method,
+    PretrainConfig,
+    PretrainJob,
+    PretrainMelsConfig,
+    TrainingConfig,
+)
 from retort.run_config.tune import TuneConfig
 
 __all__ = [
@@ -29,6 +39,8 @@ __all__ = [
     "DemoConfig",
     "DigitTexts",
     "DistillConfig",
+    "DistillJob",
+    "DistillMelsConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FileTexts",
@@ -39,10 +51,13 @@ __all__ = [
     "ImportConfig",
     "JobConfig",
     "MelFilterConfig",
+    "MelMethod",
     "Method",
     "PoolConfig",
     "PrepareConfig",
     "PretrainConfig",
+    "PretrainJob",
+    "PretrainMelsConfig",
     "PruneConfig",
     "RecordedMels",
     "ReportConfig",
@@ -72,11 +87,11 @@ class DemoConfig(Config):
 
 AnyConfig = (
     PrepareConfig
-    | PretrainConfig
+    | PretrainJob
     | ImportConfig
     | GenerateJob
     | PruneConfig
-    | DistillConfig
+    | DistillJob
     | TuneConfig
     | EvaluateConfig
     | ReportConfig

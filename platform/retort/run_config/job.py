@@ -11,7 +11,7 @@ from retort.run_config.generate_mels import GenerateMelsConfig
 from retort.run_config.outside import ExportConfig, ImportConfig
 from retort.run_config.prepare import PrepareConfig
 from retort.run_config.prune import PruneConfig
-from retort.run_config.training import DistillConfig, PretrainConfig
+from retort.run_config.training import DistillJob, PretrainJob
 
 _MADE = ("tokens", "mels")
 
@@ -32,11 +32,11 @@ GenerateJob = Annotated[
 
 JobConfig = Annotated[
     PrepareConfig
-    | PretrainConfig
+    | PretrainJob
     | ImportConfig
     | GenerateJob
     | PruneConfig
-    | DistillConfig
+    | DistillJob
     | EvaluateConfig
     | ReportConfig
     | ExportConfig,

@@ -1,28 +1,41 @@
-"""Training jobs: the loop, a teacher from data, a student from a teacher."""
+"""Training jobs: the loop, a teacher from data, a student from a teacher, for each family of models."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from retort.config import Config
+from retort.config_faults import UNKNOWN_BRANCH
+from retort.data.mel_stream import MelBatchConfig
 from retort.data.stream import BatchConfig
 from retort.methods.cfg_distill import CFGDistillConfig
+from retort.methods.guided_distill import GuidedDistillConfig
+from retort.methods.interval_distill import IntervalDistillConfig
+from retort.methods.mel_pretrain import MelDiffusionShape, MelPretrainConfig
 from retort.methods.multilevel_distill import MultilevelDistillConfig
+from retort.methods.progressive_distill import ProgressiveDistillConfig
 from retort.models.initialise import Initialisation
 from retort.models.student_shape import ModelSize, StudentSize
 from retort.run_config.machines import WorkersConfig
 from retort.training.schedule import OptimizerConfig
 
 Method = Annotated[CFGDistillConfig | MultilevelDistillConfig, Field(discriminator="kind")]
+"""What distils a codec language model."""
+MelMethod = Annotated[
+    GuidedDistillConfig | ProgressiveDistillConfig | IntervalDistillConfig, Field(discriminator="kind")
+]
+"""What distils a denoiser of mels."""
+
+B = TypeVar("B", bound=Config)
 
 
-class TrainingConfig(Config):
+class TrainingConfig(Config, Generic[B]):
     """The loop: steps, batches, optimizer, workers, checkpoints."""
 
     steps: int = Field(ge=1)
     """Optimizer steps."""
-    batch: BatchConfig
+    batch: B
     optimizer: OptimizerConfig
     workers: WorkersConfig = WorkersConfig()
     checkpoint_every: int = Field(default=500, ge=1)
@@ -36,16 +49,18 @@ class PretrainConfig(Config):
     """Token set → teacher, by next-token cross-entropy."""
 
     job: Literal["pretrain"] = "pretrain"
+    family: Literal["codec_lm"] = "codec_lm"
     output: Path
     data: Path
     model: ModelSize
-    training: TrainingConfig
+    training: TrainingConfig[BatchConfig]
 
 
 class DistillConfig(Config):
     """Teacher (or its synthetic data) → student."""
 
     job: Literal["distill"] = "distill"
+    family: Literal["codec_lm"] = "codec_lm"
     output: Path
     teacher: Path
     data: Path
@@ -56,7 +71,7 @@ class DistillConfig(Config):
     student: StudentSize
     init: Initialisation = "teacher"
     method: Method
-    training: TrainingConfig
+    training: TrainingConfig[BatchConfig]
 
     @property
     def is_cached(self) -> bool:
@@ -70,3 +85,49 @@ class DistillConfig(Config):
         if self.training.batch.total_drop > 0:
             raise ValueError("training.batch.drop_* must be 0: the target is conditional (METHODS.md, trap 15)")
         return self
+
+
+class PretrainMelsConfig(Config):
+    """Mels of recordings → a denoiser, conditioned on the latents of a codec LM."""
+
+    job: Literal["pretrain"] = "pretrain"
+    family: Literal["mel_diffusion"]
+    output: Path
+    data: Path
+    """Output of `retort generate` with ``makes: mels`` and ``source.kind: recordings``."""
+    model: MelDiffusionShape
+    method: MelPretrainConfig = MelPretrainConfig()
+    training: TrainingConfig[MelBatchConfig]
+
+
+class DistillMelsConfig(Config):
+    """A denoiser and its own mels → a denoiser of fewer evaluations."""
+
+    job: Literal["distill"] = "distill"
+    family: Literal["mel_diffusion"]
+    output: Path
+    teacher: Path
+    data: Path
+    """Output of `retort generate` with ``makes: mels`` and ``source.kind: synthetic``; nothing else is read."""
+    method: MelMethod
+    training: TrainingConfig[MelBatchConfig]
+
+
+_FAMILIES = ("codec_lm", "mel_diffusion")
+
+
+def _family(given: Any) -> str | None:
+    """The tag of a training job; files that say nothing of it train codec language models."""
+    family = given.get("family", "codec_lm") if isinstance(given, dict) else given.family
+    return family if family in _FAMILIES else None
+
+
+_BY_FAMILY = Discriminator(
+    _family, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"family: it is one of {', '.join(_FAMILIES)}"
+)
+PretrainJob = Annotated[
+    Annotated[PretrainConfig, Tag("codec_lm")] | Annotated[PretrainMelsConfig, Tag("mel_diffusion")], _BY_FAMILY
+]
+DistillJob = Annotated[
+    Annotated[DistillConfig, Tag("codec_lm")] | Annotated[DistillMelsConfig, Tag("mel_diffusion")], _BY_FAMILY
+]

@@ -41,6 +41,11 @@ class Batches(Protocol[B_co]):
         """Batch ``n`` (0-based), a pure function of the seed."""
         ...
 
+    @property
+    def unit(self) -> str:
+        """What :meth:`num_valid` counts, such as ``tokens``."""
+        ...
+
     def num_valid(self, stop: int) -> int:
         """Valid targets in batches ``0 .. stop - 1`` of all ranks together."""
         ...

@@ -23,7 +23,9 @@ from retort.data.mels import (
 from retort.data.references import plan_references
 from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
+from retort.inference.synthesizer import carry_speaking_model
 from retort.methods.codec_lm_data import check_fits_tokens
+from retort.methods.trained_mel_diffusion import LM
 from retort.models.weights import LoadedCodecLM, LoadedMelDiffusion, load_codec_lm, load_mel_diffusion
 from retort.orchestration.chunks import write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
@@ -251,6 +253,7 @@ def _write_result(
         made.chunks.collect(made.records, ROWS, target / ROWS)
         if isinstance(config.source, SyntheticMels):
             _copy_voices(MelSet.open(result_of(config.source.voices)), target / VOICES)
+        carry_speaking_model(result_of(config.lm), target / LM)
         (target / MELS_FILE).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_rejects(target / REJECTS_FILE, made.rejects)
 

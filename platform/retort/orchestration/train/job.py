@@ -19,7 +19,7 @@ from retort.orchestration.progress import Progress
 from retort.orchestration.train.metrics import shown
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.orchestration.train.worker import Assignment, train_worker
-from retort.run_config import DistillConfig, PretrainConfig
+from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.checkpoints import CheckpointFolder
 from retort.store.results import RUN_FILE, result_of
@@ -37,7 +37,7 @@ the checkpoint, so that a step stays the same step)."""
 _STATE = "ray"
 
 
-def run_pretrain(config: PretrainConfig, progress: Progress) -> dict[str, Any]:
+def run_pretrain(config: PretrainConfig | PretrainMelsConfig, progress: Progress) -> dict[str, Any]:
     """Train a teacher; goes on from the last good checkpoint, and returns at once if it is done.
 
     Returns the summary: ``result`` (folder), ``fingerprint``, ``parameters``, ``steps``, ``metrics``, ``seconds``.
@@ -51,7 +51,7 @@ def run_pretrain(config: PretrainConfig, progress: Progress) -> dict[str, Any]:
     return _run(config, progress)
 
 
-def run_distill(config: DistillConfig, progress: Progress) -> dict[str, Any]:
+def run_distill(config: DistillConfig | DistillMelsConfig, progress: Progress) -> dict[str, Any]:
     """Train a student from a teacher; otherwise as :func:`run_pretrain`."""
     return _run(config, progress)
 

@@ -2,19 +2,33 @@
 
 from retort.methods.cfg_distill import CFGDistillation, CFGDistillConfig
 from retort.methods.codec_lm_distillation import Distillation
+from retort.methods.guided_distill import GuidedDistillation, GuidedDistillConfig
+from retort.methods.interval_distill import IntervalDistillation, IntervalDistillConfig
+from retort.methods.mel_data import MelDistillation
+from retort.methods.mel_pretrain import MelPretraining
 from retort.methods.multilevel_distill import MultilevelDistillation, MultilevelDistillConfig
 from retort.methods.pretrain import Pretraining
-from retort.run_config import DistillConfig, PretrainConfig
+from retort.methods.progressive_distill import ProgressiveDistillation, ProgressiveDistillConfig
+from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
 from retort.training.seam import Task
 
-TrainJob = PretrainConfig | DistillConfig
+TrainJob = PretrainConfig | PretrainMelsConfig | DistillConfig | DistillMelsConfig
 
 
 def task_of(config: TrainJob) -> Task:
     """The method of a job, with what the run file says of it."""
-    training = config.training
-    if isinstance(config, PretrainConfig):
-        return Pretraining(config.data, config.model, training.batch, training.seed)
+    match config:
+        case PretrainConfig(training=training):
+            return Pretraining(config.data, config.model, training.batch, training.seed)
+        case PretrainMelsConfig(training=training):
+            return MelPretraining(config.data, config.model, config.method, training.batch, training.seed)
+        case DistillConfig():
+            return _of_codec_lm(config)
+        case DistillMelsConfig():
+            return _of_denoiser(config)
+
+
+def _of_codec_lm(config: DistillConfig) -> Task:
     given = Distillation(
         teacher=config.teacher,
         data=config.data,
@@ -22,11 +36,22 @@ def task_of(config: TrainJob) -> Task:
         sampled_fraction=config.sampled_fraction,
         student=config.student,
         init=config.init,
-        batch=training.batch,
-        seed=training.seed,
+        batch=config.training.batch,
+        seed=config.training.seed,
     )
     match config.method:
         case CFGDistillConfig():
             return CFGDistillation(config.method, given)
         case MultilevelDistillConfig():
             return MultilevelDistillation(config.method, given)
+
+
+def _of_denoiser(config: DistillMelsConfig) -> Task:
+    given = MelDistillation(config.teacher, config.data, config.training.batch, config.training.seed)
+    match config.method:
+        case GuidedDistillConfig():
+            return GuidedDistillation(config.method, given)
+        case ProgressiveDistillConfig():
+            return ProgressiveDistillation(config.method, given)
+        case IntervalDistillConfig():
+            return IntervalDistillation(config.method, given)

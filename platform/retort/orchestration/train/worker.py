@@ -223,14 +223,18 @@ def _write_result(
     if ranks.rank == 0:
         config = assignment.config
         trained = problem.trained(student_weights(weights))
-        tokens = problem.batches.num_valid(config.training.steps * optimizer.config.accumulation)
+        batches, stop = problem.batches, config.training.steps * optimizer.config.accumulation
         info = describe_artifact(
             "model",
             config.job,
             trained.fingerprint,
             inputs=assignment.inputs,
             config=assignment.recorded_config,
-            metrics={**metrics, "parameters": trained.num_parameters, "training_tokens": tokens},
+            metrics={
+                **metrics,
+                "parameters": trained.num_parameters,
+                f"training_{batches.unit}": batches.num_valid(stop),
+            },
         )
         write_artifact(config.output / RESULT, info, trained.save)
     ranks.barrier()
