@@ -52,6 +52,11 @@ def pattern_of(conditions: MelConditions) -> Tensor:
     return 0.4 * heard_BLD.repeat_interleave(2, 1)
 
 
+def unweighted(batches: Iterator[MelBatch]) -> Iterator[tuple[MelBatch, None]]:
+    """As the loop takes them."""
+    return ((batch, None) for batch in batches)
+
+
 def toy_batches(num_batches: int, seed: int, num_rows: int = 48) -> Iterator[MelBatch]:
     """Batches that depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
@@ -66,7 +71,7 @@ def train(objective: nn.Module, teacher: object, steps: int, *, rate: float, see
         OptimizerConfig(learning_rate=rate, final_fraction=0.0, betas=(0.9, 0.999), weight_decay=0.0),
         steps,
     )
-    fit(objective, teacher, toy_batches(steps, seed), optimizer, lambda step, out: None)
+    fit(objective, teacher, unweighted(toy_batches(steps, seed)), optimizer, lambda step, out: None)
     objective.eval()
 
 

@@ -22,7 +22,7 @@ from retort.nn.diffusion import Prediction, noised, prediction_of
 from retort.nn.noise_schedule import log_snr
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
-from tests.methods.mel_toys import GUIDANCE, TOY, some_denoiser, toy_batch, toy_batches
+from tests.methods.mel_toys import GUIDANCE, TOY, some_denoiser, toy_batch, toy_batches, unweighted
 
 NOISY = TOY.replace(dropout=0.3)
 Built = tuple[Any, DenoiseObjective]
@@ -116,7 +116,7 @@ def test_the_teacher_stays_as_it_was_and_draws_no_dropout(name: str) -> None:
     before = copy.deepcopy(model.state_dict())
     teacher, objective = CASES[name](model)
     optimizer = PlainOptimizer(objective, OptimizerConfig(learning_rate=1e-2), 3)
-    fit(objective, teacher, toy_batches(3, seed=1, num_rows=6), optimizer, lambda step, out: None)
+    fit(objective, teacher, unweighted(toy_batches(3, seed=1, num_rows=6)), optimizer, lambda step, out: None)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     if name != "pretrain":
         assert not model.training
@@ -131,7 +131,7 @@ def test_the_same_seed_gives_the_same_bits(name: str) -> None:
     for _ in range(2):
         teacher, objective = CASES[name](some_denoiser())
         optimizer = PlainOptimizer(objective, OptimizerConfig(learning_rate=1e-2), 3)
-        fit(objective, teacher, toy_batches(3, seed=1, num_rows=6), optimizer, lambda step, out: None)
+        fit(objective, teacher, unweighted(toy_batches(3, seed=1, num_rows=6)), optimizer, lambda step, out: None)
         weights.append(objective.state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
 
