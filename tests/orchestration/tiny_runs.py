@@ -185,7 +185,7 @@ def run_and_kill_the_driver(job: str, config: Path, work: Path, *, records: int)
     code = (
         "import sys; from pathlib import Path; from retort.config import load_config;"
         "from retort.run_config import RunConfig; from retort.orchestration.progress import QuietProgress;"
-        f"from retort.orchestration.{job} import run_{job};"
+        f"from retort.orchestration.{job}.job import run_{job};"
         f"run_{job}(load_config(Path(sys.argv[1]), RunConfig), QuietProgress())"
     )
     process = subprocess.Popen(
