@@ -19,7 +19,7 @@ export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install demo demo-prune demo-tune doctor check lint quick test checks-and-tours most-tests format clean
+.PHONY: help install demo demo-prune demo-diffusion demo-tune doctor check lint quick test checks-and-tours most-tests format clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -40,6 +40,9 @@ demo: .venv/.stamp ## Take the whole tour on the embedded corpus, and write a re
 
 demo-prune: .venv/.stamp ## The tour of layer pruning; it goes on from the teacher of `make demo`, or makes it
 	$(BIN)/retort demo --config jobs/configs/demo_prune.yaml
+
+demo-diffusion: .venv/.stamp ## The tour of diffusion; it goes on from the corpus and student of `make demo`, or makes them
+	$(BIN)/retort demo --config jobs/configs/demo_diffusion.yaml
 
 demo-tune: .venv/.stamp ## Sweep small students of the demo's teacher, and write the Pareto front
 	$(BIN)/retort tune tune_configs/demo.yaml
