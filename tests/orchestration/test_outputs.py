@@ -6,22 +6,31 @@ import pytest
 
 from retort.config import Config
 from retort.errors import ConfigError, DataError, StorageError
-from retort.orchestration.outputs import absolute_paths, differing_keys, finished_result, job_output
-from retort.orchestration.progress import PlainProgress, terminal_progress
-from retort.store.artifact import describe_artifact, write_artifact
+from retort.orchestration.outputs import absolute_paths, differing_keys, job_output, run_once
+from retort.orchestration.progress import PlainProgress, QuietProgress, terminal_progress
+from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.results import RESULT, RUN_FILE, result_of
 
 
 class _Job(Config):
+    job: str = "try"
     output: Path
     data: Path = Path("data")
     steps: int = 3
     sizes: tuple[int, ...] = (1, 2)
 
 
-def _finish(job: _Job) -> None:
+def _finish(job: _Job) -> Artifact:
     info = describe_artifact("model", "m", "1", inputs={}, config=job.model_dump(mode="json"))
-    write_artifact(job.output / RESULT, info, lambda folder: (folder / "x").write_text("x") and None)
+    return write_artifact(job.output / RESULT, info, lambda folder: (folder / "x").write_text("x") and None)
+
+
+def _again(job: _Job) -> tuple[Path, list[str]]:
+    """Run a job that has a result, which therefore does nothing: the result, and what was said."""
+    stream = io.StringIO()
+    artifact, seconds = run_once(job, PlainProgress(stream), lambda: pytest.fail("the work was done twice"))
+    assert seconds == 0.0
+    return artifact.path, stream.getvalue().splitlines()
 
 
 def test_the_result_is_found_from_the_output_and_from_itself(tmp_path: Path) -> None:
@@ -44,19 +53,18 @@ def test_the_result_is_found_from_the_output_and_from_itself(tmp_path: Path) -> 
 
 def test_a_finished_job_is_known_by_its_configuration(tmp_path: Path) -> None:
     job = _Job(output=tmp_path / "out")
-    assert finished_result(job) is None
-    _finish(job)
-    found = finished_result(job)
-    assert found is not None
-    assert found.path == job.output / RESULT
+    made, seconds = run_once(job, QuietProgress(), lambda: _finish(job))
+    assert made.path == job.output / RESULT
+    assert seconds > 0.0
+    assert _again(job) == (made.path, [f"try: {job.output} is finished"])
     with pytest.raises(ConfigError, match=r"steps: 3 → 4; sizes\.1: 2 → 5") as refused:
-        finished_result(_Job(output=job.output, steps=4, sizes=(1, 5)))
+        _again(_Job(output=job.output, steps=4, sizes=(1, 5)))
     assert "another output" in str(refused.value)
     job.output.rename(tmp_path / "moved")
-    assert finished_result(_Job(output=tmp_path / "moved")) is not None
+    assert _again(_Job(output=tmp_path / "moved"))[0] == tmp_path / "moved" / RESULT
     (tmp_path / "moved" / RESULT / "x").write_text("y")
     with pytest.raises(StorageError, match="damaged"):
-        finished_result(_Job(output=tmp_path / "moved"))
+        _again(_Job(output=tmp_path / "moved"))
 
 
 def test_differing_keys_names_each_leaf_once() -> None:

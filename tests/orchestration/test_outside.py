@@ -196,7 +196,7 @@ def test_an_import_is_done_once_and_says_what_it_ignores(tmp_path: Path) -> None
     lines = Lines()
     first, second = run_import(config, lines), run_import(config, lines)
     assert any("auto_map" in line and "ignored" in line for line in lines.lines)
-    assert lines.lines[-1].endswith("is already done")
+    assert lines.lines[-1].endswith("is finished")
     assert first["fingerprint"] == second["fingerprint"]
     assert "auto_map" not in json.loads((exported(tmp_path, tmp_path / "out") / "config.json").read_text())
 

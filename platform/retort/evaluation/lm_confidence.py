@@ -13,7 +13,7 @@ from retort.evaluation.judge import System, TestStrings
 from retort.inference.decoding import CodecLMDecoding
 from retort.inference.speech import SpeechEngine
 from retort.inference.synthesizer import Synthesizer
-from retort.nn.guided_rows import combine_rows, stack_for_guidance
+from retort.nn.guided_rows import guided_logits
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,7 @@ def _teacher_forced(rows: Sequence[TokenRow], strings: TestStrings, model: _Lang
 def _logits(model: _LanguageModel, batch: LMBatch) -> Tensor:
     guidance, synthesizer = model.decoding.guidance.build(), model.synthesizer
     on_device = batch.to(synthesizer.device)
-    stacked = stack_for_guidance(on_device.conditions, guidance)
-    inputs = on_device.inputs_BKS.repeat(len(guidance.conditions), 1, 1)
     device, dtype = synthesizer.device.type, synthesizer.dtype
     with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-        logits = synthesizer.loaded.model(stacked, inputs)
-    return combine_rows(logits, guidance).float().cpu()
+        logits = guided_logits(synthesizer.loaded.model, on_device.conditions, on_device.inputs_BKS, guidance)
+    return logits.cpu()

@@ -5,7 +5,8 @@ trains, and ``OUTPUT/result/``, the committed artifact that the next job reads.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -13,6 +14,7 @@ import yaml
 
 from retort.config import Config, validate
 from retort.errors import ConfigError
+from retort.orchestration.progress import Progress
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.commit import is_committed, write_bytes_atomic
 from retort.store.lock import OutputLock
@@ -26,6 +28,11 @@ CHECKPOINTS = "checkpoints"
 
 class JobConfig(Protocol):
     """What every job's configuration has."""
+
+    @property
+    def job(self) -> str:
+        """The verb."""
+        ...
 
     @property
     def output(self) -> Path:
@@ -52,7 +59,31 @@ def job_output(config: JobConfig) -> Iterator[Path]:
         yield output
 
 
-def finished_result(config: JobConfig) -> Artifact | None:
+def run_once(config: JobConfig, progress: Progress, work: Callable[[], Artifact]) -> tuple[Artifact, float]:
+    """The result of a job, from an earlier run of this very configuration or else from ``work``.
+
+    Args:
+        config: the job.
+        progress: told if there is nothing left to do.
+        work: checks its inputs, does the job under :func:`job_output`, and commits the result.
+
+    Returns:
+        The committed artifact, and the seconds that ``work`` took: 0.0 if the result was there.
+
+    Raises:
+        ConfigError: the output holds the result of another configuration.
+        StorageError: the result is damaged.
+    """
+    done = _finished_result(config)
+    if done is not None:
+        progress.log(f"{config.job}: {config.output} is finished")
+        return done, 0.0
+    began = time.monotonic()
+    artifact = work()
+    return artifact, time.monotonic() - began
+
+
+def _finished_result(config: JobConfig) -> Artifact | None:
     """The verified artifact of an earlier run of this very configuration, or None if there is none yet.
 
     Where the output folder itself lies does not count.

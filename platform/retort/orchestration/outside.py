@@ -1,6 +1,5 @@
 """Outside checkpoints: a Hugging Face folder becomes a model artifact, and a student of one a Hugging Face folder."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from retort.models.outside.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoi
 from retort.models.outside.checkpoint_style import CheckpointStyle, read_style, written_config
 from retort.models.outside.translate import EMBEDDING, HEAD, expected_shapes, from_codec_lm, to_codec_lm
 from retort.models.weights import fingerprint_of, load_codec_lm, save_model
-from retort.orchestration.outputs import finished_result, job_output
+from retort.orchestration.outputs import job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import ExportConfig, ImportConfig, SavedCodec
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
@@ -35,11 +34,11 @@ def run_import(config: ImportConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: tokens, template or codec do not fit the checkpoint.
         DataError: the checkpoint is damaged, or computes something that our blocks do not; it is named.
     """
-    began = time.monotonic()
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"{config.output} is already done")
-        return _summary(config, done, 0.0)
+    artifact, seconds = run_once(config, progress, lambda: _import(config, progress))
+    return _summary(config, artifact, seconds)
+
+
+def _import(config: ImportConfig, progress: Progress) -> Artifact:
     checkpoint = Checkpoint.open(config.checkpoint)
     style = read_style(checkpoint.config)
     if "auto_map" in checkpoint.config:
@@ -76,8 +75,7 @@ def run_import(config: ImportConfig, progress: Progress) -> dict[str, Any]:
             config=config.model_dump(mode="json"),
             metrics={"parameters": count_parameters(translated.model)},
         )
-        artifact = write_artifact(output / RESULT, info, fill)
-    return _summary(config, artifact, time.monotonic() - began)
+        return write_artifact(output / RESULT, info, fill)
 
 
 def _tokenizer_content(folder: Path) -> str:
@@ -157,11 +155,11 @@ def run_export(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: the model does not come from an imported checkpoint, or the layout has no words for its shape.
         DataError: there is no model, or it is damaged.
     """
-    began = time.monotonic()
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"{config.output} is already done")
-        return _summary(config, done, 0.0)
+    artifact, seconds = run_once(config, progress, lambda: _export(config))
+    return _summary(config, artifact, seconds)
+
+
+def _export(config: ExportConfig) -> Artifact:
     folder = result_of(config.model)
     loaded = load_codec_lm(folder)
     outside, rest = read_outside(folder)
@@ -191,8 +189,7 @@ def run_export(config: ExportConfig, progress: Progress) -> dict[str, Any]:
             config=config.model_dump(mode="json"),
             metrics={"parameters": sum(tensor.numel() for tensor in tensors.values())},
         )
-        artifact = write_artifact(output / RESULT, info, fill)
-    return _summary(config, artifact, time.monotonic() - began)
+        return write_artifact(output / RESULT, info, fill)
 
 
 def _summary(config: ImportConfig | ExportConfig, artifact: Artifact, seconds: float) -> dict[str, Any]:

@@ -28,11 +28,11 @@ from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.evaluate.system_facts import describe_system, note_of
-from retort.orchestration.outputs import absolute_paths, finished_result, job_output
+from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
-from retort.store.artifact import code_version, describe_artifact, git_commit, write_artifact
+from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, write_artifact
 from retort.store.commit import write_bytes_atomic, write_json_atomic
 from retort.store.results import result_of
 
@@ -47,10 +47,11 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
         DataError: a model or the token set is missing, or they do not belong together.
         ConfigError: a guidance is not valid for its model.
     """
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"evaluate: {config.output} is finished")
-        return dict(done.info.metrics)
+    artifact, _ = run_once(config, progress, lambda: _evaluate(config, progress))
+    return dict(artifact.info.metrics)
+
+
+def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
     with job_output(config) as output:
         config = _resolved(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
@@ -274,7 +275,7 @@ def _write(
     infos: Sequence[SystemInfo],
     items: Sequence[ItemResult],
     confidence: Mapping[str, Confidence],
-) -> dict[str, Any]:
+) -> Artifact:
     summary = summarise(
         items,
         infos,
@@ -304,8 +305,7 @@ def _write(
         config=validate(_recorded(output), EvaluateConfig, where="run.yaml").model_dump(mode="json"),
         metrics={"systems": metrics, "findings": [finding["text"] for finding in tree["findings"]]},
     )
-    write_artifact(output / "result", info, fill)
-    return dict(info.metrics)
+    return write_artifact(output / "result", info, fill)
 
 
 def _recorded(output: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from retort.orchestration.chunks import ChunkRecord, sum_numbers, write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
 from retort.orchestration.generate.plan import plan_generation
 from retort.orchestration.generate.worker import GenerateWorker
-from retort.orchestration.outputs import absolute_paths, finished_result, job_output
+from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateConfig
 from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
@@ -38,10 +38,11 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: the guidance is not valid for the teacher, or there is nothing to generate.
         DataError: teacher and token set do not belong together, or every sampled sequence was dropped.
     """
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"generate: {config.output} is finished")
-        return summary(done)
+    artifact, _ = run_once(config, progress, lambda: _generate(config, progress))
+    return summary(artifact)
+
+
+def _generate(config: GenerateConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
     with job_output(config) as output:
         resolved = absolute_paths(config).replace(teacher=result_of(config.teacher), data=result_of(config.data))
@@ -63,7 +64,7 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
             )
         artifact = _write_result(config, output / RESULT, made, description, figures)
         remove_tree(made.folder)
-    return summary(artifact)
+    return artifact
 
 
 def _fitting_teacher(config: GenerateConfig, tokens: TokenSet) -> LoadedCodecLM:

@@ -33,7 +33,7 @@ from retort.orchestration.generate.mel_codec import open_mel_codec
 from retort.orchestration.generate.mel_recordings import RecordedMelsWorker
 from retort.orchestration.generate.mel_synthetic import SyntheticMelsWorker
 from retort.orchestration.generate.plan import GenerationPlan, cut, plan_asks
-from retort.orchestration.outputs import absolute_paths, finished_result, job_output
+from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateMelsConfig, PrepareConfig, RecordedMels, SyntheticMels
 from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
@@ -53,10 +53,11 @@ def run_generate_mels(config: GenerateMelsConfig, progress: Progress) -> dict[st
         ConfigError: a guidance, the solver or the codec is not valid for the models.
         DataError: LM, token set, denoiser and voices do not belong together, or no row is left.
     """
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"generate: {config.output} is finished")
-        return summary(done)
+    artifact, _ = run_once(config, progress, lambda: _generate(config, progress))
+    return summary(artifact)
+
+
+def _generate(config: GenerateMelsConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
     with job_output(config) as output:
         resolved = _resolved(config)
@@ -72,7 +73,7 @@ def run_generate_mels(config: GenerateMelsConfig, progress: Progress) -> dict[st
             )
         artifact = _write_result(config, output / RESULT, made, description, figures)
         remove_tree(made.folder)
-    return summary(artifact)
+    return artifact
 
 
 def _resolved(config: GenerateMelsConfig) -> GenerateMelsConfig:

@@ -29,7 +29,7 @@ from retort.orchestration.chunks import (
     write_rejects,
 )
 from retort.orchestration.cluster import ray_session
-from retort.orchestration.outputs import finished_result, job_output
+from retort.orchestration.outputs import job_output, run_once
 from retort.orchestration.prepare.worker import (
     AUDIO,
     CODEC,
@@ -68,10 +68,11 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
         DataError: the corpus is not there, or more rows than ``max_reject_fraction`` cannot be used.
         ConfigError: the output is another configuration's.
     """
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"prepare: {config.output} is finished")
-        return _summary(done)
+    artifact, _ = run_once(config, progress, lambda: _prepare(config, progress))
+    return _summary(artifact)
+
+
+def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
     with job_output(config) as output:
         front_end = _front_end(config.text)
@@ -95,7 +96,7 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
         summary = _figures(plan, records, rejects, time.monotonic() - begin)
         artifact = _write_result(config, output / RESULT, (chunks, records, rejects), (codec, front_end), summary)
         remove_tree(work.parent)
-    return _summary(artifact)
+    return artifact
 
 
 def _front_end(config: CharactersConfig | PhonemesConfig | SavedText) -> TextFrontEnd:

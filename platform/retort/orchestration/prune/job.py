@@ -24,7 +24,7 @@ from retort.models.outside.beside import carry_outside
 from retort.models.weights import LoadedCodecLM, fingerprint_of, load_codec_lm
 from retort.orchestration.chunks import ChunkFolder, open_work_folder, run_chunks
 from retort.orchestration.cluster import ray_session
-from retort.orchestration.outputs import absolute_paths, finished_result, job_output
+from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sweep
 from retort.run_config import PruneConfig
@@ -55,10 +55,11 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: there are no such layers to keep, or the guidance is not valid for the teacher.
         DataError: teacher and token set do not belong together, or the split has too few strings.
     """
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"prune: {config.output} is finished")
-        return _summary(done)
+    artifact, _ = run_once(config, progress, lambda: _prune(config, progress))
+    return _summary(artifact)
+
+
+def _prune(config: PruneConfig, progress: Progress) -> Artifact:
     began = time.monotonic()
     with job_output(config) as output:
         resolved = absolute_paths(config).replace(teacher=result_of(config.teacher), data=result_of(config.data))
@@ -83,7 +84,7 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
         )
         artifact = _write_result(config, resolved, (pruned, lineage), (choice, table), metrics)
         remove_tree(work.parent)
-    return _summary(artifact)
+    return artifact
 
 
 def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> LoadedCodecLM:

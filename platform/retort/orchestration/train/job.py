@@ -2,7 +2,6 @@
 
 import contextlib
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ from retort.errors import ConfigError
 from retort.models.student_shape import PrunedTeacher
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.failures import clear_failure, error_of, read_failure
-from retort.orchestration.outputs import CHECKPOINTS, absolute_paths, differing_keys, finished_result, job_output
+from retort.orchestration.outputs import CHECKPOINTS, absolute_paths, differing_keys, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.train.metrics import shown
 from retort.orchestration.train.task import TrainJob, task_of
@@ -57,11 +56,11 @@ def run_distill(config: DistillConfig | DistillMelsConfig, progress: Progress) -
 
 
 def _run(config: TrainJob, progress: Progress) -> dict[str, Any]:
-    began = time.monotonic()
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"{config.output} is already done")
-        return _summary(config, done, 0.0)
+    artifact, seconds = run_once(config, progress, lambda: _train(config, progress))
+    return _summary(config, artifact, seconds)
+
+
+def _train(config: TrainJob, progress: Progress) -> Artifact:
     inputs = task_of(config).check()
     refuse_other_run(config)
     with job_output(config) as output:
@@ -70,7 +69,7 @@ def _run(config: TrainJob, progress: Progress) -> dict[str, Any]:
         assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
         with shown(output, progress, config.training.steps):
             _fit(assignment, output)
-    return _summary(config, read_artifact(output / "result"), time.monotonic() - began)
+    return read_artifact(output / "result")
 
 
 def _with_absolute_layers(config: DistillConfig) -> DistillConfig:

@@ -21,12 +21,12 @@ from retort.evaluation.pareto import costs, figures_of, pareto_front
 from retort.evaluation.sweep_report import write_sweep_report
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate.job import measure_speeds
-from retort.orchestration.outputs import differing_keys, finished_result, job_output
+from retort.orchestration.outputs import differing_keys, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.tune.trial import Ledger, Trial, TrialOutcome, watched_figures
 from retort.orchestration.tune.trials import run_trials
 from retort.run_config import TuneConfig
-from retort.store.artifact import code_version, describe_artifact, write_artifact
+from retort.store.artifact import Artifact, code_version, describe_artifact, write_artifact
 from retort.store.commit import write_bytes_atomic, write_json_atomic
 from retort.store.results import RUN_FILE
 from retort.tuning.halving import SuccessiveHalving
@@ -57,11 +57,12 @@ def run_tune(config: TuneConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: the output holds trials of another sweep.
         QualityGateError: no trial finished; the reasons of the failures are in their folders.
     """
+    artifact, _ = run_once(config, progress, lambda: _tune(config, progress))
+    return dict(artifact.info.metrics)
+
+
+def _tune(config: TuneConfig, progress: Progress) -> Artifact:
     began = time.monotonic()
-    done = finished_result(config)
-    if done is not None:
-        progress.log(f"tune: {config.output} is finished")
-        return dict(done.info.metrics)
     refuse_other_sweep(config)
     with job_output(config) as output, ray_session(include_dashboard=True):
         from retort.orchestration.jobs import run_job
@@ -286,7 +287,7 @@ def _row(config: TuneConfig, trial: Trial, speeds: dict[int, dict[str, float]]) 
     }
 
 
-def _write(config: TuneConfig, output: Path, rows: list[dict[str, Any]], seconds: float) -> dict[str, Any]:
+def _write(config: TuneConfig, output: Path, rows: list[dict[str, Any]], seconds: float) -> Artifact:
     placed = [(row, costs(figures_of(row["system"]), config.objectives)) for row in rows if row["system"] is not None]
     whole = [(row, point) for row, point in placed if point is not None]
     if not whole:
@@ -327,7 +328,7 @@ def _write(config: TuneConfig, output: Path, rows: list[dict[str, Any]], seconds
     info = describe_artifact(
         "sweep", config.output.name, "1", inputs={}, config=config.model_dump(mode="json"), metrics=metrics
     )
-    result = write_artifact(output / "result", info, fill).path
+    artifact = write_artifact(output / "result", info, fill)
     for name in (FRONT_FILE, "report.html"):
-        write_bytes_atomic(output / name, (result / name).read_bytes())
-    return metrics
+        write_bytes_atomic(output / name, (artifact.path / name).read_bytes())
+    return artifact
