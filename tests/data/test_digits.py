@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 
 from retort.config import validate
-from retort.data.digits import DEFAULT_VOICES, DIGIT_WORDS, DigitsConfig, digit_strings, read_digits, synthesise
+from retort.data.digits import (
+    DEFAULT_VOICES,
+    DIGIT_WORDS,
+    DigitsConfig,
+    DigitString,
+    digit_strings,
+    read_digits,
+    speak_string,
+)
 from retort.errors import ConfigError
 
 
@@ -13,6 +21,11 @@ def _config(**changes):
     return DigitsConfig(
         **{"kind": "digits", "num_strings": 200, "test_strings": 50, "validation_strings": 20, **changes}
     )
+
+
+def spoken(text, voice, *, seed=0):
+    speech = speak_string(DigitString("", text, voice, "", seed))
+    return speech.samples_N, speech.sample_rate
 
 
 def test_the_list_is_deterministic_and_the_seed_changes_it():
@@ -45,34 +58,34 @@ def test_too_many_test_strings_are_refused_with_the_number_that_fits():
         validate({"kind": "digits", "num_strings": 1, "test_strings": 12, "max_digits": 2}, DigitsConfig, where="run")
 
 
-def test_synthesise_does_not_depend_on_the_order():
+def test_speech_does_not_depend_on_the_order():
     texts = ["three five two", "nine", "zero zero"]
-    forward = {text: synthesise(text, DEFAULT_VOICES[2]) for text in texts}
+    forward = {text: spoken(text, DEFAULT_VOICES[2]) for text in texts}
     for text in reversed(texts):
-        samples_N, sample_rate = synthesise(text, DEFAULT_VOICES[2])
+        samples_N, sample_rate = spoken(text, DEFAULT_VOICES[2])
         assert sample_rate == 22050
         assert np.array_equal(samples_N, forward[text][0])
 
 
 def test_the_pitch_after_the_voice_changes_it_and_nonsense_is_refused():
-    low, high = (synthesise("one", f"en-us+robosoft@{pitch}")[0] for pitch in (20, 90))
+    low, high = (spoken("one", f"en-us+robosoft@{pitch}")[0] for pitch in (20, 90))
     assert not np.array_equal(low[:2000], high[:2000])
     with pytest.raises(ConfigError, match="pitch after @"):
-        synthesise("one", "en-us@high")
+        spoken("one", "en-us@high")
 
 
 def test_no_default_voice_clips():
     text = " ".join(DIGIT_WORDS)
-    assert all(0.2 < np.abs(synthesise(text, voice)[0]).max() < 0.99 for voice in DEFAULT_VOICES)
+    assert all(0.2 < np.abs(spoken(text, voice)[0]).max() < 0.99 for voice in DEFAULT_VOICES)
 
 
-def test_the_corpus_holds_what_synthesise_says():
+def test_the_corpus_holds_what_is_spoken():
     utterance = next(iter(read_digits(_config())))
     with wave.open(io.BytesIO(utterance.audio)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2") / 32768
         assert file.getframerate() == utterance.sample_rate == 22050
     assert utterance.duration_s == pytest.approx(len(samples) / 22050)
-    assert np.array_equal(samples.astype(np.float32), synthesise(utterance.text, utterance.speaker, seed=0)[0])
+    assert np.array_equal(samples.astype(np.float32), spoken(utterance.text, utterance.speaker, seed=0)[0])
 
 
 def test_the_embedded_recogniser_hears_the_default_voices(tmp_path):
@@ -85,7 +98,7 @@ def test_the_embedded_recogniser_hears_the_default_voices(tmp_path):
     wrong = 0
     strings = digit_strings(_config(num_strings=40, test_strings=0, validation_strings=0, min_digits=3, max_digits=3))
     for string in strings:
-        samples_N, sample_rate = synthesise(string.text, string.voice, seed=string.seed)
+        samples_N, sample_rate = spoken(string.text, string.voice, seed=string.seed)
         at_16k = soxr.resample(np.pad(samples_N, 2205), sample_rate, 16000)
         decoder.start_utt()
         decoder.process_raw((at_16k * 32767).astype("<i2").tobytes(), False, True)

@@ -1,11 +1,9 @@
-from dataclasses import replace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retort.config import validate
-from retort.data.splits import SplitConfig, assign_split, assign_split_by_speaker, check_leaks, with_splits
+from retort.data.splits import SplitConfig, assign_split, with_splits
 from retort.data.utterance import Utterance
 from retort.errors import ConfigError
 
@@ -57,7 +55,7 @@ def test_by_speaker_and_by_text_keep_together_what_belongs_together():
         assert all(len(splits) == 1 for splits in groups.values())
         assert len(set.union(*groups.values())) > 1
     split = next(with_splits(rows, SplitConfig(by="speaker"))).split
-    assert split == assign_split_by_speaker("spk0", test_fraction=0.05, validation_fraction=0.05, seed=0)
+    assert split == assign_split("speaker:spk0", test_fraction=0.05, validation_fraction=0.05, seed=0)
 
 
 def test_a_split_of_the_corpus_is_kept():
@@ -67,34 +65,3 @@ def test_a_split_of_the_corpus_is_kept():
 def test_fractions_that_leave_nothing_are_refused():
     with pytest.raises(ConfigError, match="nothing to train on"):
         validate({"test_fraction": 0.5, "validation_fraction": 0.5}, SplitConfig, where="run")
-
-
-def test_leaks_of_text_audio_and_speaker_are_found_and_nothing_else(tmp_path):
-    rows = [
-        _row("a", text="Hello  there", split="train"),
-        _row("b", text="hello there", split="test"),
-        _row("c", text="other", audio=b"same", split="train"),
-        _row("d", text="words", audio=b"same", speaker="t", split="validation"),
-        _row("e", text="hello there", speaker="t", split="train"),
-        _row("f", text="other", split="train"),
-    ]
-    leaks = check_leaks(rows)
-    assert [(leak.kind, leak.first_id, leak.second_id) for leak in leaks] == [
-        ("text_and_speaker", "a", "b"),
-        ("audio", "c", "d"),
-    ]
-    speakers = [leak for leak in check_leaks(rows, allow_speaker_overlap=False) if leak.kind == "speaker"]
-    assert {(leak.first_split, leak.second_split) for leak in speakers} == {("train", "test"), ("validation", "train")}
-    assert len(speakers) == 2
-    assert check_leaks([replace(row, split="train") for row in rows], allow_speaker_overlap=False) == []
-
-
-def test_copies_of_one_file_are_one_recording_and_segments_are_not(tmp_path):
-    for name in ("one", "two"):
-        (tmp_path / name).write_bytes(b"the same recording")
-    one, two = (
-        _row(name, text=name, audio=tmp_path / name, split=split) for name, split in (("one", "train"), ("two", "test"))
-    )
-    assert [leak.kind for leak in check_leaks([one, two])] == ["audio"]
-    assert check_leaks([one, two], hash_files=False) == []
-    assert check_leaks([replace(one, end_s=1.0), replace(two, start_s=1.0)]) == []

@@ -75,14 +75,13 @@ def test_totals_are_over_triples_and_not_over_codebooks():
     assert accumulator.result().entropy == pytest.approx((math.log(9) + 4 * math.log(8)) / 5)
 
 
-def test_splitting_a_batch_or_merging_workers_changes_nothing():
+def test_splitting_a_batch_changes_nothing():
     logits, mask = batch()
     teacher, _ = batch(seed=1)
-    whole, parts, worker = (ConfidenceAccumulator(3) for _ in range(3))
+    whole, parts = (ConfidenceAccumulator(3) for _ in range(2))
     whole.add(logits, mask, teacher_BSKV=teacher)
     parts.add(logits[:1], mask[:1], teacher_BSKV=teacher[:1])
-    worker.add(logits[1:], mask[1:], teacher_BSKV=teacher[1:])
-    parts.merge(worker)
+    parts.add(logits[1:], mask[1:], teacher_BSKV=teacher[1:])
     one, other = whole.result(), parts.result()
     assert other.tokens == one.tokens
     for name in ("entropy_K", "top1_K", "kl_K"):

@@ -4,15 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retort.errors import DataError
-from retort.evaluation.wer import (
-    WordErrors,
-    character_errors,
-    corpus_wer,
-    mean_wer,
-    score_text,
-    word_errors,
-)
+from retort.evaluation.wer import WordErrors, score_text, word_errors
 
 
 def edit_distance(reference, hypothesis):
@@ -36,9 +28,6 @@ def test_counts_equal_the_slow_edit_distance(reference, hypothesis):
     assert words.words == len(reference.split())
     # Whatever the alignment, lengths must balance.
     assert words.words - words.deletions + words.insertions == len(hypothesis.split())
-    characters = character_errors(reference, hypothesis)
-    assert characters.errors == edit_distance(reference, hypothesis)
-    assert characters.words == len(reference)
 
 
 @given(sentences)
@@ -92,17 +81,3 @@ def test_empty_reference_counts_every_word_as_an_insertion():
     assert word_errors("", "").wer == 0.0
     assert word_errors("...", "two words") == WordErrors(0, 0, 2, 0)
     assert word_errors("...", "two words").wer == 2.0
-    assert character_errors("", "abc").insertions == 3
-
-
-def test_corpus_and_mean_rates_differ_where_lengths_do():
-    items = [word_errors("one", "two"), word_errors("one two three four", "one two three four")]
-    assert corpus_wer(items) == pytest.approx(1 / 5)
-    assert mean_wer(items) == pytest.approx(1 / 2)
-
-
-def test_a_rate_over_nothing_is_refused():
-    with pytest.raises(DataError, match="no utterances"):
-        corpus_wer([])
-    with pytest.raises(DataError, match="no utterances"):
-        mean_wer([])

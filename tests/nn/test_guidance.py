@@ -9,8 +9,6 @@ from retort.nn.guidance import (
     ThreeTermGuidance,
     TwoTermGuidance,
     guide,
-    scale_from_offset,
-    three_term_from_nested,
 )
 
 SCALES = st.floats(0.1, 5.0)
@@ -46,26 +44,12 @@ def test_three_terms_equal_the_formula_and_coefficients_sum_to_one(w1: float, w2
     assert torch.allclose(guidance.combine(z), expected, atol=1e-4)
 
 
-@given(c=SCALES, b=SCALES)
-def test_nested_form_equals_three_terms(c: float, b: float) -> None:
-    z = logits()
-    style = z["null"] + c * (z["no_text"] + b * (z["full"] - z["no_text"]) - z["null"])
-    assert torch.allclose(three_term_from_nested(c, b).build().combine(z), style, atol=1e-3)
-
-
 def test_guiding_logits_equals_guiding_log_probabilities() -> None:
     z = {k: v.double() for k, v in logits().items()}
     guidance = TwoTermGuidance(scale=2.5).build()
     of_logits = guidance.combine(z).softmax(-1)
     of_log_probs = guidance.combine({k: v.log_softmax(-1) for k, v in z.items()}).softmax(-1)
     assert torch.allclose(of_logits, of_log_probs, atol=1e-6)
-
-
-def test_offset_convention() -> None:
-    z = logits()
-    s = 2.0
-    theirs = (1 + s) * z["full"] - s * z["null"]
-    assert torch.allclose(guide(cond=z["full"], null=z["null"], scale=scale_from_offset(s)), theirs, atol=1e-5)
 
 
 def test_coefficients_that_do_not_sum_to_one_are_refused() -> None:

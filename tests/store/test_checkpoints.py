@@ -280,13 +280,6 @@ def test_late_shard_is_not_committed_without(tmp_path: Path) -> None:
     assert latest(folder) == 2
 
 
-def test_aborted_step_leaves_nothing(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path)
-    fill(folder.begin(2), {"rank0.bin": b"x"})
-    folder.abort(2)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_reader_leaves_a_living_writer_alone(tmp_path: Path) -> None:
     writer, reader = CheckpointFolder(tmp_path), CheckpointFolder(tmp_path)
     fill(writer.begin(1), {"w.bin": b"x"})

@@ -5,15 +5,21 @@ import pytest
 
 from retort.config import validate
 from retort.errors import ConfigError, DataError
+from retort.run_config import PrepareConfig
 from retort.text.front_end import (
     CharactersConfig,
     PhonemesConfig,
-    TextConfig,
     build_text_front_end,
     open_text_front_end,
 )
 from retort.text.tokenizer import NULL, PAD, UNK
 
+PREPARE = {
+    "job": "prepare",
+    "output": "o",
+    "corpus": {"kind": "digits", "num_strings": 9},
+    "codec": {"kind": "mel_rvq"},
+}
 CONFIGS = [CharactersConfig(kind="characters"), PhonemesConfig(kind="phonemes")]
 
 
@@ -65,7 +71,7 @@ def test_nothing_to_speak_is_refused(config, text):
 
 def test_unknown_kinds_and_voices_are_refused():
     with pytest.raises(ConfigError, match="bpe"):
-        validate({"kind": "bpe"}, TextConfig, where="run")
+        validate({**PREPARE, "text": {"kind": "bpe"}}, PrepareConfig, where="run")
     with pytest.raises(ConfigError, match="no voice 'nowhere'"):
         build_text_front_end(PhonemesConfig(kind="phonemes", voice="nowhere"))
 

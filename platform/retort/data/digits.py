@@ -145,21 +145,6 @@ def speak_string(string: DigitString, *, words_per_minute: int = DEFAULT_WORDS_P
     )
 
 
-def synthesise(
-    text: str, voice: str, *, words_per_minute: int = DEFAULT_WORDS_PER_MINUTE, seed: int = 0
-) -> tuple[NDArray[np.float32], int]:
-    """Speak ``text`` and return samples [N] in [-1, 1] with their sample rate (22,050 Hz).
-
-    The same arguments give the same samples, whatever was spoken before.
-
-    Raises:
-        ConfigError: there is no such voice.
-        MissingRequirementError: espeak-ng is not installed.
-    """
-    speech = speak_string(DigitString("", text, voice, "", seed), words_per_minute=words_per_minute)
-    return speech.samples_N, speech.sample_rate
-
-
 def _voice_and_pitch(voice: str) -> tuple[str, int]:
     name, mark, pitch = voice.partition("@")
     if not mark:

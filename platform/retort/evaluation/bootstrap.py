@@ -53,11 +53,6 @@ class Comparison:
         """Whether there are enough units for the interval to mean what it says."""
         return self.units >= FEWEST_RELIABLE
 
-    @property
-    def is_significant(self) -> bool:
-        """Whether the interval is reliable and excludes zero (one comparison; a sweep over many needs more)."""
-        return self.reliable and (self.low > 0.0 or self.high < 0.0)
-
 
 def confidence_interval(
     values: ArrayLike,

@@ -81,11 +81,6 @@ class ConfidenceAccumulator:
             self._kl_K += _sums(token_forward_kl(logits_BSKV, teacher_BSKV), mask_BSK)
             self._kl_tokens_K += _sums(torch.ones_like(top1_BSK), mask_BSK)
 
-    def merge(self, other: "ConfidenceAccumulator") -> None:
-        """Add the sums of ``other``, for instance of another worker."""
-        for name, total in vars(self).items():
-            total += vars(other)[name]
-
     def result(self) -> Confidence:
         """Means so far; codebooks without a valid token have nan."""
         has_kl = bool(self._kl_tokens_K.sum() > 0)

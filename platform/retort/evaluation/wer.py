@@ -9,10 +9,7 @@ by ``max(words, 1)``: 0 for an empty hypothesis, the number of invented words ot
 """
 
 import unicodedata
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-from retort.errors import DataError
 
 NORMALISER_ID = "retort-lower-nopunct-1"
 """Written beside every score: rates of different normalisers must not be compared."""
@@ -62,41 +59,3 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
 
     found = jiwer.process_words(reference, hypothesis)
     return WordErrors(found.substitutions, found.deletions, found.insertions, len(reference.split()))
-
-
-def character_errors(reference: str, hypothesis: str) -> WordErrors:
-    """Minimum-edit character errors, spaces between words included; ``words`` then counts characters."""
-    reference, hypothesis = score_text(reference), score_text(hypothesis)
-    if not reference:
-        return WordErrors(0, 0, len(hypothesis), 0)
-    import jiwer
-
-    found = jiwer.process_characters(reference, hypothesis)
-    return WordErrors(found.substitutions, found.deletions, found.insertions, len(reference))
-
-
-def corpus_wer(items: Iterable[WordErrors]) -> float:
-    """All errors over all reference words.
-
-    Raises:
-        DataError: there is nothing to score.
-    """
-    counts = _some(items)
-    return sum(item.errors for item in counts) / max(sum(item.words for item in counts), 1)
-
-
-def mean_wer(items: Iterable[WordErrors]) -> float:
-    """Mean of the utterances' rates, as Seed-TTS-eval reports it.
-
-    Raises:
-        DataError: there is nothing to score.
-    """
-    counts = _some(items)
-    return sum(item.wer for item in counts) / len(counts)
-
-
-def _some(items: Iterable[WordErrors]) -> list[WordErrors]:
-    counts = list(items)
-    if not counts:
-        raise DataError("no utterances to score; a rate over nothing would read as perfect, check the evaluation set")
-    return counts

@@ -23,16 +23,6 @@ def apply_delays(codes_BKT: Tensor, delays: Sequence[int], *, fill: int) -> Tens
     return delayed
 
 
-def revert_delays(delayed_BKS: Tensor, delays: Sequence[int]) -> Tensor:
-    """Undo :func:`apply_delays`: from [B, K, S] back to [B, K, S - max(delays)]."""
-    K, S = delayed_BKS.shape[1:3]
-    _check(K, delays)
-    T = S - max(delays)
-    if T < 0:
-        raise ValueError(f"{S} steps are fewer than the longest delay, {max(delays)}")
-    return torch.stack([delayed_BKS[:, k, delay : delay + T] for k, delay in enumerate(delays)], dim=1)
-
-
 def num_steps(num_frames: int, delays: Sequence[int]) -> int:
     """Steps that T frames take; without a delay one more than frames, for the end of speech after the last one."""
     return num_frames + max(1, max(delays))

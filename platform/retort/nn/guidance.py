@@ -107,13 +107,3 @@ class ThreeTermGuidance(Config):
 
 
 GuidanceConfig = Annotated[NoGuidance | TwoTermGuidance | ThreeTermGuidance, Field(discriminator="kind")]
-
-
-def scale_from_offset(offset: float) -> float:
-    """Convert the convention in which 0 means none (``(1 + s) cond - s null``: F5-TTS, CosyVoice, ZipVoice, Dia)."""
-    return offset + 1.0
-
-
-def three_term_from_nested(outer: float, inner: float) -> ThreeTermGuidance:
-    """Convert MusicGen-Style's ``z_0 + c (z_p + b (z_full - z_p) - z_0)`` (METHODS.md 1.4)."""
-    return ThreeTermGuidance(first_scale=outer, second_scale=outer * inner)

@@ -12,8 +12,8 @@ from retort.run_config.prepare import SavedCodec
 
 Token = int | str
 """An id of the outside vocabulary, or a token as ``tokenizer.json`` writes it."""
-Piece = str | tuple[int, ...]
-"""A piece of a template: text with special tokens in it, or ids."""
+TemplatePart = str | tuple[int, ...]
+"""A part of a template: text with special tokens in it, or ids."""
 
 
 class SpeechTokensConfig(Config):
@@ -27,10 +27,10 @@ class SpeechTokensConfig(Config):
 
 
 class TemplateConfig(Config):
-    """What stands around the text. Pieces are tokenised one by one, so begin and end them with special tokens."""
+    """What stands around the text. Parts are tokenised one by one, so begin and end them with special tokens."""
 
-    before: Piece = ""
-    after: Piece
+    before: TemplatePart = ""
+    after: TemplatePart
     """At least one token; the last one is what the model reads before its first code."""
     language: str = "en"
     normalise: bool = False

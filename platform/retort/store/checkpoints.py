@@ -133,11 +133,6 @@ class CheckpointFolder:
         self._tidy()
         return target
 
-    def abort(self, step: int) -> None:
-        """Drop what was written since :meth:`begin`."""
-        self._release()
-        remove_tree(self._shared(step))
-
     def steps(self) -> list[int]:
         """Committed steps in rising order; the files' hashes are not checked."""
         return [step for step, path in self._folders() if is_committed(path)]

@@ -41,7 +41,6 @@ class PhonemesConfig(Config):
     voice: str = "en-us"
 
 
-TextConfig = Annotated[CharactersConfig | PhonemesConfig, Field(discriminator="kind")]
 AnyTextConfig = CharactersConfig | PhonemesConfig | HFTokenizerConfig
 """What a saved front-end may be; an outside tokenizer comes by `retort import` alone."""
 
