@@ -10,7 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
+from retort.data.mel_stream import MelBatch
 from retort.losses.divergence import TopK, top_k_of
+from retort.methods import guided_distill, interval_distill, progressive_distill
+from retort.methods.baked_guidance import ConditionedGuidance
 from retort.methods.cfg_distill import (
     CachedTeacher,
     CFGDistillConfig,
@@ -18,16 +21,21 @@ from retort.methods.cfg_distill import (
     GuidedTargets,
     LiveTeacher,
 )
+from retort.methods.guided_distill import GuidedDistillConfig
+from retort.methods.interval_distill import IntervalDistillConfig
+from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig, objective_of
 from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.methods.pretrain import CrossEntropyObjective
+from retort.methods.progressive_distill import ProgressiveDistillConfig
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.initialise import Initialisation, student_from
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
 from retort.nn.guided_rows import guided_logits
-from retort.run_config import Method, PretrainConfig
+from retort.run_config import MelMethod, Method, PretrainConfig
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
 from retort.training.seam import NoTeacher, StepOutput, Teacher
+from tests.methods.mel_toys import GUIDANCE, TOY, some_denoiser, toy_batch
 
 K, V, TEXTS = 3, 12, 9
 LAYOUT = CodebookLayout(codebook_size=V, delays=(0, 1, 2))
@@ -44,7 +52,12 @@ class Built:
 
     objective: nn.Module
     teacher: Teacher[Any, Any]
-    frozen: CodecLM | None
+    frozen: nn.Module | None
+    batch: Any
+    untaught: frozenset[str] = frozenset()
+    """Parameters that this method leaves as they are."""
+    starts_at_zero: bool = False
+    """Whether layers of zeros keep the gradient of others from the first steps."""
 
 
 def batch() -> LMBatch:
@@ -67,7 +80,7 @@ def teacher_model() -> CodecLM:
 
 
 def build_pretrain() -> Built:
-    return Built(CrossEntropyObjective(teacher_model()), NoTeacher(), None)
+    return Built(CrossEntropyObjective(teacher_model()), NoTeacher(), None, batch())
 
 
 def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher", num_layers: int = 2) -> Built:
@@ -76,17 +89,41 @@ def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher",
     student = student_from(model, shape, init=init)
     objective = CFGDistillObjective(student, config)
     if not config.needs_teacher:
-        return Built(objective, NoTeacher(), model)
+        return Built(objective, NoTeacher(), model, batch())
     if config.targets == "live":
-        return Built(objective, LiveTeacher(model, config, seed=5), model)
-    return Built(objective, CachedTeacher(cached_rows(model, config), K), model)
+        return Built(objective, LiveTeacher(model, config, seed=5), model, batch())
+    return Built(objective, CachedTeacher(cached_rows(model, config), K), model, batch())
 
 
 def build_multilevel(config: MultilevelDistillConfig) -> Built:
     model = teacher_model()
     student = student_from(model, TEACHER.replace(num_layers=2), init="teacher")
     objective = MultilevelObjective(student, (0, 2), TEACHER.num_layers, config)
-    return Built(objective, TracedTeacher(model, config), model)
+    return Built(objective, TracedTeacher(model, config), model, batch())
+
+
+def mel_batch() -> MelBatch:
+    return toy_batch(32, torch.Generator().manual_seed(3))
+
+
+def build_mel_pretrain(config: MelPretrainConfig) -> Built:
+    objective = objective_of(some_denoiser(), config)
+    return Built(objective, DataTeacher(TOY, config, seed=5), None, mel_batch())
+
+
+def build_mel_distill(config: GuidedDistillConfig | ProgressiveDistillConfig | IntervalDistillConfig) -> Built:
+    model = some_denoiser()
+    teacher: Teacher[MelBatch, Any]
+    match config:
+        case GuidedDistillConfig():
+            teacher, objective = guided_distill.build(model, config, seed=5)
+        case ProgressiveDistillConfig():
+            teacher, objective = progressive_distill.build(model, config, seed=5)
+        case IntervalDistillConfig():
+            teacher, objective = interval_distill.build(model, config, seed=5)
+    # A student's conditions are never dropped: what stands for a dropped one has nothing to learn.
+    nulls = frozenset({"student.null_latent", "student.null_voice"})
+    return Built(objective, teacher, model, mel_batch(), untaught=nulls, starts_at_zero=True)
 
 
 def cached_rows(model: CodecLM, config: CFGDistillConfig) -> Mapping[int, TopK]:
@@ -127,15 +164,35 @@ CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
         "multilevel_as_published": lambda: build_multilevel(MultilevelDistillConfig(relative=False, matching="static")),
         "multilevel_guided": lambda: build_multilevel(MultilevelDistillConfig(guidance=TWO, direction="reverse")),
     },
+    MelPretrainConfig: {
+        "mel_pretrain": lambda: build_mel_pretrain(MelPretrainConfig(unconditioned_fraction=0.3)),
+        "mel_pretrain_weighted": lambda: build_mel_pretrain(
+            MelPretrainConfig(unconditioned_fraction=0.3, weighting="snr_trunc")
+        ),
+    },
+    GuidedDistillConfig: {
+        "guided_constant": lambda: build_mel_distill(GuidedDistillConfig(guidance=GUIDANCE)),
+        "guided_ramped": lambda: build_mel_distill(GuidedDistillConfig(times="grid", num_steps=8)),
+        "guided_conditioned": lambda: build_mel_distill(GuidedDistillConfig(guidance=ConditionedGuidance())),
+        "guided_other_head": lambda: build_mel_distill(GuidedDistillConfig(guidance=GUIDANCE, prediction="x")),
+    },
+    ProgressiveDistillConfig: {
+        "progressive": lambda: build_mel_distill(ProgressiveDistillConfig(num_steps=4)),
+        "progressive_to_one": lambda: build_mel_distill(ProgressiveDistillConfig(num_steps=1)),
+    },
+    IntervalDistillConfig: {
+        "interval": lambda: build_mel_distill(IntervalDistillConfig(guidance=GUIDANCE, teacher_steps=2)),
+    },
 }
 CASES = {name: build for cases in CASES_OF.values() for name, build in cases.items()}
 
 
 def test_every_method_has_a_case() -> None:
-    """The methods are those that a run file may name: pretraining, and the union of ``method`` in a distillation."""
-    union, *_ = get_args(Method)
-    methods = {PretrainConfig, *get_args(union)}
-    assert len(methods) >= 3
+    """The methods are those that a run file may name: pretraining, and the unions of ``method`` in a distillation."""
+    methods = {PretrainConfig, MelPretrainConfig}
+    for union in (Method, MelMethod):
+        methods |= set(get_args(get_args(union)[0]))
+    assert len(methods) >= 7
     assert set(CASES_OF) == methods
     assert all(CASES_OF.values())
 
@@ -144,7 +201,7 @@ def train(built: Built, steps: int) -> list[StepOutput]:
     """Train on one batch; returns what each step gave."""
     outputs: list[StepOutput] = []
     optimizer = PlainOptimizer(built.objective, OPTIMIZER, steps)
-    fit(built.objective, built.teacher, [(batch(), None)] * steps, optimizer, lambda _, out: outputs.append(out))
+    fit(built.objective, built.teacher, [(built.batch, None)] * steps, optimizer, lambda _, out: outputs.append(out))
     return outputs
 
 
@@ -169,14 +226,17 @@ class Gradients:
 def test_every_trainable_parameter_gets_a_finite_gradient(case: str) -> None:
     built = CASES[case]()
     gradients = Gradients(built.objective)
-    fit(built.objective, built.teacher, [(batch(), None)], gradients, lambda *_: None)
+    if built.starts_at_zero:
+        train(built, 2)
+        built.objective.zero_grad()
+    fit(built.objective, built.teacher, [(built.batch, None)], gradients, lambda *_: None)
     # All zero is as bad as none: nothing in the loss depends on the parameter.
     missing = [
         name
         for name, gradient in gradients.found.items()
         if gradient is None or not bool(torch.isfinite(gradient).all()) or not bool(gradient.any())
     ]
-    assert missing == []
+    assert set(missing) == built.untaught
 
 
 @pytest.mark.parametrize("case", CASES)
