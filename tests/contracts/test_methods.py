@@ -1,8 +1,9 @@
-"""What every method must keep: gradients for all that it trains, a teacher that it neither changes nor saves."""
+"""What every method must keep: gradients for all that it trains, a teacher that it neither changes nor saves, draws
+that a checkpoint holds, the same bits for the same seed."""
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, get_args
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.data.mel_stream import MelBatch
 from retort.losses.divergence import TopK, top_k_of
-from retort.methods import guided_distill, interval_distill, progressive_distill
+from retort.methods import guided_distill, interval_distill, mel_pretrain, progressive_distill
 from retort.methods.baked_guidance import ConditionedGuidance
 from retort.methods.cfg_distill import (
     CachedTeacher,
@@ -23,15 +24,16 @@ from retort.methods.cfg_distill import (
 )
 from retort.methods.guided_distill import GuidedDistillConfig
 from retort.methods.interval_distill import IntervalDistillConfig
-from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig, objective_of
+from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig
 from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.methods.pretrain import CrossEntropyObjective
 from retort.methods.progressive_distill import ProgressiveDistillConfig
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.initialise import Initialisation, student_from
+from retort.models.mel_diffusion import MelDiffusion
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
 from retort.nn.guided_rows import guided_logits
-from retort.run_config import MelMethod, Method, PretrainConfig
+from retort.run_config import MelMethod, Method, PretrainConfig, PretrainMelsConfig
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
 from retort.training.seam import NoTeacher, StepOutput, Teacher
@@ -48,19 +50,15 @@ OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
 
 @dataclass(frozen=True)
 class Built:
-    """A method, ready to train; ``frozen`` is what must stay as it is."""
+    """A method, ready to train on one batch; ``frozen`` is what must stay as it is."""
 
     objective: nn.Module
     teacher: Teacher[Any, Any]
-    frozen: nn.Module | None
-    batch: Any
-    untaught: frozenset[str] = frozenset()
-    """Parameters that this method leaves as they are."""
-    starts_at_zero: bool = False
-    """Whether layers of zeros keep the gradient of others from the first steps."""
+    frozen: CodecLM | MelDiffusion | None
+    batch: LMBatch | MelBatch
 
 
-def batch() -> LMBatch:
+def lm_batch() -> LMBatch:
     """Three rows of unequal length; the last one has no prompt, so that the null speaker is trained, too."""
     generator = torch.Generator().manual_seed(3)
     codes = [torch.randint(V, (K, length), generator=generator) for length in (9, 5, 7)]
@@ -80,7 +78,7 @@ def teacher_model() -> CodecLM:
 
 
 def build_pretrain() -> Built:
-    return Built(CrossEntropyObjective(teacher_model()), NoTeacher(), None, batch())
+    return Built(CrossEntropyObjective(teacher_model()), NoTeacher(), None, lm_batch())
 
 
 def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher", num_layers: int = 2) -> Built:
@@ -89,45 +87,21 @@ def build_distill(config: CFGDistillConfig, *, init: Initialisation = "teacher",
     student = student_from(model, shape, init=init)
     objective = CFGDistillObjective(student, config)
     if not config.needs_teacher:
-        return Built(objective, NoTeacher(), model, batch())
+        return Built(objective, NoTeacher(), model, lm_batch())
     if config.targets == "live":
-        return Built(objective, LiveTeacher(model, config, seed=5), model, batch())
-    return Built(objective, CachedTeacher(cached_rows(model, config), K), model, batch())
+        return Built(objective, LiveTeacher(model, config, seed=5), model, lm_batch())
+    return Built(objective, CachedTeacher(cached_rows(model, config), K), model, lm_batch())
 
 
 def build_multilevel(config: MultilevelDistillConfig) -> Built:
     model = teacher_model()
     student = student_from(model, TEACHER.replace(num_layers=2), init="teacher")
     objective = MultilevelObjective(student, (0, 2), TEACHER.num_layers, config)
-    return Built(objective, TracedTeacher(model, config), model, batch())
-
-
-def mel_batch() -> MelBatch:
-    return toy_batch(32, torch.Generator().manual_seed(3))
-
-
-def build_mel_pretrain(config: MelPretrainConfig) -> Built:
-    objective = objective_of(some_denoiser(), config)
-    return Built(objective, DataTeacher(TOY, config, seed=5), None, mel_batch())
-
-
-def build_mel_distill(config: GuidedDistillConfig | ProgressiveDistillConfig | IntervalDistillConfig) -> Built:
-    model = some_denoiser()
-    teacher: Teacher[MelBatch, Any]
-    match config:
-        case GuidedDistillConfig():
-            teacher, objective = guided_distill.build(model, config, seed=5)
-        case ProgressiveDistillConfig():
-            teacher, objective = progressive_distill.build(model, config, seed=5)
-        case IntervalDistillConfig():
-            teacher, objective = interval_distill.build(model, config, seed=5)
-    # A student's conditions are never dropped: what stands for a dropped one has nothing to learn.
-    nulls = frozenset({"student.null_latent", "student.null_voice"})
-    return Built(objective, teacher, model, mel_batch(), untaught=nulls, starts_at_zero=True)
+    return Built(objective, TracedTeacher(model, config), model, lm_batch())
 
 
 def cached_rows(model: CodecLM, config: CFGDistillConfig) -> Mapping[int, TopK]:
-    whole = batch()
+    whole = lm_batch()
     with torch.no_grad():
         logits = guided_logits(model.eval(), whole.conditions, whole.inputs_BKS, config.guidance.build())
         top = top_k_of(logits, 5, temperature=config.temperature)
@@ -138,6 +112,43 @@ def cached_rows(model: CodecLM, config: CFGDistillConfig) -> Mapping[int, TopK]:
     return entries
 
 
+def mel_batch() -> MelBatch:
+    """Rows of unequal length; the first ones lost their condition, so that the nulls are trained, too."""
+    made = toy_batch(24, torch.Generator().manual_seed(8))
+    return MelBatch(made.conditions.dropped(torch.arange(24) < 4), made.mel_BTM, made.row_B)
+
+
+def of_denoisers(built: tuple[Teacher[Any, Any], nn.Module], frozen: MelDiffusion | None) -> Built:
+    teacher, objective = built
+    torch.manual_seed(4)
+    with torch.no_grad():  # heads and inputs that start at zero would pass no gradients on
+        for parameter in objective.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return Built(objective, teacher, frozen, mel_batch())
+
+
+def build_mel_pretrain(config: MelPretrainConfig) -> Built:
+    student = some_denoiser(NOISY).train()
+    return of_denoisers((DataTeacher(NOISY, config, seed=3), mel_pretrain.objective_of(student, config)), None)
+
+
+def build_guided(config: GuidedDistillConfig) -> Built:
+    model = some_denoiser(NOISY).train()
+    return of_denoisers(guided_distill.build(model, config, seed=3), model)
+
+
+def build_progressive(config: ProgressiveDistillConfig) -> Built:
+    model = some_denoiser(NOISY).train()
+    return of_denoisers(progressive_distill.build(model, config, seed=3), model)
+
+
+def build_interval(config: IntervalDistillConfig) -> Built:
+    model = some_denoiser(NOISY).train()
+    return of_denoisers(interval_distill.build(model, config, seed=3), model)
+
+
+NOISY = TOY.replace(dropout=0.1)
+TOLD = ConditionedGuidance()
 TWO = TwoTermGuidance(scale=1.5)
 CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
     PretrainConfig: {"pretrain": build_pretrain},
@@ -164,35 +175,34 @@ CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
         "multilevel_as_published": lambda: build_multilevel(MultilevelDistillConfig(relative=False, matching="static")),
         "multilevel_guided": lambda: build_multilevel(MultilevelDistillConfig(guidance=TWO, direction="reverse")),
     },
-    MelPretrainConfig: {
+    PretrainMelsConfig: {
         "mel_pretrain": lambda: build_mel_pretrain(MelPretrainConfig(unconditioned_fraction=0.3)),
-        "mel_pretrain_weighted": lambda: build_mel_pretrain(
-            MelPretrainConfig(unconditioned_fraction=0.3, weighting="snr_trunc")
-        ),
+        "mel_pretrain_weighted": lambda: build_mel_pretrain(MelPretrainConfig(weighting="snr_trunc")),
     },
     GuidedDistillConfig: {
-        "guided_constant": lambda: build_mel_distill(GuidedDistillConfig(guidance=GUIDANCE)),
-        "guided_ramped": lambda: build_mel_distill(GuidedDistillConfig(times="grid", num_steps=8)),
-        "guided_conditioned": lambda: build_mel_distill(GuidedDistillConfig(guidance=ConditionedGuidance())),
-        "guided_other_head": lambda: build_mel_distill(GuidedDistillConfig(guidance=GUIDANCE, prediction="x")),
+        "guided": lambda: build_guided(GuidedDistillConfig(guidance=GUIDANCE)),
+        "guided_grid": lambda: build_guided(GuidedDistillConfig(times="grid")),
+        "guided_told": lambda: build_guided(GuidedDistillConfig(guidance=TOLD)),
+        "guided_other_head": lambda: build_guided(GuidedDistillConfig(guidance=GUIDANCE, prediction="x")),
     },
     ProgressiveDistillConfig: {
-        "progressive": lambda: build_mel_distill(ProgressiveDistillConfig(num_steps=4)),
-        "progressive_to_one": lambda: build_mel_distill(ProgressiveDistillConfig(num_steps=1)),
+        "progressive": lambda: build_progressive(ProgressiveDistillConfig(num_steps=4)),
+        "progressive_last": lambda: build_progressive(ProgressiveDistillConfig(num_steps=1, guidance=GUIDANCE)),
+        "progressive_told": lambda: build_progressive(ProgressiveDistillConfig(num_steps=4, guidance=TOLD)),
     },
     IntervalDistillConfig: {
-        "interval": lambda: build_mel_distill(IntervalDistillConfig(guidance=GUIDANCE, teacher_steps=2)),
+        "interval": lambda: build_interval(IntervalDistillConfig(teacher_steps=2)),
+        "interval_told": lambda: build_interval(IntervalDistillConfig(teacher_steps=2, guidance=TOLD)),
     },
 }
 CASES = {name: build for cases in CASES_OF.values() for name, build in cases.items()}
 
 
 def test_every_method_has_a_case() -> None:
-    """The methods are those that a run file may name: pretraining, and the unions of ``method`` in a distillation."""
-    methods = {PretrainConfig, MelPretrainConfig}
-    for union in (Method, MelMethod):
-        methods |= set(get_args(get_args(union)[0]))
-    assert len(methods) >= 7
+    """The methods are those that a run file may name: pretraining, and ``method`` in a distillation, per family."""
+    unions = [get_args(get_args(method)[0]) for method in (Method, MelMethod)]
+    assert [len(union) for union in unions] == [2, 3]
+    methods = {PretrainConfig, PretrainMelsConfig, *unions[0], *unions[1]}
     assert set(CASES_OF) == methods
     assert all(CASES_OF.values())
 
@@ -226,9 +236,6 @@ class Gradients:
 def test_every_trainable_parameter_gets_a_finite_gradient(case: str) -> None:
     built = CASES[case]()
     gradients = Gradients(built.objective)
-    if built.starts_at_zero:
-        train(built, 2)
-        built.objective.zero_grad()
     fit(built.objective, built.teacher, [(built.batch, None)], gradients, lambda *_: None)
     # All zero is as bad as none: nothing in the loss depends on the parameter.
     missing = [
@@ -236,7 +243,7 @@ def test_every_trainable_parameter_gets_a_finite_gradient(case: str) -> None:
         for name, gradient in gradients.found.items()
         if gradient is None or not bool(torch.isfinite(gradient).all()) or not bool(gradient.any())
     ]
-    assert set(missing) == built.untaught
+    assert missing == []
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -258,11 +265,54 @@ def test_teacher_stays_as_it_is_and_is_not_saved(case: str) -> None:
         assert not shared, "a student that shares memory with its teacher would change it"
 
 
+def tensors_in(value: Any) -> list[Tensor]:
+    """All tensors of nested dataclasses, mappings and sequences."""
+    if isinstance(value, Tensor):
+        return [value]
+    if is_dataclass(value):
+        return [tensor for field in fields(value) for tensor in tensors_in(getattr(value, field.name))]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_targets_depend_on_the_reported_generators_alone(case: str) -> None:
+    """What a checkpoint keeps of a teacher is enough to go on with the same targets."""
+    built = CASES[case]()
+    generators = built.teacher.generators
+    states = {name: generator.get_state() for name, generator in generators.items()}
+    torch.manual_seed(6)
+    world = torch.get_rng_state()
+    first = tensors_in(built.teacher.targets(built.batch))
+    assert torch.equal(torch.get_rng_state(), world), "random numbers that no checkpoint of a teacher holds"
+    drew = any(not torch.equal(generators[name].get_state(), state) for name, state in states.items())
+    second = tensors_in(built.teacher.targets(built.batch))
+    assert drew == any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert drew or not isinstance(built.batch, MelBatch), "time and noise are drawn in every method on denoisers"
+    for name, state in states.items():
+        generators[name].set_state(state)
+    torch.manual_seed(7)
+    again = tensors_in(built.teacher.targets(built.batch))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@dataclass(frozen=True)
+class SaidOnce(Teacher[Any, Any]):
+    """Says of every batch what a teacher said of one."""
+
+    said: Any
+
+    def targets(self, batch: Any) -> Any:
+        del batch
+        return self.said
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_loss_is_finite_metrics_are_detached_and_it_learns(case: str) -> None:
     torch.manual_seed(2)
     built = CASES[case]()
-    outputs = train(built, 25)
+    # One draw of time, noise and scale for all steps: between draws, losses differ by more than what 25 steps learn.
+    outputs = train(replace(built, teacher=SaidOnce(built.teacher.targets(built.batch))), 25)
     for output in outputs:
         assert math.isfinite(float(output.loss.detach()))
         assert all(not value.requires_grad and value.dim() == 0 for value in output.metrics.values())
@@ -286,10 +336,10 @@ def test_full_cache_and_live_teacher_give_the_same_loss() -> None:
     live = build_distill(CFGDistillConfig(guidance=TWO))
     assert live.frozen is not None
     with torch.no_grad():
-        logits = guided_logits(live.frozen, batch().conditions, batch().inputs_BKS, TWO.build())
+        logits = guided_logits(live.frozen, lm_batch().conditions, lm_batch().inputs_BKS, TWO.build())
         everything = GuidedTargets(top_k=top_k_of(logits, V))
         live.objective.eval()
-        exact = live.objective(batch(), GuidedTargets(logits_BSKV=logits)).loss
-        cached = live.objective(batch(), everything).loss
+        exact = live.objective(lm_batch(), GuidedTargets(logits_BSKV=logits)).loss
+        cached = live.objective(lm_batch(), everything).loss
     # Of the V + 1 tokens of codebook 0 one is left to the tail: the bound is the mass that it holds.
     torch.testing.assert_close(cached, exact, rtol=1e-3, atol=1e-4)

@@ -12,10 +12,11 @@ import resource
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from retort.data.batches import LMBatch
+from retort.data.mel_stream import MelStream
 from retort.data.stream import BatchStream
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.task import task_of
@@ -23,18 +24,19 @@ from retort.orchestration.train.worker import Assignment, run_rank, train_proble
 from retort.training.seam import Place
 from tests.orchestration.ema_problem import taught_by_its_average
 
-_UNHARMED = BatchStream.batch
+_UNHARMED = {stream: stream.batch for stream in (BatchStream, MelStream)}
 
 
 def harm(die_at: int | None, full_at: int | None) -> None:
-    def batch(stream: BatchStream, n: int) -> LMBatch:
+    def batch(stream: Any, n: int) -> Any:
         if n == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if n == full_at:
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        return _UNHARMED(stream, n)
+        return _UNHARMED[type(stream)](stream, n)
 
-    BatchStream.batch = batch  # type: ignore[method-assign]
+    for kind in _UNHARMED:
+        kind.batch = batch  # type: ignore[method-assign]
 
 
 def main(runs: Path, rank: int, world_size: int) -> None:
