@@ -15,10 +15,10 @@ import torch
 from retort.audio.files import wav_bytes
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.data.tokens import TokenRow, TokenSet, TokenSetDescription, write_description, write_shard
+from retort.inference.synthesizer import save_speaking_model
 from retort.models.codec_lm import CodecLM
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
-from retort.models.weights import save_model
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
@@ -110,7 +110,7 @@ def write_token_set(folder: Path, *, rows=24, held_out=3, speakers=3, codebook_s
 
 
 def write_teacher(folder: Path, data: Path, *, seed=0, **lineage) -> Path:
-    """A committed teacher with random weights for a token set; returns the result folder."""
+    """A committed teacher with random weights for a token set, which can speak; returns the result folder."""
     made = TokenSet.open(data).description
     torch.manual_seed(seed)
     model = CodecLM(tiny((made.text_vocabulary_size, made.num_codebooks, made.codebook_size))).eval()
@@ -125,7 +125,7 @@ def write_teacher(folder: Path, data: Path, *, seed=0, **lineage) -> Path:
     }
     info = describe_artifact("model", "teacher", "1", inputs={}, config={})
     return write_artifact(
-        folder / "result", info, lambda target: save_model(target, model, CodecLMLineage(**values))
+        folder / "result", info, lambda target: save_speaking_model(target, model, CodecLMLineage(**values), data)
     ).path
 
 
