@@ -22,6 +22,7 @@ from retort.evaluation.scoring import Scorers, score_item
 from retort.inference.decoding import Decoding
 from retort.inference.speaker import Request, Speaker, Spoken
 from retort.inference.voices import Voice, pick_voices, voice_of_codes
+from retort.nn.random import seed_of
 
 RECORDINGS_OF_A_VOICE = 8
 """Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
@@ -119,11 +120,6 @@ def _mean_embeddings(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
             embedding = torch.tensor(row.speaker_embedding)
             sums[row.speaker] = sums.get(row.speaker, torch.zeros_like(embedding)) + embedding
     return {speaker: total / total.norm() for speaker, total in sums.items()}
-
-
-def seed_of(seed: int, name: str) -> int:
-    """Sampling seed of an utterance: the same for every system, independent of its batch."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
 
 
 class Judge:

@@ -14,7 +14,7 @@ from retort.config import validate
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
-from retort.evaluation.judge import Judge, System, TestStrings, seed_of
+from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.report import write_report
@@ -26,6 +26,7 @@ from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measu
 from retort.evaluation.votes import preferences, read_votes
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
+from retort.nn.random import seed_of
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.evaluate.system_facts import describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, finished_result, job_output
