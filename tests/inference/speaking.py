@@ -77,12 +77,15 @@ def speaking_model(
     return write_artifact(model, info, lambda target: save_speaking_model(target, random, lineage, data)).path
 
 
-def speaking_denoiser(root: Path, *, gain: float = 30.0, takes: tuple[str, ...] = (), **lineage: Any) -> Path:
+def speaking_denoiser(
+    root: Path, *, mean_frames: float | None = None, takes: tuple[str, ...] = (), **lineage: Any
+) -> Path:
     """A denoiser with random weights and the whole folder of its codec LM, :func:`speaking_model`, as a model folder.
 
-    ``takes`` are inputs of a student, ``guidance`` or ``interval``; ``lineage`` is what it claims to be.
+    ``mean_frames`` is the codec LM's. ``takes`` are inputs of a student, ``guidance`` or ``interval``; ``lineage`` is
+    what it claims to be.
     """
-    lm = speaking_model(root, gain=gain)
+    lm = speaking_model(root, gain=30.0, mean_frames=mean_frames)
     loaded = load_codec_lm(lm)
     config = MelDiffusionConfig(
         num_mels=MelConfig().num_mels, latent_dim=loaded.model.config.dim, dim=16, num_layers=1, num_heads=2,

@@ -41,11 +41,12 @@ class System:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judged utterance with its sound."""
+    """One judged utterance with its sound, and the mel [T, M] that it was made from, where a network made one."""
 
     item: ItemResult
     samples_N: Tensor
     sample_rate: int
+    mel_TM: Tensor | None = None
 
 
 class TestStrings:
@@ -139,7 +140,7 @@ class Judge:
             expected = Expected(row.id, row.text, row.speaker)
             item = score_item(system.name, expected, spoken, self.scorers, voice_E=voice_E)
             sound = Spoken(torch.zeros(0), self.strings.description.sample_rate) if spoken is None else spoken
-            verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate))
+            verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate, sound.mel_TM))
         return verdicts
 
     def _speak(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:

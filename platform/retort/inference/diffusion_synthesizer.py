@@ -150,7 +150,7 @@ class DiffusionSynthesizer:
         return plans
 
     def voice_mel(self, prompt_KP: Tensor) -> Tensor | None:
-        """The denoiser's voice [P, M] of the codec LM's prompt, with the soft floor of mel sets and no longer than theirs.
+        """The denoiser's voice [P, M] of the codec LM's prompt, soft-floored and no longer than in mel sets.
 
         None where there is no prompt.
         """
