@@ -143,8 +143,8 @@ def floor_halvings(num_steps: int, until: int) -> list[int]:
 def snr_weight(log_snr_B: Tensor, kind: SnrWeight) -> Tensor:
     """Weight of the squared error of x: 1; SNR (the error of eps); ``max(SNR, 1)``; ``SNR + 1`` (the error of v).
 
-    ``snr_capped`` is ``min(max(SNR, 1), 20)``: where times are continuous, the SNR near the data has no bound, and a few rows
-    would outweigh all others (the cap is that of min-SNR, Hang et al., arXiv 2303.09556, for smaller steps).
+    ``snr_capped`` is ``min(max(SNR, 1), 20)``: where times are continuous, the SNR near the data has no bound, and a
+    few rows would outweigh all others (min-SNR, Hang et al., arXiv 2303.09556, caps it as well).
     """
     match kind:
         case "constant":
