@@ -13,7 +13,7 @@ from retort.run_config import AnyConfig, DemoConfig, RunConfig
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
-NUM_FILES = 9
+NUM_FILES = 10
 
 
 def load(file: Path) -> AnyConfig:

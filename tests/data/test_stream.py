@@ -55,7 +55,7 @@ def test_an_epoch_has_every_row_once_and_ranks_share_it() -> None:
 def test_tokens_are_counted_as_the_batches_hold_them() -> None:
     ranks = [stream(rank=r, world_size=2) for r in (0, 1)]
     seen = sum(int(one.batch(n).num_valid) for one in ranks for n in range(9))
-    assert ranks[0].num_tokens(9) == ranks[1].num_tokens(9) == seen
+    assert ranks[0].num_valid(9) == ranks[1].num_valid(9) == seen
 
 
 def test_batches_keep_to_their_limits() -> None:

@@ -7,9 +7,12 @@ import torch
 from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLM
 from retort.models.codec_lm_lineage import CodecLMLineage
+from retort.models.mel_diffusion import MelDiffusion
+from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.presets import tiny
-from retort.models.weights import fingerprint_of, load_codec_lm, load_model, save_model
+from retort.models.weights import fingerprint_of, load_codec_lm, load_mel_diffusion, save_model
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
+from tests.methods.mel_toys import TOY
 
 GOLDEN_CONFIG = """{
   "model": {
@@ -57,7 +60,7 @@ def lineage(**changes: object) -> CodecLMLineage:
 def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
     saved = model()
     save_model(tmp_path, saved, lineage())
-    loaded = load_model(tmp_path)
+    loaded = load_codec_lm(tmp_path)
     assert loaded.fingerprint == fingerprint_of(saved)
     for name, tensor in saved.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor)
@@ -68,7 +71,7 @@ def test_a_saved_model_comes_back_bit_for_bit(tmp_path: Path) -> None:
 
 def test_a_distilled_student_refuses_to_be_guided_again(tmp_path: Path) -> None:
     save_model(tmp_path, model(), lineage(method="cfg_distill", distilled_at=TwoTermGuidance(scale=2.0)))
-    loaded = load_model(tmp_path)
+    loaded = load_codec_lm(tmp_path)
     loaded.lineage.check_guidance(NoGuidance().build())
     loaded.lineage.check_guidance(TwoTermGuidance(scale=1.0).build())
     with pytest.raises(ConfigError, match="guide twice"):
@@ -77,7 +80,7 @@ def test_a_distilled_student_refuses_to_be_guided_again(tmp_path: Path) -> None:
 
 def test_guidance_against_an_untrained_null_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path, model(), lineage())
-    loaded = load_model(tmp_path)
+    loaded = load_codec_lm(tmp_path)
     loaded.lineage.check_guidance(TwoTermGuidance(scale=2.0, against="null").build())
     loaded.lineage.check_guidance(ThreeTermGuidance(first_scale=1.5, second_scale=2.0, partial="no_text").build())
     with pytest.raises(ConfigError, match="no_speaker"):
@@ -88,21 +91,21 @@ def test_guidance_against_an_untrained_null_is_refused(tmp_path: Path) -> None:
 
 def test_what_is_not_a_model_is_refused_with_its_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="not a model"):
-        load_model(tmp_path)
+        load_codec_lm(tmp_path)
     save_model(tmp_path, model(), lineage())
     config = tmp_path / "config.json"
     text = config.read_text()
     config.write_text(text.replace('"num_layers": 2', '"num_layers": 3'))
     with pytest.raises(DataError, match="not a usable model"):
-        load_model(tmp_path)
+        load_codec_lm(tmp_path)
     config.write_text(text.replace('"dim"', '"dimm"'))
     with pytest.raises(DataError, match="dimm"):
-        load_model(tmp_path)
+        load_codec_lm(tmp_path)
     config.write_text(text)
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(DataError, match="not a usable model"):
-        load_model(tmp_path)
+        load_codec_lm(tmp_path)
 
 
 def test_what_is_written_and_its_fingerprint_are_those_of_models_before_there_were_families(tmp_path: Path) -> None:
@@ -120,17 +123,28 @@ def test_what_is_written_and_its_fingerprint_are_those_of_models_before_there_we
     assert (loaded.fingerprint, loaded.model.config.type) == (GOLDEN_FINGERPRINT, "codec_lm")
     # Who writes the type says the same.
     (tmp_path / "config.json").write_text(text.replace('"model": {', '"model": {"type": "codec_lm", '))
-    assert load_model(tmp_path).fingerprint == GOLDEN_FINGERPRINT
+    assert load_codec_lm(tmp_path).fingerprint == GOLDEN_FINGERPRINT
 
 
 def test_another_family_is_refused_where_a_codec_lm_is_needed(tmp_path: Path) -> None:
+    denoiser = MelDiffusion(TOY)
+    made = MelDiffusionLineage(method="mel_pretrain", lm_fingerprint="l", codec_fingerprint="c", text_fingerprint="t")
+    save_model(tmp_path, denoiser, made)
+    assert load_mel_diffusion(tmp_path).fingerprint == fingerprint_of(denoiser)
+    with pytest.raises(
+        ConfigError, match="of the family mel_diffusion, and a codec_lm is needed here; give the folder"
+    ):
+        load_codec_lm(tmp_path)
     save_model(tmp_path, model(), lineage())
+    with pytest.raises(
+        ConfigError, match="of the family codec_lm, and a mel_diffusion is needed here; give the folder"
+    ):
+        load_mel_diffusion(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"model": {', '"model": {"type": "another", '))
-    with pytest.raises(ConfigError, match="of the family another, and a codec_lm is needed here; give the folder"):
-        load_codec_lm(tmp_path)
-    with pytest.raises(DataError, match=r"not a usable model.*another"):
-        load_model(tmp_path)
+    for load in (load_codec_lm, load_mel_diffusion):
+        with pytest.raises(DataError, match=r"not a usable model.*type: unknown.*one of codec_lm, mel_diffusion"):
+            load(tmp_path)
     config.write_text("[]")
     with pytest.raises(DataError, match=r"config.json is no mapping"):
         load_codec_lm(tmp_path)

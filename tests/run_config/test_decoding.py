@@ -15,7 +15,7 @@ RECOGNISER = {"kind": "pocketsphinx"}
 
 
 def evaluation(**changes: Any) -> dict[str, Any]:
-    system = {"name": "a", "kind": "model", "model": "m", **changes}
+    system = {"name": "a", "kind": "model", "role": "student", "model": "m", **changes}
     return {"job": "evaluate", "output": "o", "data": "d", "recogniser": RECOGNISER, "systems": [system]}
 
 

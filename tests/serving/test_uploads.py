@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from retort.inference.voices import CODES, Voice
-from retort.models.weights import load_model
+from retort.models.weights import load_codec_lm
 from retort.serving.backends import LocalBackend
 from retort.serving.settings import ServeConfig, VoiceUploads
 from retort.serving.voices import VoiceStore
@@ -239,7 +239,7 @@ def test_models_that_speak_in_their_own_voices_only_take_none(tmp_path: Path) ->
     with running(api_of(config, backends(config))) as url:
         answer = upload(url, sound())
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "own_voices")
-        space = load_model(model).lineage.codec_fingerprint
+        space = load_codec_lm(model).lineage.codec_fingerprint
         voice = Voice(space, {CODES: torch.zeros(2, 3, dtype=torch.int64)})
         added = VoiceStore(tmp_path / "voices", max_voices=3).add("A", consent="", sample_sha256="", voices=[voice])
         refused = speak(url, body(0, voice=added.id)).json()["error"]

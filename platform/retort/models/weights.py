@@ -1,7 +1,7 @@
 """Model folders: ``config.json`` and ``model.safetensors``, of whatever family.
 
-A family is a configuration, a module and a lineage. A new one is added to the unions and to :func:`load_model`, with a
-function that loads it alone, and nowhere else in this file.
+A family is a configuration, a module and a lineage. A new one is added to the unions, with a function that loads
+it, and nowhere else in this file.
 """
 
 import hashlib
@@ -15,6 +15,7 @@ import torch
 from pydantic import Discriminator, Tag, TypeAdapter
 
 from retort.config import Config, validate
+from retort.config_faults import UNKNOWN_BRANCH
 from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.codec_lm_lineage import CodecLMLineage
@@ -64,13 +65,15 @@ def family_of(saved: Any) -> str:
 
 # The families: what is built, what is written, what is read.
 Model = CodecLM | MelDiffusion
-ModelConfig = CodecLMConfig | MelDiffusionConfig
 Lineage = CodecLMLineage | MelDiffusionLineage
 SavedModel = Annotated[
     Annotated[SavedCodecLM, Tag("codec_lm")] | Annotated[SavedMelDiffusion, Tag("mel_diffusion")],
-    Discriminator(family_of),
+    Discriminator(
+        family_of,
+        custom_error_type=UNKNOWN_BRANCH,
+        custom_error_message="model.type: unknown family of models; it is one of codec_lm, mel_diffusion",
+    ),
 ]
-AnyLoadedModel = LoadedCodecLM | LoadedMelDiffusion
 
 
 def save_model(folder: Path, model: Model, lineage: Lineage) -> None:
@@ -84,25 +87,12 @@ def save_model(folder: Path, model: Model, lineage: Lineage) -> None:
     save_file({k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS_FILE)
 
 
-def load_model(folder: Path) -> AnyLoadedModel:
-    """Load a model folder of any family, in fp32 and evaluation mode.
-
-    Raises:
-        DataError: the folder is not a model, its family is not known, or its weights do not fit its configuration.
-    """
-    match read_saved(folder):
-        case SavedCodecLM() as saved:
-            return _loaded(folder, CodecLM(saved.model), saved.lineage)
-        case SavedMelDiffusion() as saved:
-            return _loaded(folder, MelDiffusion(saved.model), saved.lineage)
-
-
 def load_codec_lm(folder: Path) -> LoadedCodecLM:
-    """Load a model folder that must hold a codec language model.
+    """Load a model folder that must hold a codec language model, in fp32 and evaluation mode.
 
     Raises:
         ConfigError: it holds a model of another family, which is named.
-        DataError: as :func:`load_model`.
+        DataError: as :func:`read_saved`, or its weights do not fit its configuration.
     """
     match read_saved(folder):
         case SavedCodecLM() as saved:
@@ -115,11 +105,11 @@ def load_codec_lm(folder: Path) -> LoadedCodecLM:
 
 
 def load_mel_diffusion(folder: Path) -> LoadedMelDiffusion:
-    """Load a model folder that must hold a denoiser of mels.
+    """Load a model folder that must hold a denoiser of mels, in fp32 and evaluation mode.
 
     Raises:
         ConfigError: it holds a model of another family, which is named.
-        DataError: as :func:`load_model`.
+        DataError: as :func:`read_saved`, or its weights do not fit its configuration.
     """
     match read_saved(folder):
         case SavedMelDiffusion() as saved:
@@ -135,7 +125,7 @@ def read_saved(folder: Path) -> SavedCodecLM | SavedMelDiffusion:
     """The ``config.json`` of a model folder, by whose type families are told apart.
 
     Raises:
-        DataError: as :func:`load_model`.
+        DataError: the folder is not a model, or its family is not known.
     """
     try:
         saved: SavedCodecLM | SavedMelDiffusion = validate(
