@@ -8,12 +8,21 @@ import pytest
 import yaml
 
 from retort.config import Config, load_config, load_tree, validate
+from retort.methods.guided_distill import GuidedDistillConfig
 from retort.orchestration.jobs import JOBS, load_job, plan_of
-from retort.run_config import AnyConfig, DemoConfig, RunConfig
+from retort.run_config import (
+    AnyConfig,
+    DemoConfig,
+    DistillMelsConfig,
+    GenerateMelsConfig,
+    PretrainMelsConfig,
+    RunConfig,
+    SyntheticMels,
+)
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
-NUM_FILES = 10
+NUM_FILES = 12
 
 
 def load(file: Path) -> AnyConfig:
@@ -44,6 +53,27 @@ def test_the_tour_of_pruning_goes_on_from_the_default_tours_teacher() -> None:
     assert isinstance(default, DemoConfig)
     assert isinstance(pruning, DemoConfig)
     assert pruning.jobs[:2] == default.jobs[:2]
+
+
+def test_the_jobs_of_denoisers_read_what_the_ones_before_write_and_leave_no_key_to_a_default() -> None:
+    names = ("pretrain_mels", "generate_mels_digits", "distill_mels")
+    pretraining, generation, distillation = (load(FOLDER / f"{name}.yaml") for name in names)
+    assert isinstance(pretraining, PretrainMelsConfig)
+    assert isinstance(generation, GenerateMelsConfig)
+    assert isinstance(generation.source, SyntheticMels)
+    assert isinstance(distillation, DistillMelsConfig)
+    assert isinstance(distillation.method, GuidedDistillConfig)
+    assert generation.source.voices == pretraining.data
+    assert generation.source.teacher == distillation.teacher == pretraining.output
+    assert distillation.data == generation.output
+    assert distillation.method.guidance == generation.source.guidance
+    assert distillation.method.num_steps == generation.source.solver.num_steps
+    for name, config in (("pretrain_mels", pretraining), ("distill_mels", distillation)):
+        assert keys_of(load_tree(FOLDER / f"{name}.yaml")) == keys_of(config.model_dump(mode="json"))
+
+
+def keys_of(tree: Any) -> Any:
+    return {key: keys_of(value) for key, value in tree.items()} if isinstance(tree, dict) else None
 
 
 def inputs_of(value: Any, name: str = "") -> Iterator[Path]:

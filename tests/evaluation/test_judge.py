@@ -13,12 +13,13 @@ from retort.audio.files import Audio
 from retort.data.tokens import TokenRow, TokenSet, write_shard
 from retort.errors import DataError
 from retort.evaluation.items import Expected
-from retort.evaluation.judge import Judge, System, TestStrings, seed_of
+from retort.evaluation.judge import Judge, System, TestStrings
 from retort.inference.decoding import CodecLMDecoding
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
 from retort.inference.voices import CODES
 from retort.nn.guidance import TwoTermGuidance
+from retort.nn.random import seed_of
 from tests.evaluation.judging import add_recordings, row, scorers, token_set
 from tests.inference.speaking import speaking_model
 

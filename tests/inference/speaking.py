@@ -1,18 +1,25 @@
 """A model folder that can speak, with random weights, made by the real path."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from retort.audio.mel import MelConfig
 from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
 from retort.inference.synthesizer import save_speaking_model
 from retort.models.codec_lm import CodecLM
 from retort.models.codec_lm_lineage import CodecLMLineage
+from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
+from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.presets import tiny
+from retort.models.weights import load_codec_lm, save_model
+from retort.nn.diffusion_guidance import RampedGuidance
 from retort.nn.guidance import TwoTermGuidance
+from retort.nn.noise_schedule import CosineSchedule
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
@@ -68,6 +75,46 @@ def speaking_model(
         if mean_frames is not None:
             _end_at_random(random, mean_frames)
     return write_artifact(model, info, lambda target: save_speaking_model(target, random, lineage, data)).path
+
+
+def speaking_denoiser(
+    root: Path, *, mean_frames: float | None = None, takes: tuple[str, ...] = (), **lineage: Any
+) -> Path:
+    """A denoiser with random weights and the whole folder of its codec LM, :func:`speaking_model`, as a model folder.
+
+    ``mean_frames`` is the codec LM's. ``takes`` are inputs of a student, ``guidance`` or ``interval``; ``lineage`` is
+    what it claims to be.
+    """
+    lm = speaking_model(root, gain=30.0, mean_frames=mean_frames)
+    loaded = load_codec_lm(lm)
+    config = MelDiffusionConfig(
+        num_mels=MelConfig().num_mels, latent_dim=loaded.model.config.dim, dim=16, num_layers=1, num_heads=2,
+        ffn_dim=32, schedule=CosineSchedule(), **{f"takes_{name}": True for name in takes},
+    )  # fmt: skip
+    torch.manual_seed(5)
+    random = MelDiffusion(config)
+    with torch.no_grad():  # at its start it says the same of everything
+        for parameter in random.parameters():
+            parameter.normal_(std=0.2)
+    values: dict[str, Any] = {
+        "method": "mel_pretrain", "lm_fingerprint": loaded.fingerprint, "trained_drops": True,
+        "codec_fingerprint": loaded.lineage.codec_fingerprint, "text_fingerprint": loaded.lineage.text_fingerprint,
+    }  # fmt: skip
+    claimed = MelDiffusionLineage(**{**values, **lineage})
+
+    def fill(target: Path) -> None:
+        save_model(target, random, claimed)
+        shutil.copytree(lm, target / "lm", ignore=shutil.ignore_patterns("artifact.json"))
+
+    info = describe_artifact("model", "denoiser", "1", inputs={}, config={})
+    return write_artifact(root / "denoiser", info, fill).path
+
+
+STUDENT: dict[str, Any] = {
+    "method": "progressive_distill", "teacher_fingerprint": "mel_diffusion-0", "num_steps": 4, "solver": "ddim",
+    "distilled_at": RampedGuidance(), "trained_drops": False,
+}  # fmt: skip
+"""Lineage of a student of four steps."""
 
 
 def _end_at_random(model: CodecLM, mean_frames: float) -> None:

@@ -7,12 +7,14 @@ from typing import Any
 import pytest
 
 from retort.errors import ConfigError
-from retort.inference.decoding import CodecLMDecoding
+from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding
+from retort.inference.diffusion_sampling import AncestralSolver, DPMSolver
 from retort.inference.opening import Room, open_speaker
 from retort.inference.speech import GuardConfig
+from retort.nn.diffusion_guidance import ConstantGuidance, RampedGuidance
 from retort.nn.guidance import TwoTermGuidance
 from tests.inference.speaker_contract import LAWS, SLOTS, Case
-from tests.inference.speaking import speaking_model
+from tests.inference.speaking import STUDENT, speaking_denoiser, speaking_model
 
 PATIENT = GuardConfig(extra_seconds=9.0, max_repeat_seconds=9.0, retries=0)
 MODELS: dict[str, dict[str, Any]] = {
@@ -21,20 +23,38 @@ MODELS: dict[str, dict[str, Any]] = {
     "student_of_scales": {"distilled": True, "guidance_scales": (1.0, 1.5)},
     "without_prompt": {"speaker_prompt": "none"},
 }
+DENOISERS: dict[str, dict[str, Any]] = {
+    "mel_teacher": {},
+    "mel_student": STUDENT,
+    "mel_student_of_scales": {
+        "takes": ("guidance",), "method": "guided_distill", "teacher_fingerprint": "m-0", "scale_range": (1.0, 3.0),
+    },
+    "mel_student_of_intervals": {
+        "takes": ("interval",), "method": "interval_distill", "teacher_fingerprint": "m-0", "solver": "interval",
+    },
+}  # fmt: skip
 DECODINGS = {
     "teacher": None,
     "guided": CodecLMDecoding(guidance=TwoTermGuidance(scale=1.5)),
     "student": None,
     "student_of_scales": CodecLMDecoding(scale=1.5),
     "without_prompt": None,
+    "mel_guided": MelDiffusionDecoding(
+        lm=CodecLMDecoding(guidance=TwoTermGuidance(scale=1.5)),
+        solver=AncestralSolver(num_steps=3),
+        guidance=RampedGuidance(scale=2.0),
+    ),
+    "mel_student": None,
+    "mel_student_of_scales": MelDiffusionDecoding(solver=DPMSolver(num_steps=4), guidance=ConstantGuidance(scale=2.5)),
+    "mel_student_of_intervals": None,
 }
+OF_ANOTHER_DECODING = {"guided": "teacher", "mel_guided": "mel_teacher"}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {
-        name: speaking_model(tmp_path_factory.mktemp(name), gain=30.0, **changes) for name, changes in MODELS.items()
-    }
+    made = {name: speaking_model(tmp_path_factory.mktemp(name), gain=30.0, **of) for name, of in MODELS.items()}
+    return made | {name: speaking_denoiser(tmp_path_factory.mktemp(name), **of) for name, of in DENOISERS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +62,7 @@ def cases(folders: dict[str, Path]) -> dict[str, Case]:
     opened = {}
     for name, decoding in DECODINGS.items():
         room = Room(slots=SLOTS, max_seconds=1.0, max_text_tokens=100, guard=PATIENT)
-        speaker = open_speaker(folders["teacher" if name == "guided" else name], room=room)
+        speaker = open_speaker(folders[OF_ANOTHER_DECODING.get(name, name)], room=room)
         speaker.prepare(speaker.decoding(decoding))
         opened[name] = Case(speaker, decoding)
     return opened
@@ -60,7 +80,8 @@ def test_the_facts_are_those_of_the_folder(cases: dict[str, Case]) -> None:
     assert facts.parameters == sum(p.numel() for p in cases["teacher"].speaker.synthesizer.loaded.model.parameters())
     fingerprints = {name: case.speaker.facts.fingerprint for name, case in cases.items()}
     assert fingerprints["teacher"] == fingerprints["guided"] == fingerprints["student"], "of the weights alone"
-    assert len(set(fingerprints.values())) == 3
+    assert fingerprints["mel_guided"] == fingerprints["mel_student"] != fingerprints["teacher"]
+    assert len(set(fingerprints.values())) == 6
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,8 @@ def test_errors_of_v_and_eps_are_weighted_errors_of_x(schedule: NoiseSchedule) -
     larger = torch.maximum(mse(x, x_other), mse(eps, eps_other))
     assert torch.allclose(snr_weight(level, "snr_trunc") * mse(x, x_other), larger, rtol=1e-9)
     assert torch.equal(snr_weight(level, "constant"), torch.ones_like(level))
+    wide = torch.tensor([-5.0, 1.0, 15.0], dtype=torch.float64)
+    assert torch.allclose(snr_weight(wide, "snr_capped"), torch.tensor([1.0, math.e, 20.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: s.kind)

@@ -98,7 +98,7 @@ def description_of(root: Path, source: FromRecordings | FromTeacher) -> MelSetDe
     )
 
 
-def mel_rows(description: MelSetDescription, count: int = NUM_ROWS) -> list[MelRow]:
+def mel_rows(description: MelSetDescription, count: int) -> list[MelRow]:
     """Ragged rows, so that means over micro-batches differ from means over frames; every sixth is held out."""
     generator = torch.Generator().manual_seed(0)
     rows = []
@@ -111,13 +111,15 @@ def mel_rows(description: MelSetDescription, count: int = NUM_ROWS) -> list[MelR
     return rows
 
 
-def write_mels(folder: Path, root: Path, source: FromRecordings | FromTeacher, *, has_lm: bool = True) -> Path:
+def write_mels(
+    folder: Path, root: Path, source: FromRecordings | FromTeacher, *, rows: int = NUM_ROWS, has_lm: bool = True
+) -> Path:
     """A committed mel set, as ``retort generate`` leaves it; returns the result folder."""
     description = description_of(root, source)
-    rows = mel_rows(description)
+    made = mel_rows(description, rows)
 
     def fill(target: Path) -> None:
-        records = [mel_record(row, i, description) for i, row in enumerate(rows)]
+        records = [mel_record(row, i, description) for i, row in enumerate(made)]
         _write_shard(target / ROWS, records, mel_schema())
         if isinstance(source, FromTeacher):
             names = voice_schema().names

@@ -31,7 +31,7 @@ def write_evaluation(folder: Path, models: dict[str, Path], *, wrong: int) -> Pa
         rows, [SystemInfo(name, "student", facts={"parameters": 1000}) for name in models], note="mini-scale"
     )
     systems = [
-        {"name": name, "model": str(path), "decoding": {"sampler": {"temperature": 0.7}}}
+        {"name": name, "model": str(path), "decoding": {"kind": "codec_lm", "sampler": {"temperature": 0.7}}}
         for name, path in models.items()
     ]
 

@@ -33,7 +33,7 @@ def test_keys_that_lie_about_are_unknown(key: str) -> None:
 
 def test_the_nearest_name_is_told() -> None:
     with pytest.raises(ConfigError, match="did you mean 'guidance'"):
-        validate(evaluation(decoding={"guidanc": {"kind": "none"}}), EvaluateConfig, where="file")
+        validate(evaluation(decoding={"kind": "codec_lm", "guidanc": {"kind": "none"}}), EvaluateConfig, where="file")
     with pytest.raises(ConfigError, match="did you mean 'decoding'"):
         validate(evaluation(decodings={}), EvaluateConfig, where="file")
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from retort.audio.codec_files import CONFIG_NAME, CURE
 from retort.audio.encodec_codec import EncodecConfig, load_saved_encodec
-from retort.audio.mel_rvq import MelRVQConfig, load_mel_rvq
+from retort.audio.mel_rvq import MelRVQ, MelRVQConfig, load_mel_rvq
 from retort.config import Config, load_config
 from retort.errors import ConfigError, DataError
 
@@ -89,6 +89,26 @@ class Codec(Protocol):
     def save(self, folder: Path) -> None:
         """Write a folder that ``open_codec`` reads."""
         ...
+
+
+def mel_codec(codec: Codec, *, who: str) -> MelRVQ:
+    """A codec whose log-mels a denoiser can make.
+
+    Args:
+        codec: any.
+        who: has it, for the message.
+
+    Raises:
+        ConfigError: it is not one that quantises log-mels.
+    """
+    match codec:
+        case MelRVQ():
+            return codec
+        case _:
+            raise ConfigError(
+                f"{who} was made with the codec {codec.fingerprint()}, which has no log-mel of its own; "
+                "mels need a token set of kind mel_rvq"
+            )
 
 
 def open_codec(folder: Path) -> Codec:

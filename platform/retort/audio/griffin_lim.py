@@ -20,11 +20,16 @@ _TINY = 1e-12
 
 def griffin_lim(log_mel_MT: Tensor, config: MelConfig, *, num_iterations: int = 32, seed: int = 0) -> Tensor:
     """Samples [T * hop_samples] whose log-mel is close to the given one; the same seed gives the same samples."""
-    stream = GriffinLimStream(
-        config, block_frames=1, num_iterations=num_iterations, first_piece=32, piece=32, look_ahead=4, seed=seed
-    )
+    stream = whole_mel_stream(config, num_iterations=num_iterations, seed=seed)
     pushed = [stream.push(log_mel_MT[:, t : t + 1]) for t in range(log_mel_MT.shape[1])]
     return torch.cat([*pushed, stream.finish()])
+
+
+def whole_mel_stream(config: MelConfig, *, num_iterations: int = 32, seed: int = 0) -> "GriffinLimStream":
+    """What gives the samples of :func:`griffin_lim` little by little, frame by frame, where all frames are there."""
+    return GriffinLimStream(
+        config, block_frames=1, num_iterations=num_iterations, first_piece=32, piece=32, look_ahead=4, seed=seed
+    )
 
 
 class GriffinLimStream:

@@ -242,7 +242,12 @@ def soft_floored_log_mel(samples_N: Tensor, config: MelRVQConfig) -> Tensor:
     num_tokens = -(-samples_N.shape[-1] // samples_per_token)
     padded_N = functional.pad(samples_N.float(), (0, num_tokens * samples_per_token - samples_N.shape[-1]))
     frames_TM = log_mel(padded_N, config.mel).T[: num_tokens * config.frames_per_token]
-    return (frames_TM.exp() + config.soft_floor).log()
+    return with_soft_floor(frames_TM, config)
+
+
+def with_soft_floor(mel_TM: Tensor, config: MelRVQConfig) -> Tensor:
+    """Log-mel [T, M] with the soft floor added to its amplitudes."""
+    return (mel_TM.exp() + config.soft_floor).log()
 
 
 def without_soft_floor(mel_TM: Tensor, config: MelRVQConfig) -> Tensor:

@@ -22,6 +22,7 @@ from retort.evaluation.scoring import Scorers, score_item
 from retort.inference.decoding import Decoding
 from retort.inference.speaker import Request, Speaker, Spoken
 from retort.inference.voices import Voice, pick_voices, voice_of_codes
+from retort.nn.random import seed_of
 
 RECORDINGS_OF_A_VOICE = 8
 """Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
@@ -40,11 +41,12 @@ class System:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One judged utterance with its sound."""
+    """One judged utterance with its sound, and the mel [T, M] that it was made from, where a network made one."""
 
     item: ItemResult
     samples_N: Tensor
     sample_rate: int
+    mel_TM: Tensor | None = None
 
 
 class TestStrings:
@@ -121,11 +123,6 @@ def _mean_embeddings(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
     return {speaker: total / total.norm() for speaker, total in sums.items()}
 
 
-def seed_of(seed: int, name: str) -> int:
-    """Sampling seed of an utterance: the same for every system, independent of its batch."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
-
-
 class Judge:
     """Speaks and scores test strings."""
 
@@ -143,7 +140,7 @@ class Judge:
             expected = Expected(row.id, row.text, row.speaker)
             item = score_item(system.name, expected, spoken, self.scorers, voice_E=voice_E)
             sound = Spoken(torch.zeros(0), self.strings.description.sample_rate) if spoken is None else spoken
-            verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate))
+            verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate, sound.mel_TM))
         return verdicts
 
     def _speak(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:

@@ -1,9 +1,13 @@
 """How a model is decoded: one config for each family, told apart by ``kind``; what is left out is the plain way."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from retort.config import Config
+from retort.inference.diffusion_sampling import SolverConfig
 from retort.inference.sampling import SamplerConfig
+from retort.nn.diffusion_guidance import DiffusionGuidance, NoDiffusionGuidance
 from retort.nn.guidance import GuidanceConfig, NoGuidance
 
 
@@ -22,5 +26,22 @@ class CodecLMDecoding(Config):
         return float(getattr(self.guidance, "scale", 1.0))
 
 
-Decoding = CodecLMDecoding
-"""Of any family: a union told apart by ``kind`` as soon as there are two."""
+class MelDiffusionDecoding(Config):
+    """Of a denoiser of mels and the codec LM that writes for it: without anything said, both unguided."""
+
+    kind: Literal["mel_diffusion"] = "mel_diffusion"
+    lm: CodecLMDecoding = CodecLMDecoding()
+    """Of the codec LM."""
+    solver: SolverConfig | None = None
+    """None is a student's own solver and steps; for a teacher, 80 steps of DDIM."""
+    guidance: DiffusionGuidance = NoDiffusionGuidance()
+    """Of the denoiser."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the denoiser, as it is written beside the figures; 1.0 is none."""
+        return float(getattr(self.guidance, "scale", 1.0))
+
+
+Decoding = Annotated[CodecLMDecoding | MelDiffusionDecoding, Field(discriminator="kind")]
+"""Of any family, told apart by ``kind``."""

@@ -4,7 +4,8 @@ The grid of N steps is ``u = N/N, ..., 1/N`` and then 0, where the data are. A f
 distillation is only right with the deterministic solver and on its own grid (METHODS.md, traps 19 and 26).
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, Protocol
 
 import torch
@@ -45,7 +46,8 @@ class IntervalSolver(Config):
     num_steps: int = Field(ge=1)
 
 
-SolverConfig = Annotated[DDIMSolver | AncestralSolver | DPMSolver | IntervalSolver, Field(discriminator="kind")]
+Solver = DDIMSolver | AncestralSolver | DPMSolver | IntervalSolver
+SolverConfig = Annotated[Solver, Field(discriminator="kind")]
 
 
 class Denoise(Protocol):
@@ -64,7 +66,7 @@ class Denoise(Protocol):
 
 def sample(
     denoise: Denoise,
-    solver: DDIMSolver | AncestralSolver | DPMSolver | IntervalSolver,
+    solver: Solver,
     z_BTM: Tensor,
     *,
     schedule: LinearSchedule | CosineSchedule,
@@ -80,19 +82,30 @@ def sample(
         generators: one a row (on the CPU), for :class:`AncestralSolver` alone. The noise of a row depends on its own
             generator, not on the rest of the batch, and its first frames do not depend on how many follow.
     """
+    return deque(sampling(denoise, solver, z_BTM, schedule=schedule, generators=generators), maxlen=1).pop()
+
+
+def sampling(
+    denoise: Denoise,
+    solver: Solver,
+    z_BTM: Tensor,
+    *,
+    schedule: LinearSchedule | CosineSchedule,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Iterator[Tensor]:
+    """:func:`sample` step by step: what each of the ``num_steps`` steps leads to, the last of them the data."""
     times_NB = grid(solver.num_steps).to(z_BTM.device)[:, None].expand(-1, z_BTM.shape[0])
     log_snr_NB = log_snr(schedule, times_NB)
-    with torch.no_grad():
-        match solver:
-            case DDIMSolver():
-                return _ddim(denoise, z_BTM, times_NB, log_snr_NB, tells_until=False)
-            case IntervalSolver():
-                return _ddim(denoise, z_BTM, times_NB, log_snr_NB, tells_until=True)
-            case AncestralSolver():
-                assert generators is not None, "the ancestral solver draws noise"
-                return _ancestral(denoise, z_BTM, times_NB, log_snr_NB, generators)
-            case DPMSolver():
-                return _dpm(denoise, z_BTM, times_NB, log_snr_NB)
+    match solver:
+        case DDIMSolver():
+            return _ddim(denoise, z_BTM, times_NB, log_snr_NB, tells_until=False)
+        case IntervalSolver():
+            return _ddim(denoise, z_BTM, times_NB, log_snr_NB, tells_until=True)
+        case AncestralSolver():
+            assert generators is not None, "the ancestral solver draws noise"
+            return _ancestral(denoise, z_BTM, times_NB, log_snr_NB, generators)
+        case DPMSolver():
+            return _dpm(denoise, z_BTM, times_NB, log_snr_NB)
 
 
 def grid(num_steps: int) -> Tensor:
@@ -110,16 +123,18 @@ def start_noise(seeds: Sequence[int], lengths: Sequence[int], num_mels: int) -> 
     return normal(torch.tensor(seeds), 0, (longest, num_mels)) * is_valid_BT[..., None]
 
 
-def _ddim(denoise: Denoise, z: Tensor, times_NB: Tensor, log_snr_NB: Tensor, *, tells_until: bool) -> Tensor:
+@torch.no_grad()
+def _ddim(denoise: Denoise, z: Tensor, times_NB: Tensor, log_snr_NB: Tensor, *, tells_until: bool) -> Iterator[Tensor]:
     for u_B, until_B, log_snr_B in zip(times_NB[:-1], times_NB[1:], log_snr_NB[1:], strict=True):
         x, eps = denoise(z, u_B, until_B) if tells_until else denoise(z, u_B)
         z = ddim_step(x, eps, log_snr_B)
-    return z
+        yield z
 
 
+@torch.no_grad()
 def _ancestral(
     denoise: Denoise, z: Tensor, times_NB: Tensor, log_snr_NB: Tensor, generators: Sequence[torch.Generator]
-) -> Tensor:
+) -> Iterator[Tensor]:
     assert len(generators) == len(z), "one generator a row"
     for step, u_B in enumerate(times_NB[:-1]):
         x, _ = denoise(z, u_B)
@@ -127,10 +142,11 @@ def _ancestral(
         seeds = [torch.randint(2**62, (), generator=generator) for generator in generators]
         noise = normal(torch.stack(seeds).to(z.device), step, tuple(z.shape[1:])).to(z.dtype)
         z = ancestral_step(z, x, log_snr_NB[step], log_snr_NB[step + 1], noise)
-    return z
+        yield z
 
 
-def _dpm(denoise: Denoise, z: Tensor, times_NB: Tensor, log_snr_NB: Tensor) -> Tensor:
+@torch.no_grad()
+def _dpm(denoise: Denoise, z: Tensor, times_NB: Tensor, log_snr_NB: Tensor) -> Iterator[Tensor]:
     from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
     num_steps = len(times_NB) - 1
@@ -144,4 +160,4 @@ def _dpm(denoise: Denoise, z: Tensor, times_NB: Tensor, log_snr_NB: Tensor) -> T
     for step, u_B in enumerate(times_NB[:-1]):
         x, _ = denoise(z, u_B)
         z = scheduler.step(x, num_steps - 1 - step, z, return_dict=False)[0]
-    return z
+        yield z

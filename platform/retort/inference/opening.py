@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from retort.errors import DataError
 from retort.inference.backends import DecodePrecision
+from retort.inference.diffusion_speaker import DiffusionSpeaker
+from retort.inference.diffusion_synthesizer import DiffusionSynthesizer
 from retort.inference.speaker import Speaker
 from retort.inference.speech import GuardConfig, SpeechEngine
 from retort.inference.synthesizer import Synthesizer
@@ -57,4 +58,10 @@ def open_speaker(
                 guard=room.guard,
             )
         case SavedMelDiffusion():
-            raise DataError(f"{folder} holds a denoiser of mels, which cannot speak yet")
+            return DiffusionSpeaker(
+                DiffusionSynthesizer.open(folder, precision=precision, device=device),
+                max_slots=room.slots,
+                max_seconds=room.max_seconds,
+                max_text_tokens=room.max_text_tokens,
+                guard=room.guard,
+            )

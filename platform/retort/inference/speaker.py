@@ -46,12 +46,14 @@ class Spoken:
         has_eos: whether the model ended it itself, False where it hit the limit; None where that cannot be told.
         codes: what the sound was made from, frame by frame [T] or [K, T], where loops are looked for; None for a sound
             that was made from none, such as a recording.
+        mel_TM: the natural-log mel that it was made from, where a network made one.
     """
 
     samples_N: Tensor
     sample_rate: int
     has_eos: bool | None = None
     codes: Tensor | None = None
+    mel_TM: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from retort.audio.codec import CodecStream
 from retort.audio.files import Audio, resample
 from retort.config import Config
-from retort.inference.decoding import Decoding
+from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.engine import Advance, Engine
 from retort.inference.runaway import is_looping
 from retort.inference.runner import Plan
@@ -91,6 +91,7 @@ class SpeechEngine:
         max_text_tokens: longest text.
         guard: against runaways.
         clock: seconds; says how much each listener still has to hear.
+        stream: where the frames of each attempt at an utterance go, by its ticket; None is the codec's, for sound.
     """
 
     def __init__(
@@ -103,8 +104,10 @@ class SpeechEngine:
         max_text_tokens: int = 512,
         guard: GuardConfig = GuardConfig(),  # noqa: B008 - frozen
         clock: Callable[[], float] = time.monotonic,
+        stream: Callable[[int], CodecStream] | None = None,
     ) -> None:
         self.clock = clock
+        self._stream = (lambda _: synthesizer.codec.stream()) if stream is None else stream
         self.synthesizer, self.guard, self.max_seconds = synthesizer, guard, max_seconds
         self._max_slots, self._max_conditions, self._max_text_tokens = max_slots, max_conditions, max_text_tokens
         self._frame_rate = synthesizer.codec.frame_rate
@@ -117,7 +120,7 @@ class SpeechEngine:
     def prepare(self, decoding: Decoding) -> None:
         """See :meth:`Speaker.prepare`."""
         assert not self._jobs, "utterances are under way"
-        self._max_conditions, self._opened = len(decoding.guidance.build().conditions), None
+        self._max_conditions, self._opened = len(self.decoding(decoding).guidance.build().conditions), None
 
     @property
     def _engine(self) -> Engine:
@@ -187,11 +190,11 @@ class SpeechEngine:
             self.voice_space, codec.encode(resample(audio.samples_N, audio.sample_rate, codec.sample_rate))
         )
 
-    def decoding(self, wanted: Decoding | None) -> Decoding:
+    def decoding(self, wanted: Decoding | None) -> CodecLMDecoding:
         """See :meth:`Speaker.decoding`."""
         return self.synthesizer.decoding(wanted)
 
-    def decoding_at(self, guidance_scale: float) -> Decoding:
+    def decoding_at(self, guidance_scale: float) -> CodecLMDecoding:
         """See :meth:`Speaker.decoding_at`; against both conditions at once, or as the model's input."""
         return self.synthesizer.decoding_at(guidance_scale)
 
@@ -203,7 +206,7 @@ class SpeechEngine:
     def time(self, requests: Sequence[Request], decoding: Decoding, *, seconds: float) -> Timing:
         """See :meth:`Speaker.time`."""
         assert not self._jobs, "a batch shares its runner with the utterances that are under way"
-        return time_decoding(self.synthesizer, requests, decoding, num_frames=self._frames(seconds))
+        return time_decoding(self.synthesizer, requests, self.decoding(decoding), num_frames=self._frames(seconds))
 
     def plan(self, wish: Wish) -> Plan:
         """Everything that decoding needs; it may run in another thread than :meth:`step`.
@@ -237,7 +240,7 @@ class SpeechEngine:
             RuntimeError: no slot is free.
         """
         plan = self.plan(wish)
-        job = _Job(self._next_ticket, wish, plan, self.synthesizer.codec.stream(), heard_until=heard_until)
+        job = _Job(self._next_ticket, wish, plan, self._stream(self._next_ticket), heard_until=heard_until)
         self._tickets[self._engine.add(plan)] = job.ticket
         self._jobs[job.ticket] = job
         self._next_ticket += 1
@@ -341,7 +344,7 @@ class SpeechEngine:
         attempt = job.attempt + 1
         seed = (job.wish.request.seed + attempt * _RETRY_STRIDE) % 2**63
         again = replace(job.plan, seed=seed)
-        stream = self.synthesizer.codec.stream()
+        stream = self._stream(job.ticket)
         next_job = _Job(job.ticket, job.wish, again, stream, attempt, heard_until=job.heard_until)
         self._jobs[job.ticket] = next_job
         self._tickets[self._engine.add(again)] = job.ticket

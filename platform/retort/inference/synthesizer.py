@@ -16,7 +16,7 @@ from retort.data.batches import conditions_for
 from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
 from retort.inference.backends import DecodePrecision
-from retort.inference.decode import Decoder
+from retort.inference.decode import Decoded, Decoder
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.runner import Plan
 from retort.inference.speaker import Facts, Request, Spoken
@@ -124,9 +124,9 @@ class Synthesizer:
         """How it decodes when ``wanted`` is asked for; None is unguided, at temperature 1.
 
         Raises:
-            ConfigError: the guidance or the scale is not valid for this model.
+            ConfigError: it is of another family, or its guidance or scale is not valid for this model.
         """
-        decoding = CodecLMDecoding() if wanted is None else wanted
+        decoding = _of_family(wanted)
         self.loaded.lineage.check_guidance(decoding.guidance.build())
         scales = self.loaded.model.config.guidance_scales
         if not scales and decoding.scale is not None:
@@ -157,7 +157,7 @@ class Synthesizer:
             DataError: a text has nothing to say.
         """
         texts = [self.front_end.encode(request.text) for request in requests]
-        given = conditions_for(texts, [self._prompt(request) for request in requests], self.codec.num_codebooks)
+        given = conditions_for(texts, [self.prompt(request) for request in requests], self.codec.num_codebooks)
         if decoding.scale is None:
             return given.to(self.device)
         scales = self.loaded.model.config.guidance_scales
@@ -172,7 +172,12 @@ class Synthesizer:
         """
         return len(self.front_end.encode(request.text)) + self.has_prompt
 
-    def _prompt(self, request: Request) -> Tensor:
+    def prompt(self, request: Request) -> Tensor:
+        """The codes [K, P] of the voice of a request.
+
+        Raises:
+            ConfigError: the speaker is unknown, or the voice is in another codec.
+        """
         if request.voice is not None:
             return request.voice.tensor(CODES, self.codec_fingerprint)
         if request.speaker not in self.voices:
@@ -194,6 +199,21 @@ class Synthesizer:
             max_frames=max_frames,
         )[0]
 
+    def decode(self, requests: Sequence[Request], decoding: CodecLMDecoding, *, max_frames: int) -> list[Decoded]:
+        """The codes of a batch, decoded as :meth:`decoding` allows.
+
+        Raises:
+            ConfigError: see :meth:`conditions`.
+            DataError: a text has nothing to say.
+        """
+        return self.decoder.decode(
+            self.conditions(requests, decoding),
+            guidance=decoding.guidance.build(),
+            sampler=decoding.sampler,
+            seeds=[request.seed for request in requests],
+            max_frames=max_frames,
+        )
+
     def speak(self, requests: Sequence[Request], decoding: Decoding | None, *, max_frames: int) -> list[Spoken]:
         """Synthesise a batch.
 
@@ -201,14 +221,7 @@ class Synthesizer:
             ConfigError: see :meth:`decoding` and :meth:`conditions`.
             DataError: a text has nothing to say.
         """
-        checked = self.decoding(decoding)
-        decoded = self.decoder.decode(
-            self.conditions(requests, checked),
-            guidance=checked.guidance.build(),
-            sampler=checked.sampler,
-            seeds=[request.seed for request in requests],
-            max_frames=max_frames,
-        )
+        decoded = self.decode(requests, self.decoding(decoding), max_frames=max_frames)
         rate, silence = self.codec.sample_rate, torch.zeros(0)
         return [
             Spoken(
@@ -219,6 +232,16 @@ class Synthesizer:
             )
             for item in decoded
         ]
+
+
+def _of_family(wanted: Decoding | None) -> CodecLMDecoding:
+    match wanted:
+        case None:
+            return CodecLMDecoding()
+        case CodecLMDecoding():
+            return wanted
+        case _:
+            raise ConfigError(f"this model is a codec_lm, its decoding was given as kind: {wanted.kind}")
 
 
 def save_speaking_model(folder: Path, model: CodecLM, lineage: CodecLMLineage, data: Path) -> None:

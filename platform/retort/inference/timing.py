@@ -24,24 +24,8 @@ def time_decoding(
     the network evaluations of a step, counted in rows of an utterance.
     """
     guidance = decoding.guidance.build()
-    conditions = synthesizer.conditions(requests, decoding)
-
-    def run(frames: int) -> tuple[float, list[Tensor]]:
-        _wait(synthesizer.device)
-        start = time.perf_counter()
-        decoded = synthesizer.decoder.decode(
-            conditions,
-            guidance=guidance,
-            sampler=SamplerConfig(),
-            seeds=[request.seed for request in requests],
-            max_frames=frames,
-            stop_at_eos=False,
-        )
-        _wait(synthesizer.device)
-        return time.perf_counter() - start, [item.codes_KT for item in decoded]
-
-    first_s, _ = run(1)
-    compute_s, codes = run(num_frames)
+    first_s, _ = time_codes(synthesizer, requests, decoding, num_frames=1)
+    compute_s, codes = time_codes(synthesizer, requests, decoding, num_frames=num_frames)
     start = time.perf_counter()
     few = codes[:_TIMED_UTTERANCES]
     samples = sum(synthesizer.codec.decode(item).numel() for item in few)
@@ -56,6 +40,26 @@ def time_decoding(
     )
 
 
-def _wait(device: torch.device) -> None:
+def time_codes(
+    synthesizer: Synthesizer, requests: Sequence[Request], decoding: CodecLMDecoding, *, num_frames: int
+) -> tuple[float, list[Tensor]]:
+    """Seconds for ``num_frames`` frames of every request, drawn plainly, and the codes [K, num_frames] of each."""
+    conditions = synthesizer.conditions(requests, decoding)
+    wait_for(synthesizer.device)
+    start = time.perf_counter()
+    decoded = synthesizer.decoder.decode(
+        conditions,
+        guidance=decoding.guidance.build(),
+        sampler=SamplerConfig(),
+        seeds=[request.seed for request in requests],
+        max_frames=num_frames,
+        stop_at_eos=False,
+    )
+    wait_for(synthesizer.device)
+    return time.perf_counter() - start, [item.codes_KT for item in decoded]
+
+
+def wait_for(device: torch.device) -> None:
+    """Until it has done what it was given; a CPU has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -25,7 +25,7 @@ from torch import Tensor
 from retort.config import Config
 from retort.data.mel_stream import MelBatch, mel_batch
 from retort.data.mels import MelSet
-from retort.errors import ConfigError, QualityGateError
+from retort.errors import ConfigError, DataError, QualityGateError
 from retort.inference.diffusion_sampling import DDIMSolver, sample, start_noise
 from retort.methods.baked_guidance import (
     BakedGuidance,
@@ -246,6 +246,11 @@ class GuidedDistillation(Task):
         """See :meth:`retort.training.seam.Task.check`."""
         opened, fingerprints = check_inputs(self.given)
         check(self.method, opened.teacher.lineage)
+        if len(opened.mels) <= GATE_ROWS:
+            raise DataError(
+                f"{self.given.data} has {len(opened.mels)} rows, of which {GATE_ROWS} are kept out of the training; "
+                "make more (source.num_rows of `retort generate`)"
+            )
         return fingerprints
 
     def build(self, place: Place) -> Problem:

@@ -14,7 +14,8 @@ from retort.errors import ConfigError
 from retort.nn.noise_schedule import alpha_sigma
 
 Prediction = Literal["eps", "v", "x"]
-SnrWeight = Literal["constant", "snr", "snr_trunc", "v_mse"]
+SnrWeight = Literal["constant", "snr", "snr_trunc", "snr_capped", "v_mse"]
+_LARGEST_WEIGHT = 20.0
 
 
 def expand(values_B: Tensor, like: Tensor) -> Tensor:
@@ -140,7 +141,11 @@ def floor_halvings(num_steps: int, until: int) -> list[int]:
 
 
 def snr_weight(log_snr_B: Tensor, kind: SnrWeight) -> Tensor:
-    """Weight of the squared error of x: 1; SNR (the error of eps); ``max(SNR, 1)``; ``SNR + 1`` (the error of v)."""
+    """Weight of the squared error of x: 1; SNR (the error of eps); ``max(SNR, 1)``; ``SNR + 1`` (the error of v).
+
+    ``snr_capped`` is ``min(max(SNR, 1), 20)``: where times are continuous, the SNR near the data has no bound, and a
+    few rows would outweigh all others (min-SNR, Hang et al., arXiv 2303.09556, caps it as well).
+    """
     match kind:
         case "constant":
             return torch.ones_like(log_snr_B)
@@ -148,5 +153,7 @@ def snr_weight(log_snr_B: Tensor, kind: SnrWeight) -> Tensor:
             return torch.exp(log_snr_B)
         case "snr_trunc":
             return torch.exp(log_snr_B).clamp_min(1.0)
+        case "snr_capped":
+            return torch.exp(log_snr_B).clamp(1.0, _LARGEST_WEIGHT)
         case "v_mse":
             return torch.exp(log_snr_B) + 1.0

@@ -1,5 +1,6 @@
 """Counter-based random numbers: the same (seed, counter) gives the same number in any batch and on any device."""
 
+import hashlib
 import math
 
 import torch
@@ -9,6 +10,11 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685
+
+
+def seed_of(seed: int, name: str) -> int:
+    """The seed of what has this name, such as an utterance: independent of its batch, and of those of other names."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:7], "big")
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:

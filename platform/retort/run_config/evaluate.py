@@ -94,6 +94,9 @@ class EvaluateConfig(Config):
     with one is it said that two systems are equally good."""
     confidence_teacher: str | None = None
     """System whose guided and unguided distributions the others' confidence is compared with."""
+    mel_reference: str | None = None
+    """System that the mels of all other denoisers are compared with, utterance by utterance (``mel_distance``): of the
+    same codec LM with the same ``decoding.lm``, so that they share their codes and their noise."""
     recogniser: RecogniserConfig
     speaker_encoder: SpeakerEncoderConfig | None = None
     stability: StabilityConfig = StabilityConfig()
@@ -117,6 +120,12 @@ class EvaluateConfig(Config):
         unknown = sorted(str(name) for name in asked if name not in names)
         if unknown:
             raise ValueError(f"comparisons or confidence_teacher name {unknown}; the systems are {names}")
+        kinds = {system.name: system.kind for system in self.systems}
+        if self.mel_reference is not None and kinds.get(self.mel_reference) != "model":
+            raise ValueError(
+                f"mel_reference names {self.mel_reference!r}, which is no system of kind: model; the systems are "
+                f"{names}"
+            )
         return self
 
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from retort.config import Config
 from retort.evaluation.asr import RecogniserConfig
 from retort.evaluation.stability import StabilityConfig
-from retort.inference.decoding import Decoding
+from retort.inference.decoding import CodecLMDecoding
 from retort.methods.layer_pruning import LayerPruningConfig
 from retort.run_config.machines import PoolConfig
 
@@ -24,8 +24,8 @@ class PruneConfig(Config):
     """Where the selection strings come from; never the test split, on which the students are judged."""
     num_strings: int = Field(default=100, ge=1)
     method: LayerPruningConfig = LayerPruningConfig()
-    decoding: Decoding | None = None
-    """How the teacher, whole or without a layer, says the strings; ``None`` is the plain way of its family."""
+    decoding: CodecLMDecoding | None = None
+    """How the teacher, whole or without a layer, says the strings; ``None`` is the plain way."""
     recogniser: RecogniserConfig
     """Should differ from the one of the evaluation, or the choice of layers is fitted to the judge."""
     stability: StabilityConfig = StabilityConfig()

@@ -43,7 +43,7 @@ def test_more_strings_than_there_are_is_refused(tmp_path: Path, folders: tuple[P
 
 def test_guidance_that_the_model_was_not_trained_for_is_refused(tmp_path: Path) -> None:
     student = speaking_model(tmp_path, distilled=True)
-    guided = model(student, decoding={"guidance": {"kind": "two_term", "scale": 1.5}})
+    guided = model(student, decoding={"kind": "codec_lm", "guidance": {"kind": "two_term", "scale": 1.5}})
     asked = config(tmp_path / "out", tmp_path / "data", [guided], split="train", num_strings=2)
     strings = TestStrings(tmp_path / "data", split="train", count=2)
     with pytest.raises(ConfigError, match="guide twice"):

@@ -19,6 +19,7 @@ from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
 from retort.inference.decode import Decoder
 from retort.inference.diffusion_sampling import DDIMSolver, sample, start_noise
+from retort.inference.mel_making import noise_seed
 from retort.inference.sampling import SamplerConfig
 from retort.models.latents import latents_of
 from retort.models.mel_denoise import guided_denoise
@@ -28,7 +29,7 @@ from retort.nn.guidance import TwoTermGuidance
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.generate import chunked
 from retort.orchestration.generate.mel_job import run_generate_mels
-from retort.orchestration.generate.mel_synthetic import mel_fault, noise_seed
+from retort.orchestration.generate.mel_synthetic import mel_fault
 from retort.run_config import GenerateMelsConfig, MelFilterConfig
 from retort.store.results import result_of
 from tests.orchestration.mel_runs import write_denoiser, write_recorded_token_set, write_recordings

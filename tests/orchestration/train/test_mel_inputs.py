@@ -69,6 +69,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_denoiser(folder / "interval", lm, **student("interval_distill", solver="interval"))
     write_judged(folder / "near", lm, distance=0.2)
     write_judged(folder / "far", lm, distance=0.31)
+    write_mels(folder / "few", folder, made_by("x"), rows=24)
     write_mels(folder / "silent", folder, FromRecordings(), has_lm=False)
     write_mels(folder / "silent-synthetic", folder, made_by("x"), has_lm=False)
     return folder
@@ -93,6 +94,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, type[RetortError], tuple[str,
     "no_lm": ("teacher", GUIDED, "silent-synthetic", DataError, ("synthetic lacks its lm folder", "makes: mels")),
     "no_mels": ("teacher", GUIDED, "data", DataError, ("is not a mel set (no mels.json)", "makes: mels")),
     "nothing": ("teacher", GUIDED, "nowhere", DataError, ("nowhere: no such folder", "run the job that writes it")),
+    "few": ("teacher", GUIDED, "few", DataError, ("few has 24 rows, of which 24 are kept out", "source.num_rows")),
     "codec_lm": ("lm", GUIDED, "synthetic", ConfigError, ("of the family codec_lm", "mel_diffusion is needed")),
     "no_teacher": ("nobody", GUIDED, "synthetic", DataError, ("nobody: no such folder",)),
     "guided_twice": ("guided", GUIDED, "synthetic", ConfigError, ("needs a teacher of method mel_pretrain",)),

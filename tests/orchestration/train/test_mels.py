@@ -27,6 +27,7 @@ from tests.orchestration.train_runs import events_of, losses_of, run_ranks, weig
 
 GUIDED = {"kind": "guided_distill", "guidance": GUIDANCE, "num_steps": 8, "largest_distance": 50.0}
 INTERVAL = {"kind": "interval_distill", "guidance": GUIDANCE, "teacher_steps": 2}
+BF16 = {"workers": {"precision": "bf16"}}
 KILLED_AT = 5
 """After the checkpoint of step 4, of 6."""
 
@@ -60,6 +61,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
         "one": distill_mels(root, "one", "two", halved(1)),
         "interval": distill_mels(root, "interval", "teacher", INTERVAL, optimizer={"ema_decay": 0.8}),
         "accumulated": pretrain_mels(root, "accumulated", optimizer={"accumulation": 2}),
+        "bf16-teacher": pretrain_mels(root, "bf16-teacher", dropout=0.1, **BF16),
+        "bf16-guided": distill_mels(root, "bf16-guided", "teacher", GUIDED, **BF16),
+        "bf16-four": distill_mels(root, "bf16-four", "guided", halved(4), **BF16),
+        "bf16-interval": distill_mels(root, "bf16-interval", "teacher", INTERVAL, **BF16),
     }
     broken = {
         "two": distill_mels(root, "broken-two", "four", halved(2)),
@@ -163,6 +168,16 @@ def test_the_learning_rate_falls_in_a_line_to_zero_at_the_last_step(chain: Chain
         rates = [record["learning_rate"] for _, record in read_metrics(job.output / "metrics.jsonl")]
         assert rates == pytest.approx([3e-3 * (1 - step / 5) for step in range(6)], abs=1e-12)
         assert rates[-1] == 0.0
+
+
+@pytest.mark.parametrize("name", ["teacher", "guided", "four", "interval"])
+def test_bf16_follows_fp32_and_saves_fp32_masters(chain: Chain, name: str) -> None:
+    exact, rounded = losses_of(chain.jobs[name]), losses_of(chain.jobs[f"bf16-{name}"])
+    assert rounded == pytest.approx(exact, rel=0.03)
+    assert rounded != exact
+    weights = weights_of(chain.jobs[f"bf16-{name}"])
+    assert all(weight.dtype == torch.float32 for weight in weights.values())
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
 
 
 def plain_torch(job: TrainJob, world_size: int) -> tuple[list[float], dict[str, Tensor]]:

@@ -14,9 +14,10 @@ from retort.config import validate
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
-from retort.evaluation.judge import Judge, System, TestStrings, seed_of
+from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import measure_confidence
+from retort.evaluation.mel_distance import mels_from_bytes, mels_to_bytes, with_distances
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
@@ -26,8 +27,9 @@ from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measu
 from retort.evaluation.votes import preferences, read_votes
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
+from retort.nn.random import seed_of
 from retort.orchestration.cluster import ray_session, worker_environment
-from retort.orchestration.evaluate.system_facts import describe_system, note_of
+from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import EvaluateConfig, ReportConfig
@@ -38,6 +40,7 @@ from retort.store.results import result_of
 
 _PIECES = "pieces"
 _SOUNDS = "audio"
+_MELS = ".mels.safetensors"
 
 
 def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
@@ -45,7 +48,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
 
     Raises:
         DataError: a model or the token set is missing, or they do not belong together.
-        ConfigError: a guidance is not valid for its model.
+        ConfigError: a guidance is not valid for its model, or ``mel_reference`` shares no codes with a denoiser.
     """
     artifact, _ = run_once(config, progress, lambda: _evaluate(config, progress))
     return dict(artifact.info.metrics)
@@ -55,6 +58,7 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
     with job_output(config) as output:
         config = _resolved(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
+        check_shared_codes(config)
         infos = [describe_system(system, config, strings) for system in config.systems]
         with ray_session():
             items = _judge_all(config, output, strings, progress)
@@ -127,7 +131,25 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
             progress.update(done, len(missing), f"judging {name}")
         for actor in actors:
             ray.kill(actor)
-    return [item for piece in pieces for item in read_results(folder / f"{piece[0]}-{piece[1]:04d}.jsonl")]
+    return [item for name, number, _ in pieces for item in read_piece(config, folder, name, number)]
+
+
+def read_piece(config: EvaluateConfig, folder: Path, name: str, number: int) -> list[ItemResult]:
+    """What was judged of one piece, with the distances of its mels to those of the reference.
+
+    Raises:
+        DataError: the reference has another length.
+    """
+    items, reference = read_results(folder / f"{name}-{number:04d}.jsonl"), config.mel_reference
+    mels = _kept_mels(folder, name, number)
+    if not mels or reference is None or name == reference:
+        return items
+    return with_distances(items, mels, _kept_mels(folder, reference, number))
+
+
+def _kept_mels(folder: Path, name: str, number: int) -> dict[str, torch.Tensor]:
+    path = folder / f"{name}-{number:04d}{_MELS}"
+    return mels_from_bytes(path.read_bytes()) if path.is_file() else {}
 
 
 def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
@@ -197,6 +219,9 @@ class EvaluationWorker:
             if verdict.item.id in kept and verdict.samples_N.numel():
                 path = Path(folder) / _SOUNDS / f"{name}--{verdict.item.id}.wav"
                 write_bytes_atomic(path, wav_bytes(verdict.samples_N, verdict.sample_rate))
+        mels = {verdict.item.id: verdict.mel_TM for verdict in verdicts if verdict.mel_TM is not None}
+        if mels and config.mel_reference is not None:
+            write_bytes_atomic(Path(folder) / f"{name}-{number:04d}{_MELS}", mels_to_bytes(mels))
         lines = Path(folder) / f"{name}-{number:04d}.jsonl"
         write_results(lines, [verdict.item for verdict in verdicts])
         return name

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from retort.errors import ConfigError
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import SystemInfo
+from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding
 from retort.inference.opening import open_speaker
 from retort.methods.codec_lm_data import check_made_with
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.mel_lineage import MelDiffusionLineage
-from retort.models.weights import Lineage
+from retort.models.weights import Lineage, SavedMelDiffusion, read_saved
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import ARTIFACT_FILE, read_artifact
 
@@ -34,6 +36,38 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
             "guidance_scale": decoding.guidance_scale,
         },
     )
+
+
+def check_shared_codes(config: EvaluateConfig) -> None:
+    """Refuse a ``mel_reference`` that cannot have the codes of the denoisers that are compared with it.
+
+    Raises:
+        ConfigError: it is no denoiser, or another denoiser speaks through another codec LM or decodes it differently.
+    """
+    if config.mel_reference is None:
+        return
+    writers = {system.name: found for system in config.systems if (found := _writer(system)) is not None}
+    if config.mel_reference not in writers:
+        raise ConfigError(f"mel_reference {config.mel_reference!r} makes no mels; name a denoiser of mels")
+    wanted = writers[config.mel_reference]
+    for name, writer in writers.items():
+        if writer != wanted:
+            raise ConfigError(
+                f"system {name} and mel_reference {config.mel_reference} do not share codes: their codec LMs are "
+                f"{writer[0]} decoded by {writer[1]}, and {wanted[0]} decoded by {wanted[1]}"
+            )
+
+
+def _writer(system: SystemConfig) -> tuple[str, CodecLMDecoding] | None:
+    """The codec LM of a denoiser, and how it is decoded; None of what is no denoiser."""
+    saved = None if system.model is None else read_saved(system.model)
+    match saved, system.decoding:
+        case SavedMelDiffusion(), MelDiffusionDecoding(lm=lm):
+            return saved.lineage.lm_fingerprint, lm
+        case SavedMelDiffusion(), _:
+            return saved.lineage.lm_fingerprint, CodecLMDecoding()
+        case _:
+            return None
 
 
 def _training_tokens(folder: Path, lineage: Lineage) -> int | None:

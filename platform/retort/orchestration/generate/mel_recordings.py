@@ -16,9 +16,9 @@ from retort.data.recordings import RecordingLoader
 from retort.data.references import read_references
 from retort.data.tokens import TokenRow, TokenSet
 from retort.data.utterance import Reject, Utterance
-from retort.evaluation.judge import seed_of
 from retort.models.weights import load_codec_lm
 from retort.nn.precision import pick_dtype
+from retort.nn.random import seed_of
 from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.mel_codec import open_mel_codec

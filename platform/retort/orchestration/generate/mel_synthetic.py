@@ -11,12 +11,9 @@ from retort.config import validate
 from retort.data.mels import ROWS, MelRow, MelSet, MelSetDescription, mel_record, mel_schema
 from retort.data.tokens import TokenRow
 from retort.data.utterance import Reject
-from retort.evaluation.judge import seed_of
-from retort.inference.diffusion_sampling import sample, start_noise
-from retort.models.mel_denoise import guided_denoise
+from retort.inference.mel_making import MelMaker, MelPlan
 from retort.models.mel_diffusion import MelDiffusionConfig
 from retort.models.weights import load_codec_lm, load_mel_diffusion
-from retort.nn.mel_conditions import pad_conditions
 from retort.nn.precision import pick_dtype
 from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
@@ -50,6 +47,7 @@ class SyntheticMelsWorker:
         sampling = Sampling(how.lm_guidance, how.sampler, how.max_frames, how.filters, config.precision, config.seed)
         self.sampler = SequenceSampler(self.prompted, sampling)
         self.teacher = load_mel_diffusion(how.teacher).model.to(self.device)
+        self.maker = MelMaker(self.teacher, self.dtype)
         self.voices = MelSet.open(how.voices).voices
 
     @torch.inference_mode()
@@ -98,23 +96,11 @@ class SyntheticMelsWorker:
         self, rows: Sequence[TokenRow], latents: Sequence[Tensor], voices: Sequence[Tensor | None]
     ) -> list[Tensor]:
         """Mels [T, M] in the denoiser's range; each starts from noise of its own seed."""
-        frames = [row.num_frames * self.description.frames_per_latent for row in rows]
-        num_mels, solver = self.description.num_mels, self.source.solver
-        conditions = pad_conditions([own.cpu() for own in latents], voices, frames, num_mels).to(self.device)
-        seeds = [noise_seed(self.sampler.seed_of(row.id)) for row in rows]
-        x_BTM = sample(
-            guided_denoise(self.teacher, conditions, self.source.guidance, solver.num_steps),
-            solver,
-            start_noise(seeds, frames, num_mels).to(self.device),
-            schedule=self.teacher.config.schedule,
-            generators=[torch.Generator().manual_seed(seed) for seed in seeds],
-        )
-        return [x_TM[:T].float().cpu() for x_TM, T in zip(x_BTM, frames, strict=True)]
-
-
-def noise_seed(row_seed: int) -> int:
-    """The seed of a row's noise: not the one that its codes were sampled with, so that the two are independent."""
-    return seed_of(row_seed, "mel")
+        plans = [
+            MelPlan(own, voice, row.num_frames * self.description.frames_per_latent, self.sampler.seed_of(row.id))
+            for row, own, voice in zip(rows, latents, voices, strict=True)
+        ]
+        return self.maker.make(plans, self.source.guidance, self.source.solver)
 
 
 def mel_fault(

@@ -13,7 +13,6 @@ from retort.data.tokens import TokenRow, TokenSet
 from retort.data.utterance import Reject
 from retort.errors import DataError
 from retort.evaluation.asr import open_recogniser
-from retort.evaluation.judge import seed_of
 from retort.evaluation.stability import StabilityConfig, is_loop
 from retort.evaluation.wer import score_text, word_errors
 from retort.inference.decode import Decoded, Decoder
@@ -24,6 +23,7 @@ from retort.models.latents import latents_of
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import GuidanceConfig
 from retort.nn.precision import Precision
+from retort.nn.random import seed_of
 from retort.orchestration.generate.plan import Ask
 from retort.run_config import FilterConfig
 from retort.text.front_end import open_text_front_end
