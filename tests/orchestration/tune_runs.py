@@ -28,7 +28,15 @@ def sweep_tree(root: Path, **changes: Any) -> dict[str, Any]:
         "data": str(root / "data"),
         "split": "train",
         "num_strings": 4,
-        "systems": [{"name": "student", "kind": "model", "role": "student", "model": str(output / "student")}],
+        "systems": [
+            {
+                "name": "student",
+                "kind": "model",
+                "role": "student",
+                "model": str(output / "student"),
+                "decoding": {"kind": "codec_lm"},
+            }
+        ],
         "recogniser": {"kind": "pocketsphinx", "words": list(WORDS), "noise_gate_db": 35.0},
         "max_frames": 8,
         "num_resamples": 100,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from retort.errors import ConfigError
+from retort.inference.decoding import CodecLMDecoding
 from retort.run_config import DistillConfig, EvaluateConfig
 from tests.orchestration.tune_runs import sweep, sweep_tree
 
@@ -38,7 +39,7 @@ def test_a_trial_is_the_jobs_with_its_settings_in_its_folders() -> None:
     assert isinstance(evaluation, EvaluateConfig)
     assert (student.student.dim, student.student.num_heads, student.student.num_layers) == (32, 4, 1)  # type: ignore[union-attr]
     assert student.training.optimizer.learning_rate == 0.002
-    assert evaluation.systems[0].decoding is not None
+    assert isinstance(evaluation.systems[0].decoding, CodecLMDecoding)
     assert evaluation.systems[0].decoding.sampler.temperature == 0.5
     trial = ROOT / "sweep" / "trials" / "0007"
     assert (student.output, evaluation.output) == (trial / "student", trial / "evaluation")
