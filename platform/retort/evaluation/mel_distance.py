@@ -68,7 +68,8 @@ def mels_to_bytes(mels: Mapping[str, Tensor]) -> bytes:
     """Mels [T, M] by name as a safetensors file in fp16, which adds less than 0.02 dB to a distance."""
     from safetensors.torch import save
 
-    return save({name: mel_TM.to(torch.float16).contiguous() for name, mel_TM in mels.items()})
+    data: bytes = save({name: mel_TM.to(torch.float16).contiguous() for name, mel_TM in mels.items()})
+    return data
 
 
 def mels_from_bytes(data: bytes) -> dict[str, Tensor]:
