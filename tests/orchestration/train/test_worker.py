@@ -36,6 +36,7 @@ from tests.orchestration.train_runs import (
     write_tokens,
 )
 
+pytestmark = pytest.mark.slow  # every test starts processes that join by DeepSpeed
 STAGES = (0, 1, 2, 3)
 Teach = Callable[[Problem], Problem]
 EXACT = [*(f"zero-{stage}" for stage in STAGES), *(f"accumulated-zero-{stage}" for stage in (1, 2, 3))]
