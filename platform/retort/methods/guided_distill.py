@@ -163,15 +163,19 @@ class Parity(Config):
             )
 
 
-def check_parity(folder: Path) -> None:
-    """Refuse to halve the steps of a guided student that is not at parity; other teachers pass.
+def check_parity(folder: Path, lineage: MelDiffusionLineage) -> None:
+    """Refuse to halve the steps of a guided student that is not at parity; teachers of other methods pass.
 
     Raises:
+        DataError: nothing says whether it is.
         QualityGateError: see :meth:`Parity.check`.
     """
+    if lineage.method != "guided_distill":
+        return
     path = result_of(folder) / PARITY_FILE
-    if path.is_file():
-        Parity.model_validate_json(path.read_bytes()).check(who=str(folder))
+    if not path.is_file():
+        raise DataError(f"{folder} has no {PARITY_FILE}, so nothing says that it is at parity; distil it again")
+    Parity.model_validate_json(path.read_bytes()).check(who=str(folder))
 
 
 def log_mel_distance(a_BTM: Tensor, b_BTM: Tensor, mask_BT: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ class ProgressiveDistillation(Task):
         """See :meth:`retort.training.seam.Task.check`."""
         opened, fingerprints = check_inputs(self.given)
         check(self.method, opened.teacher.lineage)
-        check_parity(self.given.teacher)
+        check_parity(self.given.teacher, opened.teacher.lineage)
         return fingerprints
 
     def build(self, place: Place) -> Problem:

@@ -42,9 +42,9 @@ def student(method: str, **lineage: Any) -> dict[str, Any]:
     return {"method": method, "teacher_fingerprint": "t", "distilled_at": GUIDANCE, **lineage}
 
 
-def write_judged(folder: Path, lm: Path, *, distance: float) -> None:
+def write_judged(folder: Path, lm: Path, *, distance: float, **lineage: Any) -> None:
     """A guided student whose parity.json says how far it is from its teacher."""
-    made = write_denoiser(folder / "unjudged", lm, **student("guided_distill"))
+    made = write_denoiser(folder / "unjudged", lm, **student("guided_distill", **lineage))
     figures = {"num_steps": 80, "student": distance, "unguided_teacher": 0.9, "largest_distance": 0.25}
 
     def fill(target: Path) -> None:
@@ -63,8 +63,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_denoiser(folder / "teacher", lm)
     write_denoiser(folder / "undropped", lm, trained_drops=False)
     write_denoiser(folder / "stranger", write_lm(folder / "other-lm", folder / "data", seed=1))
-    write_denoiser(folder / "guided", lm, **student("guided_distill"))
-    write_denoiser(folder / "grid", lm, **student("guided_distill", num_steps=8))
+    write_judged(folder / "guided", lm, distance=0.1)
+    write_denoiser(folder / "unjudged", lm, **student("guided_distill"))
+    write_judged(folder / "grid", lm, distance=0.1, num_steps=8)
     write_denoiser(folder / "five", lm, **student("progressive_distill", num_steps=5, solver="ddim"))
     write_denoiser(folder / "interval", lm, **student("interval_distill", solver="interval"))
     write_judged(folder / "near", lm, distance=0.2)
@@ -109,6 +110,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, type[RetortError], tuple[str,
         "far", halved(4), "synthetic", QualityGateError,
         ("far: at 80 steps", "0.310", "method.largest_distance 0.25", "0.900 away", "Train it longer"),
     ),
+    "unknown_parity": ("unjudged", halved(4), "synthetic", DataError, ("unjudged has no parity.json", "distil it")),
     "jumps_over_a_grid": ("five", INTERVAL, "synthetic", ConfigError, ("solver ddim with 5 steps", "times: uniform")),
     "jumps_over_a_guided_grid": ("grid", INTERVAL, "synthetic", ConfigError, ("solver any with 8 steps",)),
     "jumps_over_jumps": ("interval", INTERVAL, "synthetic", ConfigError, ("solver interval with any number of steps",)),
