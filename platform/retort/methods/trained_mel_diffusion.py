@@ -7,15 +7,13 @@ from pathlib import Path
 
 from torch import Tensor
 
+from retort.inference.diffusion_synthesizer import LM as LM
 from retort.inference.synthesizer import carry_speaking_model
 from retort.models.codec_lm import count_parameters
 from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.weights import fingerprint_of, save_model
 from retort.training.seam import Trained
-
-LM = "lm"
-"""Folder, in a mel set and in a denoiser's, of the codec LM that the latents are of."""
 
 
 @dataclass(frozen=True)
