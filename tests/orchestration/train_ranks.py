@@ -1,4 +1,4 @@
-"""One rank of training runs as a plain process with gloo, without Ray: the tests start this file as a script.
+"""One rank of training runs as a plain process with gloo, without Ray: the tests start this module with ``-m``.
 
 Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
 (RANK, WORLD_SIZE, ...) are set. A run may name faults: ``die_at`` kills the process with SIGKILL when it asks for batch

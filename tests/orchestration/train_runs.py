@@ -25,7 +25,7 @@ from retort.run_config import DistillConfig, PretrainConfig
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 
 VOCABULARIES = (12, 2, 16)
-SCRIPT = Path(__file__).with_name("train_ranks.py")
+REPOSITORY = Path(__file__).parents[2]
 
 
 def token_rows(count: int = 48) -> list[TokenRow]:
@@ -140,9 +140,10 @@ def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, int]]], world
     for rank in range(world_size):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1}
-        command = ["env", *(f"{k}={v}" for k, v in names.items()), sys.executable, SCRIPT, plan, str(rank)]
+        script = [sys.executable, "-m", "tests.orchestration.train_ranks", plan, str(rank), str(world_size)]
+        command = ["env", *(f"{k}={v}" for k, v in names.items()), *script]
         with (root / f"rank-{rank}.txt").open("ab") as output:
-            processes.append(subprocess.Popen([*command, str(world_size)], stdout=output, stderr=output))
+            processes.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=output, stderr=output))
     return [process.wait(timeout=200) for process in processes]
 
 
