@@ -44,11 +44,12 @@ BakedGuidance = Annotated[
 ]
 
 
-def drawn_scales(guidance: BakedGuidance, num_rows: int, generator: torch.Generator) -> Tensor | None:
-    """One scale per row for guidance that is drawn, fp64; None for the other kinds."""
+def drawn_scales(guidance: BakedGuidance, u_B: Tensor, generator: torch.Generator) -> Tensor | None:
+    """One scale per time, fp64, on the times' device, for guidance that is drawn; None for the other kinds."""
     match guidance:
         case ConditionedGuidance(min_scale=low, max_scale=high):
-            return low + (high - low) * torch.rand(num_rows, generator=generator, dtype=torch.float64)
+            scale_B = low + (high - low) * torch.rand(len(u_B), generator=generator, dtype=torch.float64)
+            return scale_B.to(u_B.device)
         case _:
             return None
 

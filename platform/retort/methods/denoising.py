@@ -1,6 +1,8 @@
 """What all methods on denoisers share: a task made by the teacher, and the error of the student's x against it."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +12,9 @@ from retort.losses.diffusion import frame_mean, weighted_x_mse
 from retort.models.mel_diffusion import MelConditions, MelDiffusion, MelDiffusionConfig
 from retort.nn.diffusion import SnrWeight, noised, x_and_eps
 from retort.nn.noise_schedule import log_snr
-from retort.training.seam import StepOutput
+from retort.training.seam import StepOutput, Teacher
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,26 @@ class DenoiseTargets:
     conditions: MelConditions
     scale_B: Tensor | None = None
     until_B: Tensor | None = None
+
+
+class FrozenDenoiser(Teacher[MelBatch, DenoiseTargets], Generic[C]):
+    """A denoiser that teaches: it is neither trained nor in training mode, and draws from one generator.
+
+    Args:
+        model: changed to evaluation mode.
+        config: of the method.
+        seed: of times, noise and scales; each rank has its own.
+    """
+
+    def __init__(self, model: MelDiffusion, config: C, *, seed: int = 0) -> None:
+        self.model = model.eval().requires_grad_(requires_grad=False)
+        self.config = config
+        self.generator = torch.Generator().manual_seed(seed)
+
+    @property
+    def generators(self) -> Mapping[str, torch.Generator]:
+        """Of times, noise and scales."""
+        return {"teacher": self.generator}
 
 
 class DenoiseObjective(nn.Module):

@@ -13,7 +13,7 @@ progressive distillation from thousands of steps does); the student's head may p
 teacher's, then starting at zero. The weight is max(SNR, 1): eps errors starve times near the noise (trap 25).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -38,12 +38,12 @@ from retort.methods.baked_guidance import (
 from retort.methods.denoising import (
     DenoiseObjective,
     DenoiseTargets,
+    FrozenDenoiser,
     grid_times,
     noised_batch,
     uniform_times,
 )
-from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs, stream_of
-from retort.methods.trained_mel_diffusion import MelDiffusionResult
+from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs
 from retort.models.mel_denoise import GuidedMels, guided_denoise
 from retort.models.mel_diffusion import MelConditions, MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
@@ -52,7 +52,7 @@ from retort.models.weights import load_mel_diffusion
 from retort.nn.diffusion import Prediction, SnrWeight
 from retort.nn.diffusion_guidance import AnyDiffusionGuidance, NoDiffusionGuidance, RampedGuidance
 from retort.store.results import result_of
-from retort.training.seam import Place, Problem, Task, Teacher
+from retort.training.seam import Place, Problem, Task
 
 PARITY_FILE = "parity.json"
 """Beside the weights: how far the student is from its guided teacher."""
@@ -78,18 +78,8 @@ class GuidedDistillConfig(Config):
     exceeded. For scale: the unguided teacher's distance is in the message."""
 
 
-class GuidedTeacher(Teacher[MelBatch, DenoiseTargets]):
+class GuidedTeacher(FrozenDenoiser[GuidedDistillConfig]):
     """The frozen teacher under guidance, one evaluation of its pair."""
-
-    def __init__(self, model: MelDiffusion, config: GuidedDistillConfig, *, seed: int = 0) -> None:
-        self.model = model.eval().requires_grad_(requires_grad=False)
-        self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def generators(self) -> Mapping[str, torch.Generator]:
-        """Of times, noise and scales."""
-        return {"teacher": self.generator}
 
     @torch.no_grad()
     def targets(self, batch: MelBatch) -> DenoiseTargets:
@@ -101,8 +91,7 @@ class GuidedTeacher(Teacher[MelBatch, DenoiseTargets]):
             case "uniform":
                 u_B = uniform_times(rows, self.generator)
         _, z_BTM, u_B = noised_batch(batch, self.model.config, u_B, self.generator)
-        drawn_B = drawn_scales(config.guidance, rows, self.generator)
-        drawn_B = None if drawn_B is None else drawn_B.to(u_B.device)
+        drawn_B = drawn_scales(config.guidance, u_B, self.generator)
         scale_B = scales_at(config.guidance, drawn_B, u_B, config.num_steps)
         x_BTM, _ = GuidedMels(self.model, batch.conditions).denoise(z_BTM, u_B, scale_B)
         return DenoiseTargets(z_BTM, u_B, x_BTM, batch.conditions, drawn_B)
@@ -259,21 +248,18 @@ class GuidedDistillation(Task):
 
     def build(self, place: Place) -> Problem:
         """See :meth:`retort.training.seam.Task.build`."""
-        opened, seed = open_inputs(self.given), self.given.seed
-        torch.manual_seed(seed)
-        lineage = lineage_of(self.method, opened.teacher.lineage, opened.teacher.fingerprint)
-        teacher, objective = build(opened.teacher.model, self.method, seed=(seed << 16) + place.rank)
-        teacher.model.to(place.device, place.dtype)
+        opened = open_inputs(self.given)
         rows, held_out = opened.mels.divided(GATE_ROWS)
-        batches = stream_of(rows, self.given.batch, seed=seed, place=place)
 
         def beside(model: MelDiffusion, folder: Path) -> None:
             judge = load_mel_diffusion(result_of(self.given.teacher)).model
             parity = parity_of(model, judge, self.method, [_gate_batch(held_out)])
             (folder / PARITY_FILE).write_text(parity.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
-        result = MelDiffusionResult(objective.student.config, lineage, opened.lm, beside)
-        return Problem(objective, teacher, batches, result)
+        lineage = lineage_of(self.method, opened.teacher.lineage, opened.teacher.fingerprint)
+        return opened.problem(
+            place, lambda model, seed: build(model, self.method, seed=seed), lineage, rows=rows, beside=beside
+        )
 
 
 def _gate_batch(rows: MelSet) -> tuple[MelConditions, Tensor]:

@@ -14,7 +14,6 @@ Departures from ZipVoice: k steps over the whole interval instead of two of at m
 k steps of the teacher; errors of x instead of velocities; no second stage with a moving average as the teacher.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,9 +31,8 @@ from retort.methods.baked_guidance import (
     scales_at,
     student_lineage,
 )
-from retort.methods.denoising import DenoiseObjective, DenoiseTargets, noised_batch
-from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs, stream_of
-from retort.methods.trained_mel_diffusion import MelDiffusionResult
+from retort.methods.denoising import DenoiseObjective, DenoiseTargets, FrozenDenoiser, noised_batch
+from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs
 from retort.models.mel_denoise import GuidedMels
 from retort.models.mel_diffusion import MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
@@ -42,7 +40,7 @@ from retort.models.mel_student import student_config, student_from_mel_teacher
 from retort.nn.diffusion import SnrWeight, ddim_step, two_step_target
 from retort.nn.diffusion_guidance import RampedGuidance
 from retort.nn.noise_schedule import log_snr
-from retort.training.seam import Place, Problem, Task, Teacher
+from retort.training.seam import Place, Problem, Task
 
 
 class IntervalDistillConfig(Config):
@@ -64,13 +62,8 @@ class IntervalDistillConfig(Config):
     weighting: SnrWeight = "snr_trunc"
 
 
-class IntervalTeacher(Teacher[MelBatch, DenoiseTargets]):
+class IntervalTeacher(FrozenDenoiser[IntervalDistillConfig]):
     """The frozen teacher, k guided DDIM steps over each row's own interval."""
-
-    def __init__(self, model: MelDiffusion, config: IntervalDistillConfig, *, seed: int = 0) -> None:
-        self.model = model.eval().requires_grad_(requires_grad=False)
-        self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
 
     def intervals(self, num_rows: int) -> tuple[Tensor, Tensor]:
         """Begin and end of each row's interval in units of u, fp64 [B] each, begin > end >= 0."""
@@ -81,11 +74,6 @@ class IntervalTeacher(Teacher[MelBatch, DenoiseTargets]):
         until_B = (end_B * (u_B - config.min_interval)).masked_fill(ends_B < config.final_fraction, 0.0)
         return u_B, until_B
 
-    @property
-    def generators(self) -> Mapping[str, torch.Generator]:
-        """Of times, noise and scales."""
-        return {"teacher": self.generator}
-
     @torch.no_grad()
     def targets(self, batch: MelBatch) -> DenoiseTargets:
         """Rows noised to the begin of an interval, and the x that jumps to where the teacher arrives."""
@@ -93,8 +81,7 @@ class IntervalTeacher(Teacher[MelBatch, DenoiseTargets]):
         u_B, until_B = self.intervals(rows)
         _, z_BTM, u_B = noised_batch(batch, self.model.config, u_B, self.generator)
         until_B = until_B.to(u_B.device)
-        drawn_B = drawn_scales(config.guidance, rows, self.generator)
-        drawn_B = None if drawn_B is None else drawn_B.to(u_B.device)
+        drawn_B = drawn_scales(config.guidance, u_B, self.generator)
         mels = GuidedMels(self.model, batch.conditions)
         start_B = before_B = log_snr(self.model.config.schedule, u_B)
         at_B, step_BTM, target_BTM = u_B, z_BTM, z_BTM
@@ -157,11 +144,6 @@ class IntervalDistillation(Task):
 
     def build(self, place: Place) -> Problem:
         """See :meth:`retort.training.seam.Task.build`."""
-        opened, seed = open_inputs(self.given), self.given.seed
-        torch.manual_seed(seed)
+        opened = open_inputs(self.given)
         lineage = lineage_of(self.method, opened.teacher.lineage, opened.teacher.fingerprint)
-        teacher, objective = build(opened.teacher.model, self.method, seed=(seed << 16) + place.rank)
-        teacher.model.to(place.device, place.dtype)
-        batches = stream_of(opened.mels, self.given.batch, seed=seed, place=place)
-        result = MelDiffusionResult(objective.student.config, lineage, opened.lm)
-        return Problem(objective, teacher, batches, result)
+        return opened.problem(place, lambda model, seed: build(model, self.method, seed=seed), lineage)

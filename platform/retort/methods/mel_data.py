@@ -1,20 +1,24 @@
-"""What every method on denoisers reads: a mel set, and for a distillation a teacher that it fits."""
+"""What every method on denoisers reads: a mel set, and for a distillation a teacher that it fits; and the run of it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from retort.data.mel_stream import MelBatchConfig, MelStream
 from retort.data.mels import FromRecordings, FromTeacher, MelSet, MelSetDescription
 from retort.data.tokens import refuse_mismatch
 from retort.errors import ConfigError, DataError
-from retort.methods.trained_mel_diffusion import LM
-from retort.models.mel_diffusion import MelDiffusionConfig
+from retort.methods.denoising import DenoiseObjective, FrozenDenoiser
+from retort.methods.trained_mel_diffusion import LM, MelDiffusionResult, nothing_beside
+from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.weights import LoadedMelDiffusion, load_mel_diffusion
 from retort.store.artifact import read_artifact
 from retort.store.results import result_of
-from retort.training.seam import Place
+from retort.training.seam import Place, Problem
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,33 @@ class OpenedMels:
     def lm(self) -> Path:
         """Folder of the codec LM."""
         return result_of(self.given.data) / LM
+
+    def problem(
+        self,
+        place: Place,
+        make: Callable[[MelDiffusion, int], tuple[FrozenDenoiser[Any], DenoiseObjective]],
+        lineage: MelDiffusionLineage,
+        *,
+        rows: MelSet | None = None,
+        beside: Callable[[MelDiffusion, Path], None] = nothing_beside,
+    ) -> Problem:
+        """One rank's part of the distillation.
+
+        Args:
+            place: the rank.
+            make: teacher's model and the rank's seed → frozen teacher and objective, whose student is new.
+            lineage: what the student's weights will stand for.
+            rows: the mels to train on; all of them by default.
+            beside: see :class:`retort.methods.trained_mel_diffusion.TrainedMelDiffusion`.
+        """
+        seed = self.given.seed
+        torch.manual_seed(seed)  # the same first weights on every rank
+        teacher, objective = make(self.teacher.model, (seed << 16) + place.rank)
+        teacher.model.to(place.device, place.dtype)
+        batches = stream_of(self.mels if rows is None else rows, self.given.batch, seed=seed, place=place)
+        return Problem(
+            objective, teacher, batches, MelDiffusionResult(objective.student.config, lineage, self.lm, beside)
+        )
 
 
 def check_mels(data: Path) -> tuple[MelSet, str]:

@@ -13,7 +13,6 @@ weighted mean of the two, hence in the range as well, and is computed as such: t
 at thousands of steps.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,12 +32,12 @@ from retort.methods.baked_guidance import (
 from retort.methods.denoising import (
     DenoiseObjective,
     DenoiseTargets,
+    FrozenDenoiser,
     grid_times,
     noised_batch,
 )
 from retort.methods.guided_distill import check_parity
-from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs, stream_of
-from retort.methods.trained_mel_diffusion import MelDiffusionResult
+from retort.methods.mel_data import MelDistillation, check_inputs, open_inputs
 from retort.models.mel_denoise import GuidedMels
 from retort.models.mel_diffusion import MelDiffusion
 from retort.models.mel_lineage import MelDiffusionLineage
@@ -46,7 +45,7 @@ from retort.models.mel_student import student_config, student_from_mel_teacher
 from retort.nn.diffusion import SnrWeight, ddim_step, two_step_target
 from retort.nn.diffusion_guidance import NoDiffusionGuidance
 from retort.nn.noise_schedule import log_snr
-from retort.training.seam import Place, Problem, Task, Teacher
+from retort.training.seam import Place, Problem, Task
 
 
 class ProgressiveDistillConfig(Config):
@@ -60,18 +59,8 @@ class ProgressiveDistillConfig(Config):
     weighting: SnrWeight = "snr_trunc"
 
 
-class TwoStepTeacher(Teacher[MelBatch, DenoiseTargets]):
+class TwoStepTeacher(FrozenDenoiser[ProgressiveDistillConfig]):
     """The frozen teacher, two DDIM steps at a time."""
-
-    def __init__(self, model: MelDiffusion, config: ProgressiveDistillConfig, *, seed: int = 0) -> None:
-        self.model = model.eval().requires_grad_(requires_grad=False)
-        self.config = config
-        self.generator = torch.Generator().manual_seed(seed)
-
-    @property
-    def generators(self) -> Mapping[str, torch.Generator]:
-        """Of times, noise and scales."""
-        return {"teacher": self.generator}
 
     @torch.no_grad()
     def targets(self, batch: MelBatch) -> DenoiseTargets:
@@ -79,8 +68,7 @@ class TwoStepTeacher(Teacher[MelBatch, DenoiseTargets]):
         rows, N, schedule = len(batch.mel_BTM), self.config.num_steps, self.model.config.schedule
         u_B = grid_times(rows, N, self.generator)
         _, z_BTM, u_B = noised_batch(batch, self.model.config, u_B, self.generator)
-        scale_B = drawn_scales(self.config.guidance, rows, self.generator)
-        scale_B = None if scale_B is None else scale_B.to(u_B.device)
+        scale_B = drawn_scales(self.config.guidance, u_B, self.generator)
         # u is a multiple of 1/N but for rounding; the last time must be 0, not nearly 0.
         until_B = (u_B * N).round().sub(1) / N
         middle_B = 0.5 * (u_B + until_B)
@@ -148,11 +136,6 @@ class ProgressiveDistillation(Task):
 
     def build(self, place: Place) -> Problem:
         """See :meth:`retort.training.seam.Task.build`."""
-        opened, seed = open_inputs(self.given), self.given.seed
-        torch.manual_seed(seed)
+        opened = open_inputs(self.given)
         lineage = lineage_of(self.method, opened.teacher.lineage, opened.teacher.fingerprint)
-        teacher, objective = build(opened.teacher.model, self.method, seed=(seed << 16) + place.rank)
-        teacher.model.to(place.device, place.dtype)
-        batches = stream_of(opened.mels, self.given.batch, seed=seed, place=place)
-        result = MelDiffusionResult(objective.student.config, lineage, opened.lm)
-        return Problem(objective, teacher, batches, result)
+        return opened.problem(place, lambda model, seed: build(model, self.method, seed=seed), lineage)
