@@ -112,11 +112,17 @@ def mel_rows(description: MelSetDescription, count: int) -> list[MelRow]:
 
 
 def write_mels(
-    folder: Path, root: Path, source: FromRecordings | FromTeacher, *, rows: int = NUM_ROWS, has_lm: bool = True
+    folder: Path,
+    root: Path,
+    source: FromRecordings | FromTeacher,
+    *,
+    rows: int = NUM_ROWS,
+    has_lm: bool = True,
+    has_train: bool = True,
 ) -> Path:
     """A committed mel set, as ``retort generate`` leaves it; returns the result folder."""
     description = description_of(root, source)
-    made = mel_rows(description, rows)
+    made = [row for row in mel_rows(description, rows) if has_train or row.split != "train"]
 
     def fill(target: Path) -> None:
         records = [mel_record(row, i, description) for i, row in enumerate(made)]

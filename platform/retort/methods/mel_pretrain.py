@@ -19,7 +19,7 @@ from pydantic import Field
 from retort.config import Config
 from retort.data.mel_stream import MelBatch, MelBatchConfig
 from retort.data.mels import MelSet, MelSetDescription
-from retort.errors import ConfigError
+from retort.errors import ConfigError, DataError
 from retort.methods.denoising import DenoiseObjective, DenoiseTargets, noised_batch, uniform_times
 from retort.methods.mel_data import check_mels, check_recordings, stream_of
 from retort.methods.trained_mel_diffusion import LM, MelDiffusionResult
@@ -141,6 +141,8 @@ class MelPretraining(Task):
         """See :meth:`retort.training.seam.Task.check`."""
         mels, fingerprint = check_mels(self.data)
         check_recordings(self.data, mels)
+        if len(mels.split("train")) == 0:
+            raise DataError(f"{self.data}: the train split is empty; give `source.splits` of `retort generate` train")
         self.model.build(mels.description)
         return {"data": fingerprint}
 

@@ -1,7 +1,7 @@
 """Training jobs: the loop, a teacher from data, a student from a teacher, for each family of models."""
 
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -114,11 +114,19 @@ class DistillMelsConfig(Config):
 
 
 _FAMILIES = ("codec_lm", "mel_diffusion")
+_OF_DENOISERS = {kind.model_fields["kind"].default for kind in (MelPretrainConfig, *get_args(get_args(MelMethod)[0]))}
 
 
 def _family(given: Any) -> str | None:
-    """The tag of a training job; files that say nothing of it train codec language models."""
-    family = given.get("family", "codec_lm") if isinstance(given, dict) else given.family
+    """The tag of a training job; files that say nothing of it train codec language models.
+
+    A method of denoisers without ``family`` gets their tag, so that the family is what is told to be missing.
+    """
+    if not isinstance(given, dict):
+        return str(given.family)
+    method = given.get("method")
+    is_of_denoisers = isinstance(method, dict) and method.get("kind") in _OF_DENOISERS
+    family = given.get("family", "mel_diffusion" if is_of_denoisers else "codec_lm")
     return family if family in _FAMILIES else None
 
 
