@@ -174,6 +174,23 @@ def test_plain_union_is_located_without_the_branch(tmp_path: Path) -> None:
     assert all(line.startswith("FILE:13: limit: ") for line in lines)
 
 
+def test_what_is_alike_may_be_said_once_and_faults_in_it_are_told_where_they_stand(tmp_path: Path) -> None:
+    first = "  - {job: train, output: x, optimizer: &alike {betas: [0.5, 0.9], learning_rate: 0.1}}\n"
+    second = "  - {job: train, output: y, optimizer: {<<: *alike, learning_rate: 0.2}}\n"
+    path = tmp_path / "run.yaml"
+    path.write_text("job: tour\njobs:\n" + first + second)
+    tour = load_config(path, Run)
+    assert [job.optimizer for job in tour.jobs] == [
+        Optimizer(learning_rate=0.1, betas=(0.5, 0.9)),
+        Optimizer(learning_rate=0.2, betas=(0.5, 0.9)),
+    ]
+    lines = fault(tmp_path, "job: tour\njobs:\n" + first + second.replace("0.2", "-1.0")).splitlines()
+    assert lines == [lines[0]]
+    assert lines[0].startswith("FILE:4: jobs.1.optimizer.learning_rate: Input should be greater than 0")
+    twice = second.replace("0.2", "0.2, learning_rate: 0.3")
+    assert "the key 'learning_rate' appears twice" in fault(tmp_path, "job: tour\njobs:\n" + first + twice)
+
+
 @pytest.mark.parametrize(
     ("text", "line", "first"),
     [("job: report\nscale: 1.0\nscale: 2.0\n", 3, 2), (GOOD + "    name: again\n", 13, 8)],

@@ -49,6 +49,8 @@ _StrictLoader.add_implicit_resolver(
 def _mapping_without_duplicates(loader: _StrictLoader, node: yaml.MappingNode) -> dict[Hashable, Any]:
     seen: dict[str, int] = {}
     for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue  # `<<: *name`, whose keys may be overridden
         key, line = loader.construct_object(key_node, deep=True), key_node.start_mark.line + 1
         if not isinstance(key, str):
             raise ConfigError(f"line {line}: the key {key!r} is not text; put it in quotes")
