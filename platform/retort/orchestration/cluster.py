@@ -5,9 +5,10 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FrameType
 
-from retort.errors import MissingRequirementError
+from retort.errors import MissingRequirementError, PreemptedError
 
 _DRIVER_ENVIRONMENT = {
     # Every line that a worker prints would appear twice otherwise.
@@ -27,6 +28,18 @@ _SPARE_CPUS = 2
 """Logical CPUs beyond the cores: a resumed Ray Data job needs one more than it had, and controllers need room."""
 
 
+_started_here = False
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops whatever runs as Ctrl-C does."""
+
+
+def is_of_this_machine() -> bool:
+    """Whether the Ray of this process was started here for this job; such a one never gets another node."""
+    return _started_here
+
+
 @contextlib.contextmanager
 def ray_session(
     address: str | None = None,
@@ -37,7 +50,7 @@ def ray_session(
 ) -> Iterator[None]:
     """Have Ray inside the block; what was started here ends with it, what was there before stays.
 
-    SIGTERM ends the block as Ctrl-C does.
+    SIGTERM ends the block as Ctrl-C does, and is then told as what it was.
 
     Args:
         address: a cluster to connect to; ``None`` takes ``RAY_ADDRESS``, or else starts a local Ray.
@@ -47,7 +60,9 @@ def ray_session(
 
     Raises:
         MissingRequirementError: the cluster does not answer, or a local Ray does not start.
+        PreemptedError: SIGTERM came.
     """
+    global _started_here
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -69,24 +84,39 @@ def ray_session(
         where = f"the Ray cluster at {address} does not answer" if address else "a local Ray does not start"
         cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
         raise MissingRequirementError(f"{where}: {error}; {cure}") from error
+    _started_here = address is None
     try:
-        with _terminated_as_interrupted():
+        with sigterm_handled(_terminate):
             yield
+    except Terminated:
+        raise PreemptedError(
+            "told to end by SIGTERM before the work was done; what is finished is kept: "
+            "run the same command again to go on"
+        ) from None
     finally:
+        _started_here = False
         ray.shutdown()
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Ray's own handler would print a trace of the process and leave without any of our messages."""
+def sigterm_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside the block SIGTERM goes to ``handler``, in the main thread; elsewhere nothing changes.
+
+    Ray's own handler would print a trace of the process and leave without any of our messages.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise Terminated
 
 
 def worker_environment(threads: int, *, use_gpu: bool = False) -> dict[str, str]:

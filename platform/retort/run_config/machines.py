@@ -6,6 +6,8 @@ from pydantic import Field, model_validator
 
 from retort.config import Config
 
+WAIT_FOR_NODES_S = 300.0
+
 
 class PoolConfig(Config):
     """A pool of Ray actors or tasks."""
@@ -15,6 +17,8 @@ class PoolConfig(Config):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """A fraction shares one GPU between workers."""
     threads_per_worker: int = Field(default=1, ge=1)
+    wait_for_nodes_s: float = Field(default=WAIT_FOR_NODES_S, ge=0)
+    """How long a cluster that has no room for one worker may take to grow; a Ray of this machine never does."""
 
 
 class WorkersConfig(Config):
@@ -31,6 +35,10 @@ class WorkersConfig(Config):
     """``auto`` is bf16 where the processor multiplies it natively, else fp32; the choice is logged."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of the worker group before the job gives up."""
+    wait_for_nodes_s: float = Field(default=WAIT_FOR_NODES_S, ge=0)
+    """How long a cluster without room for all workers may take to grow, or to replace a node that it lost."""
+    preemption_grace_s: float = Field(default=30.0, ge=0)
+    """After SIGTERM, how long the workers may take to end their step and write a checkpoint of it."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
