@@ -5,10 +5,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 
 from retort.errors import MissingRequirementError, PreemptedError
+from retort.orchestration.chatter import without_chatter
 
 _DRIVER_ENVIRONMENT = {
     # Every line that a worker prints would appear twice otherwise.
@@ -62,7 +64,6 @@ def ray_session(
         MissingRequirementError: the cluster does not answer, or a local Ray does not start.
         PreemptedError: SIGTERM came.
     """
-    global _started_here
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -78,9 +79,18 @@ def ray_session(
         options["address"] = "local"  # never somebody else's Ray that happens to run here
         options["num_cpus"] = num_cpus or (os.cpu_count() or 1) + _SPARE_CPUS
         options["include_dashboard"] = include_dashboard
+    with without_chatter(_log_folder), _connected(address, options):
+        yield
+
+
+@contextlib.contextmanager
+def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[None]:
+    import ray
+
+    global _started_here
     try:
         ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except Exception as error:  # of a node that is slow to start, Ray says so with a bare Exception
         where = f"the Ray cluster at {address} does not answer" if address else "a local Ray does not start"
         cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
         raise MissingRequirementError(f"{where}: {error}; {cure}") from error
@@ -96,6 +106,14 @@ def ray_session(
     finally:
         _started_here = False
         ray.shutdown()
+
+
+def _log_folder() -> Path | None:
+    """Where Ray writes its logs on this machine, once it is up."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return None if node is None else Path(node.get_logs_dir_path())
 
 
 @contextlib.contextmanager
