@@ -35,10 +35,16 @@ class Demand:
 
     @classmethod
     def of_training(cls, workers: WorkersConfig) -> "Demand":
-        """Ranks, which all work or none."""
+        """Ranks, of which at least the least number work or none."""
         gpus = workers.gpus_per_worker if workers.use_gpu else 0.0
-        count = workers.num_workers
-        return cls("training workers", count, count, workers.cpus_per_worker, gpus, workers.wait_for_nodes_s)
+        return cls(
+            "training workers",
+            workers.max_workers,
+            workers.min_workers,
+            workers.cpus_per_worker,
+            gpus,
+            workers.wait_for_nodes_s,
+        )
 
     @property
     def bundles(self) -> list[dict[str, float]]:

@@ -90,13 +90,16 @@ def workplace(
         MissingRequirementError: the cluster does not answer, or a node lacks the package.
     """
     with ray_session():
-        can_grow = not is_of_this_machine()
-        with _asked_for(demand, can_grow=can_grow):
-            nodes = wait_for_room(
-                lambda: ask_head().nodes, demand, progress, can_grow=can_grow, patience=patience
-            )  # fmt: skip
-        check_shared_place(output, nodes, demand)
-        yield Workplace(demand, ask_head(), can_grow, progress, patience)
+        yield find_place(output, demand, progress, patience=patience)
+
+
+def find_place(output: Path, demand: Demand, progress: Progress, *, patience: Patience = PATIENCE) -> Workplace:
+    """The same in a Ray that is up."""
+    can_grow = not is_of_this_machine()
+    with _asked_for(demand, can_grow=can_grow):
+        nodes = wait_for_room(lambda: ask_head().nodes, demand, progress, can_grow=can_grow, patience=patience)
+    check_shared_place(output, nodes, demand)
+    return Workplace(demand, ask_head(), can_grow, progress, patience)
 
 
 @contextlib.contextmanager

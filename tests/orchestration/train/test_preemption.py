@@ -7,7 +7,7 @@ import pytest
 
 from retort.errors import ConfigError, PreemptedError
 from retort.orchestration.failures import clear_failure, read_failure
-from retort.orchestration.train.checkpoints import Found, accumulation_for
+from retort.orchestration.train.checkpoints import Asked, Found, accumulation_for
 from retort.orchestration.train.stop import clear_stop
 from retort.run_config import PretrainConfig
 from retort.store.checkpoints import CheckpointFolder
@@ -129,7 +129,27 @@ def test_micro_batches_of_a_step_stay_as_many(
     found = found_with(per_step, before, recorded)
     if made is None:
         with pytest.raises(ConfigError, match=f"{per_step} micro-batches a step; this run has {world_size} workers"):
-            accumulation_for(found, asked, world_size)
+            accumulation_for(found, Asked(asked, world_size), world_size)
         return
-    assert accumulation_for(found, asked, world_size) == made
+    assert accumulation_for(found, Asked(asked, world_size), world_size) == made
     assert made * world_size == per_step
+
+
+def test_an_elastic_run_makes_the_same_step_on_every_number_of_workers() -> None:
+    asked = Asked(accumulation=3, workers=4)
+    for found in (None, found_with(12, 3, 3), found_with(12, 4, 3)):
+        assert [accumulation_for(found, asked, world_size) for world_size in (2, 3, 4)] == [6, 4, 3]
+    with pytest.raises(ConfigError, match="10 micro-batches a step"):
+        accumulation_for(found_with(10, 2, 5), asked, 2)
+
+
+def test_numbers_of_workers_that_do_not_divide_the_step_are_refused(tmp_path: Path) -> None:
+    elastic = pretrain(tmp_path, "a", workers={"num_workers": [2, 4]}, optimizer={"accumulation": 3}).training
+    assert (elastic.workers.min_workers, elastic.workers.max_workers) == (2, 4)
+    assert elastic.micro_batches_per_step == 12
+    with pytest.raises(ConfigError, match=r"4 micro-batches a step .* to 3 workers; an accumulation of 3, or a"):
+        pretrain(tmp_path, "b", workers={"num_workers": [2, 4]})
+    with pytest.raises(ConfigError, match="the least comes first"):
+        pretrain(tmp_path, "c", workers={"num_workers": [3, 2]})
+    with pytest.raises(ConfigError, match="greater than or equal to 1"):
+        pretrain(tmp_path, "d", workers={"num_workers": [0, 2]})

@@ -139,27 +139,37 @@ class TrainingCheckpoints:
             )
 
 
-def accumulation_for(found: Found, accumulation: int, world_size: int) -> int:
-    """Micro-batches per rank and step that keep the step of an earlier run the same on another number of ranks.
+@dataclass(frozen=True)
+class Asked:
+    """What the run file says of a step: so many micro-batches on each of so many workers."""
+
+    accumulation: int
+    workers: int
+
+
+def accumulation_for(found: Found | None, asked: Asked, world_size: int) -> int:
+    """Micro-batches per rank and step that keep the step the same on this number of ranks.
 
     Args:
-        found: what the run goes on from.
-        accumulation: as the run file has it.
+        found: what the run goes on from; None at its beginning.
+        asked: by the run file.
         world_size: number of ranks.
 
     Raises:
         ConfigError: the step's micro-batches cannot be dealt out evenly, or the run file now asks for another step;
             both numbers and the cure are named.
     """
+    wanted = asked.accumulation * asked.workers
+    if found is None:
+        assert wanted % world_size == 0, "the configuration allows only numbers of workers that divide the step"
+        return wanted // world_size
     per_step, before = int(found.meta["micro_batches_per_step"]), int(found.meta["world_size"])
-    if accumulation * world_size == per_step:
-        return accumulation
     # Checkpoints from before this was recorded were written with what the run file said.
-    is_as_before = accumulation == int(found.meta.get("accumulation", per_step // before))
-    if not is_as_before or per_step % world_size:
+    is_as_before = asked.accumulation == int(found.meta.get("accumulation", per_step // before))
+    if per_step % world_size or not (wanted == per_step or is_as_before):
         raise ConfigError(
             f"the checkpoint of step {found.step} was written by {before} workers, {per_step} micro-batches a step; "
-            f"this run has {world_size} workers with accumulation {accumulation}; choose num_workers and "
+            f"this run has {world_size} workers with accumulation {asked.accumulation}; choose num_workers and "
             f"optimizer.accumulation so that {per_step} micro-batches make a step, or another output"
         )
     return per_step // world_size

@@ -19,7 +19,7 @@ from retort.nn.precision import pick_dtype
 from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.failures import read_failure, write_failure
 from retort.orchestration.outputs import CHECKPOINTS
-from retort.orchestration.train.checkpoints import RunState, TrainingCheckpoints, accumulation_for
+from retort.orchestration.train.checkpoints import Asked, RunState, TrainingCheckpoints, accumulation_for
 from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
 from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
@@ -124,10 +124,8 @@ def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype:
         accumulation=training.optimizer.accumulation,
     )
     found = checkpoints.find()
-    settings = training.optimizer
-    if found is not None:
-        accumulation = accumulation_for(found, settings.accumulation, ranks.world_size)
-        settings = settings.replace(accumulation=accumulation)
+    asked = Asked(training.optimizer.accumulation, workers.max_workers)
+    settings = training.optimizer.replace(accumulation=accumulation_for(found, asked, ranks.world_size))
     num_parameters = sum(p.numel() for p in student_of(problem.objective).parameters())  # ZeRO stage 3 empties them
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
