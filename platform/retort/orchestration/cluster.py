@@ -22,6 +22,8 @@ _DRIVER_ENVIRONMENT = {
     # Ours to say: a CPU worker on a machine with a GPU must not take it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # What still runs in a thread when a job was interrupted must not start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ctrl-C ends a sweep like every other job, and Ray Tune writes no logs of its own.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",

@@ -180,7 +180,8 @@ class HeadListener:
 
     def __init__(self, first: View, *, every_s: float = _REFRESH_S) -> None:
         self.view, self._every_s, self._stop = first, every_s, threading.Event()
-        threading.Thread(target=self._listen, name="cluster", daemon=True).start()
+        self._thread = threading.Thread(target=self._listen, name="cluster", daemon=True)
+        self._thread.start()
 
     def _listen(self) -> None:
         while not self._stop.wait(self._every_s):
@@ -191,8 +192,9 @@ class HeadListener:
             self.view = view
 
     def close(self) -> None:
-        """Ask no more."""
+        """Ask no more; a question that a lost head leaves open is not waited for."""
         self._stop.set()
+        self._thread.join(_REFRESH_S)
 
 
 def ask_head() -> View:

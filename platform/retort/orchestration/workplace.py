@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from retort.orchestration.cluster import is_of_this_machine, ray_session
-from retort.orchestration.demand import Demand
+from retort.orchestration.demand import Demand, room
 from retort.orchestration.failures import error_of
 from retort.orchestration.progress import Progress
 from retort.orchestration.room import PATIENCE, Patience, wait_for_room
@@ -96,16 +96,16 @@ def workplace(
 def find_place(output: Path, demand: Demand, progress: Progress, *, patience: Patience = PATIENCE) -> Workplace:
     """The same in a Ray that is up."""
     can_grow = not is_of_this_machine()
-    with _asked_for(demand, can_grow=can_grow):
+    with _asked_for(demand if can_grow and room(ask_head().nodes, demand) < demand.least else None):
         nodes = wait_for_room(lambda: ask_head().nodes, demand, progress, can_grow=can_grow, patience=patience)
     check_shared_place(output, nodes, demand)
     return Workplace(demand, ask_head(), can_grow, progress, patience)
 
 
 @contextlib.contextmanager
-def _asked_for(demand: Demand, *, can_grow: bool) -> Iterator[None]:
+def _asked_for(demand: Demand | None) -> Iterator[None]:
     """Let an autoscaler, where there is one, know what is waited for; the work's own requests take over then."""
-    if not can_grow:
+    if demand is None:
         yield
         return
     from ray.autoscaler.sdk import request_resources
