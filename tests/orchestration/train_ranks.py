@@ -1,9 +1,10 @@
 """One rank of training runs as a plain process with gloo, without Ray: the tests start this module with ``-m``.
 
 Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
-(RANK, WORLD_SIZE, ...) are set. A run may name faults: ``die_at`` kills the process with SIGKILL when it asks for batch
-n, ``full_at`` lets no file grow beyond a few thousand bytes from batch n on. A run may be ``is_taught_by_its_average``,
-which no run file can ask for.
+(RANK, WORLD_SIZE, ...) are set. A run may name faults, each with the batch whose fetching brings it about: ``die_at``
+kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
+sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver. A run may be
+``is_taught_by_its_average``, which no run file can ask for.
 """
 
 import json
@@ -19,6 +20,7 @@ import torch
 from retort.data.mel_stream import MelStream
 from retort.data.stream import BatchStream
 from retort.orchestration.train.ranks import Ranks
+from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError, note_sigterm, request_stop
 from retort.orchestration.train.task import task_of
 from retort.orchestration.train.worker import Assignment, run_rank, train_problem
 from retort.training.seam import Place
@@ -27,11 +29,22 @@ from tests.orchestration.ema_problem import taught_by_its_average
 _UNHARMED = {stream: stream.batch for stream in (BatchStream, MelStream)}
 
 
-def harm(die_at: int | None, full_at: int | None) -> None:
+LEFT = 7
+"""Exit code of a rank that was told to leave."""
+
+
+def harm(run: dict[str, Any], rank: int) -> None:
+    output = Path(run["assignment"]["config"]["output"])
+
     def batch(stream: Any, n: int) -> Any:
-        if n == die_at:
+        if n == run.get("die_at"):
             os.kill(os.getpid(), signal.SIGKILL)
-        if n == full_at:
+        if n == run.get("leave_at") and rank == run.get("leaver", 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        for name, action in (("save_at", Action.SAVE), ("end_at", Action.END)):
+            if n == run.get(name) and rank == 0:
+                request_stop(output, action, run=run["assignment"]["run"], reason=f"a reason to {action.name.lower()}")
+        if n == run.get("full_at"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         return _UNHARMED[type(stream)](stream, n)
 
@@ -41,15 +54,20 @@ def harm(die_at: int | None, full_at: int | None) -> None:
 
 def main(runs: Path, rank: int, world_size: int) -> None:
     torch.distributed.init_process_group("gloo")
+    note_sigterm()
+    StopListener.LOOK_EVERY_S = 0.0
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     for run in json.loads(runs.read_text()):
-        harm(run.get("die_at"), run.get("full_at"))
+        harm(run, rank)
         assignment, ranks = Assignment.from_tree(run["assignment"]), Ranks(rank, world_size)
         if run.get("is_taught_by_its_average"):
             problem = task_of(assignment.config).build(Place(rank, world_size))
             train_problem(assignment, ranks, taught_by_its_average(problem), torch.float32)
         else:
-            run_rank(assignment, ranks)
+            try:
+                run_rank(assignment, ranks)
+            except WorkerLeavesError:
+                os._exit(LEFT)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     torch.distributed.destroy_process_group()
 

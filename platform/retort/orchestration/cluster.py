@@ -5,9 +5,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import FrameType
 
-from retort.errors import MissingRequirementError
+from retort.errors import MissingRequirementError, PreemptedError
+from retort.orchestration.chatter import without_chatter
 
 _DRIVER_ENVIRONMENT = {
     # Every line that a worker prints would appear twice otherwise.
@@ -19,12 +22,26 @@ _DRIVER_ENVIRONMENT = {
     # Ours to say: a CPU worker on a machine with a GPU must not take it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
+    # What still runs in a thread when a job was interrupted must not start another Ray.
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     # Ctrl-C ends a sweep like every other job, and Ray Tune writes no logs of its own.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 _SPARE_CPUS = 2
 """Logical CPUs beyond the cores: a resumed Ray Data job needs one more than it had, and controllers need room."""
+
+
+_started_here = False
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops whatever runs as Ctrl-C does."""
+
+
+def is_of_this_machine() -> bool:
+    """Whether the Ray of this process was started here for this job; such a one never gets another node."""
+    return _started_here
 
 
 @contextlib.contextmanager
@@ -37,7 +54,7 @@ def ray_session(
 ) -> Iterator[None]:
     """Have Ray inside the block; what was started here ends with it, what was there before stays.
 
-    SIGTERM ends the block as Ctrl-C does.
+    SIGTERM ends the block as Ctrl-C does, and is then told as what it was.
 
     Args:
         address: a cluster to connect to; ``None`` takes ``RAY_ADDRESS``, or else starts a local Ray.
@@ -47,6 +64,7 @@ def ray_session(
 
     Raises:
         MissingRequirementError: the cluster does not answer, or a local Ray does not start.
+        PreemptedError: SIGTERM came.
     """
     for name, value in _DRIVER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -63,30 +81,62 @@ def ray_session(
         options["address"] = "local"  # never somebody else's Ray that happens to run here
         options["num_cpus"] = num_cpus or (os.cpu_count() or 1) + _SPARE_CPUS
         options["include_dashboard"] = include_dashboard
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
-        where = f"the Ray cluster at {address} does not answer" if address else "a local Ray does not start"
-        cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
-        raise MissingRequirementError(f"{where}: {error}; {cure}") from error
-    try:
-        with _terminated_as_interrupted():
-            yield
-    finally:
-        ray.shutdown()
+    with without_chatter(_log_folder), _connected(address, options):
+        yield
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Ray's own handler would print a trace of the process and leave without any of our messages."""
+def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[None]:
+    import ray
+
+    global _started_here
+    try:
+        ray.init(**options)
+    except Exception as error:  # of a node that is slow to start, Ray says so with a bare Exception
+        where = f"the Ray cluster at {address} does not answer" if address else "a local Ray does not start"
+        cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
+        raise MissingRequirementError(f"{where}: {error}; {cure}") from error
+    _started_here = address is None
+    try:
+        with sigterm_handled(_terminate):
+            yield
+    except Terminated:
+        raise PreemptedError(
+            "told to end by SIGTERM before the work was done; what is finished is kept: "
+            "run the same command again to go on"
+        ) from None
+    finally:
+        _started_here = False
+        ray.shutdown()
+
+
+def _log_folder() -> Path | None:
+    """Where Ray writes its logs on this machine, once it is up."""
+    from ray._private import worker
+
+    node = worker._global_node
+    return None if node is None else Path(node.get_logs_dir_path())
+
+
+@contextlib.contextmanager
+def sigterm_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Inside the block SIGTERM goes to ``handler``, in the main thread; elsewhere nothing changes.
+
+    Ray's own handler would print a trace of the process and leave without any of our messages.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    del number, frame
+    raise Terminated
 
 
 def worker_environment(threads: int, *, use_gpu: bool = False) -> dict[str, str]:

@@ -1,14 +1,19 @@
 """Errors that cross from a worker to the driver as what they are: their type and their text, without a traceback."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import retort.errors
-from retort.errors import ResourceError, RetortError
+from retort.errors import NodeLostError, ResourceError, RetortError, StorageError
 from retort.store.commit import write_json_atomic
 
 _FILE = "failure.json"
+_DEATHS = ("ActorDiedError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
+_MEMORY = ("memory pressure", "running low on memory", "OOM killed", "out-of-memory")
+_NODE = ("node has died", "node is dead", "node was terminated", "node died")
+_TOLD = 300
+_PEER = ("onnection closed by peer", "onnection reset by peer", "Connection refused", "Broken pipe")
 
 
 def write_failure(folder: Path, error: RetortError, *, run: str) -> None:
@@ -33,23 +38,53 @@ def clear_failure(folder: Path) -> None:
     (folder / _FILE).unlink(missing_ok=True)
 
 
-def error_of(failure: BaseException) -> Exception:
-    """What Ray's report of a failed run comes down to: our own error if there is one, else the worker's, else a death.
+def error_of(failure: Exception) -> Exception:
+    """What Ray's report of a failure comes down to: our own error if there is one, else what the causes tell.
+
+    A worker that dies makes its peers fail as well, with errors that tell nothing; so the deaths are looked at first.
 
     Args:
-        failure: what ``TorchTrainer.fit`` raised.
+        failure: what Ray raised, such as ``TorchTrainer.fit``.
     """
     causes = list(_causes(failure))
+    ours = next((cause for cause in causes if isinstance(cause, RetortError)), None)
+    return ours or _of_deaths(causes) or _foreign(causes) or failure
+
+
+def _of_deaths(causes: Sequence[BaseException]) -> RetortError | None:
+    """What killed a worker, if one died, or took the storage from it."""
+    deaths = [cause for cause in causes if type(cause).__name__ in _DEATHS]
+    for death in deaths:
+        if type(death).__name__ == "OutOfMemoryError" or _says(death, _MEMORY):
+            return ResourceError(
+                f"a worker was ended because its machine ran out of memory ({_told(death)}); what was committed is "
+                "intact: make the batch smaller or the workers fewer, and run the same command again"
+            )
+    for death in deaths:
+        if type(death).__name__ == "NodeDiedError" or _says(death, _NODE):
+            return NodeLostError(
+                f"a node of the cluster is lost ({_told(death)}); what was committed is intact: run the same command "
+                "again when the cluster has room"
+            )
     for cause in causes:
-        if isinstance(cause, RetortError):
-            return cause
-    for cause in causes:
-        if type(cause).__module__.split(".")[0] != "ray" and isinstance(cause, Exception):
-            return cause
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return StorageError(
+                f"{cause.filename}: {cause.strerror or cause}, on a worker; is the storage still there, on every node? "
+                "What was committed is intact: mend the storage, and run the same command again"
+            )
+    if not deaths:
+        return None
     return ResourceError(
-        f"a training worker died again and again ({_first_line(failure)}); most often the machine ran out of memory. "
-        "The last checkpoint is intact: make the batch smaller or the workers fewer, and run the same command again"
+        f"a worker was killed again and again ({_told(deaths[0])}). Nobody said why; most often the system ran out of "
+        "memory. What was committed is intact: make the batch smaller or the workers fewer, and run the same command "
+        "again"
     )
+
+
+def _foreign(causes: Sequence[BaseException]) -> Exception | None:
+    """The worker's own exception, which is a fault of ours; one that only says that a peer went away comes last."""
+    foreign = [c for c in causes if type(c).__module__.split(".")[0] != "ray" and isinstance(c, Exception)]
+    return next(iter(sorted(foreign, key=lambda cause: _says(cause, _PEER))), None)
 
 
 def _causes(failure: BaseException) -> Iterator[BaseException]:
@@ -69,9 +104,16 @@ def _causes(failure: BaseException) -> Iterator[BaseException]:
     return reversed(found)
 
 
-def _first_line(error: BaseException) -> str:
+def _says(error: BaseException, phrases: tuple[str, ...]) -> bool:
+    text = str(error).lower()
+    return any(phrase.lower() in text for phrase in phrases)
+
+
+def _told(error: BaseException) -> str:
+    """The last line of an error's text, where Ray says what it knows, cut to a length that can be read."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    told = lines[-1] if lines else type(error).__name__
+    return told if len(told) <= _TOLD else told[:_TOLD] + " …"
 
 
 def _public_name(kind: type[RetortError]) -> str:

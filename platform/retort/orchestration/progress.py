@@ -1,6 +1,7 @@
 """How a job tells a person what it is doing: a bar on a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -95,9 +96,24 @@ class BarProgress:
 @contextlib.contextmanager
 def terminal_progress(stream: TextIO | None = None) -> Iterator[Progress]:
     """Yield the progress to pass to a job: a bar if the stream (standard error) is a terminal, plain lines if not."""
-    stream = stream if stream is not None else sys.stderr
+    if stream is None:
+        with _own_standard_error() as own, terminal_progress(own) as progress:
+            yield progress
+        return
     if not stream.isatty():
         yield PlainProgress(stream)
         return
     with BarProgress(stream) as bar:
         yield bar
+
+
+@contextlib.contextmanager
+def _own_standard_error() -> Iterator[TextIO]:
+    """Standard error by a descriptor of its own, which stays what it is while that of all libraries is filtered."""
+    try:
+        descriptor = os.dup(sys.stderr.fileno())
+    except (OSError, ValueError):  # something that only looks like a stream
+        yield sys.stderr
+        return
+    with os.fdopen(descriptor, "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace") as own:
+        yield own

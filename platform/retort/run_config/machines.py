@@ -1,10 +1,12 @@
 """What jobs run on: pools of actors, and training workers."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from retort.config import Config
+
+WAIT_FOR_NODES_S = 300.0
 
 
 class PoolConfig(Config):
@@ -15,12 +17,15 @@ class PoolConfig(Config):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """A fraction shares one GPU between workers."""
     threads_per_worker: int = Field(default=1, ge=1)
+    wait_for_nodes_s: float = Field(default=WAIT_FOR_NODES_S, ge=0)
+    """How long a cluster that has no room for one worker may take to grow; a Ray of this machine never does."""
 
 
 class WorkersConfig(Config):
     """Ray Train workers and how DeepSpeed shards over them."""
 
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = 1
+    """``[least, most]`` takes what the cluster has, and follows it; the step stays the same step."""
     use_gpu: bool = False
     gpus_per_worker: float = Field(default=1.0, gt=0)
     """Where ``use_gpu`` is set; a fraction lets several small runs share one GPU, and needs num_workers: 1."""
@@ -31,9 +36,25 @@ class WorkersConfig(Config):
     """``auto`` is bf16 where the processor multiplies it natively, else fp32; the choice is logged."""
     max_failures: int = Field(default=2, ge=0)
     """Restarts of the worker group before the job gives up."""
+    wait_for_nodes_s: float = Field(default=WAIT_FOR_NODES_S, ge=0)
+    """How long a cluster without room for all workers may take to grow, or to replace a node that it lost."""
+    preemption_grace_s: float = Field(default=30.0, ge=0)
+    """After SIGTERM, how long the workers may take to end their step and write a checkpoint of it."""
+
+    @property
+    def min_workers(self) -> int:
+        """With fewer the work does not begin."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """For so many ``optimizer.accumulation`` is meant."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.gpus_per_worker < 1 and self.num_workers > 1:
+        if self.min_workers > self.max_workers:
+            raise ValueError(f"num_workers [{self.min_workers}, {self.max_workers}]: the least comes first")
+        if self.gpus_per_worker < 1 and self.max_workers > 1:
             raise ValueError("workers of one run cannot share a GPU: gpus_per_worker below 1 needs num_workers: 1")
         return self

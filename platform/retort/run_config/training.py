@@ -1,7 +1,8 @@
 """Training jobs: the loop, a teacher from data, a student from a teacher, for each family of models."""
 
+import math
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -43,6 +44,24 @@ class TrainingConfig(Config, Generic[B]):
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=20, ge=1)
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Over all workers; fewer of them make up for it by accumulation."""
+        return self.optimizer.accumulation * self.workers.max_workers
+
+    @model_validator(mode="after")
+    def _every_number_of_workers_makes_the_same_step(self) -> Self:
+        counts = range(self.workers.min_workers, self.workers.max_workers + 1)
+        uneven = [count for count in counts if self.micro_batches_per_step % count]
+        if uneven:
+            whole = math.lcm(*counts) // self.workers.max_workers
+            raise ValueError(
+                f"{self.micro_batches_per_step} micro-batches a step (optimizer.accumulation times the most workers) "
+                f"cannot be dealt out to {' or '.join(map(str, uneven))} workers; an accumulation of {whole}, or a "
+                "multiple of it, can"
+            )
+        return self
 
 
 class PretrainConfig(Config):

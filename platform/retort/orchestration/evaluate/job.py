@@ -29,9 +29,11 @@ from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
 from retort.nn.random import seed_of
 from retort.orchestration.cluster import ray_session, worker_environment
+from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
+from retort.orchestration.workplace import workplace
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
 from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, write_artifact
@@ -60,10 +62,11 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
         check_shared_codes(config)
         infos = [describe_system(system, config, strings) for system in config.systems]
-        with ray_session():
-            items = _judge_all(config, output, strings, progress)
-            confidence = _on_one_actor(config, "confidence", config.pool.threads_per_worker)
-            speeds, memory = _measure(config, progress)
+        with workplace(output, Demand.of_pool(config.pool), progress) as place:
+            items = place.run(lambda heard: _judge_all(config, output, strings, heard))
+            threads = config.pool.threads_per_worker
+            confidence = place.run(lambda _: _on_one_actor(config, "confidence", threads))
+            speeds, memory = place.run(lambda heard: _measure(config, heard))
         infos = [_with_speed(info, speeds, memory) for info in infos]
         return _write(config, output, strings, infos, items, confidence)
 

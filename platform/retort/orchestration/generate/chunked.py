@@ -17,8 +17,9 @@ from retort.orchestration.chunks import (
     sum_numbers,
     write_rejects,
 )
-from retort.orchestration.cluster import ray_session
+from retort.orchestration.demand import Demand
 from retort.orchestration.progress import Progress
+from retort.orchestration.workplace import workplace
 from retort.run_config import PoolConfig
 from retort.store.artifact import Artifact
 
@@ -86,8 +87,8 @@ def generate_chunks(
     folder = open_work_folder(output, key)
     work = plan(folder)
     chunks = ChunkFolder(folder / "chunks", work.num_chunks)
-    with ray_session():
-        run_chunks(chunks, work.worker, work.arguments, pool, progress, "chunks generated")
+    with workplace(output, Demand.of_pool(pool), progress) as place:
+        place.run(lambda heard: run_chunks(chunks, work.worker, work.arguments, pool, heard, "chunks generated"))
     records = chunks.records()
     rejects = [*work.rejects, *(reject for record in records for reject in record.rejects)]
     write_rejects(output / REJECTS_FILE, rejects)

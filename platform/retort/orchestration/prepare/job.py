@@ -28,7 +28,7 @@ from retort.orchestration.chunks import (
     sum_numbers,
     write_rejects,
 )
-from retort.orchestration.cluster import ray_session
+from retort.orchestration.demand import Demand
 from retort.orchestration.outputs import job_output, run_once
 from retort.orchestration.prepare.worker import (
     AUDIO,
@@ -40,6 +40,7 @@ from retort.orchestration.prepare.worker import (
     samples_for_fitting,
 )
 from retort.orchestration.progress import Progress
+from retort.orchestration.workplace import workplace
 from retort.run_config import PrepareConfig, SavedCodec, SavedText
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import commit_folder, is_committed
@@ -86,11 +87,11 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
         )
         _refuse_too_many(plan, None, config, output / REJECTS_FILE, work)
         _save_once(work / TEXT, front_end)
-        with ray_session():
-            codec = _codec(config, plan, work, progress)
+        with workplace(output, Demand.of_pool(config.pool), progress) as place:
+            codec = place.run(lambda heard: _codec(config, plan, work, heard))
             chunks = ChunkFolder(work / f"chunks-{plan.digest}-{codec.fingerprint()}", plan.num_chunks)
             arguments = {"tree": config.model_dump(mode="json"), "work": work}
-            run_chunks(chunks, PrepareWorker, arguments, config.pool, progress, "chunks prepared")
+            place.run(lambda heard: run_chunks(chunks, PrepareWorker, arguments, config.pool, heard, "chunks prepared"))
         rejects = _refuse_too_many(plan, chunks, config, output / REJECTS_FILE, work)
         records = chunks.records()
         summary = _figures(plan, records, rejects, time.monotonic() - begin)

@@ -23,10 +23,11 @@ from retort.models.layer_choice import LAYERS_FILE, Criterion, LayerChoice
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import LoadedCodecLM, fingerprint_of, load_codec_lm
 from retort.orchestration.chunks import ChunkFolder, open_work_folder, run_chunks
-from retort.orchestration.cluster import ray_session
+from retort.orchestration.demand import Demand
 from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sweep
+from retort.orchestration.workplace import workplace
 from retort.run_config import PruneConfig
 from retort.store.artifact import Artifact, describe_artifact, read_artifact, write_artifact
 from retort.store.commit import write_json_atomic
@@ -67,8 +68,9 @@ def _prune(config: PruneConfig, progress: Progress) -> Artifact:
         teacher = _fitting_teacher(resolved, tokens)
         strings = TestStrings(resolved.data, split=config.split, count=config.num_strings)
         work = open_work_folder(output, _key(resolved, teacher.fingerprint))
-        with ray_session():
-            removal = _remove(resolved, teacher.model.config.num_layers, strings, work, progress)
+        with workplace(output, Demand.of_pool(config.pool), progress) as place:
+            num_layers = teacher.model.config.num_layers
+            removal = place.run(lambda heard: _remove(resolved, num_layers, strings, work, heard))
         choice = _choose(resolved, teacher, removal)
         kept = choice.layers()
         progress.log(f"prune: keeps the layers {', '.join(map(str, kept))} of {choice.num_layers}")

@@ -70,20 +70,22 @@ class TrainingCheckpoints:
         root: the run's ``checkpoints`` folder, on a file system that all ranks share.
         ranks: who takes part.
         keep_last: how many checkpoints stay.
+        accumulation: as the run file has it, which is not what fewer ranks than before make of it.
     """
 
-    def __init__(self, root: Path, ranks: Ranks, *, keep_last: int) -> None:
-        self._ranks = ranks
+    def __init__(self, root: Path, ranks: Ranks, *, keep_last: int, accumulation: int) -> None:
+        self.ranks = ranks
+        self._accumulation = accumulation
         self._folder = CheckpointFolder(root, keep_last=keep_last, attempt=ranks.agree_on_attempt())
 
     def find(self) -> Found | None:
         """The newest checkpoint that verifies; rank 0 decides, so that no two ranks differ."""
         tree: dict[str, Any] | None = None
-        if self._ranks.rank == 0:
+        if self.ranks.rank == 0:
             good = self._folder.latest_good()
             if good is not None:
                 tree = {"step": good.step, "path": str(good.path), "meta": dict(good.meta)}
-        tree = self._ranks.from_rank_zero(tree)
+        tree = self.ranks.from_rank_zero(tree)
         return None if tree is None else Found(tree["step"], Path(tree["path"]), tree["meta"])
 
     def save(self, state: RunState) -> None:
@@ -93,7 +95,7 @@ class TrainingCheckpoints:
             QualityGateError: a weight is not a number; what is worth resuming from is kept.
             ResourceError: the disk is full; the checkpoints before are intact.
         """
-        step, ranks = state.step, self._ranks
+        step, ranks = state.step, self.ranks
         finite = [optimizer.is_finite() for optimizer in state.optimizers.values()]  # on every rank all are asked
         if not all(finite):
             raise QualityGateError(
@@ -108,6 +110,7 @@ class TrainingCheckpoints:
             meta = {
                 "world_size": ranks.world_size,
                 "micro_batches_per_step": state.accumulation * ranks.world_size,
+                "accumulation": self._accumulation,
                 "has_average": any(optimizer.ema is not None for optimizer in state.optimizers.values()),
             }
             self._folder.finish(step, meta, expected_files=[_rank_file(rank) for rank in range(ranks.world_size)])
@@ -126,29 +129,47 @@ class TrainingCheckpoints:
             reader = PieceReader(files, [start.get(name, {}) for start in starts], prefix=f"{name}/")
             _restore_optimizer(reader, optimizer, found.step)
         _restore_teacher(files[0], state.teacher)
-        if int(found.meta["world_size"]) == self._ranks.world_size:
-            _restore_generators(files[self._ranks.rank], headers[self._ranks.rank], state.teacher.generators)
+        if int(found.meta["world_size"]) == self.ranks.world_size:
+            _restore_generators(files[self.ranks.rank], headers[self.ranks.rank], state.teacher.generators)
         else:
             _log.warning(
                 "resumed on %d ranks what %d ranks began: dropout and guidance scales are drawn anew",
-                self._ranks.world_size,
+                self.ranks.world_size,
                 found.meta["world_size"],
             )
 
 
-def accumulation_for(found: Found, accumulation: int, world_size: int) -> int:
-    """Micro-batches per rank and step that keep the step of an earlier run the same on another number of ranks.
+@dataclass(frozen=True)
+class Asked:
+    """What the run file says of a step: so many micro-batches on each of so many workers."""
+
+    accumulation: int
+    workers: int
+
+
+def accumulation_for(found: Found | None, asked: Asked, world_size: int) -> int:
+    """Micro-batches per rank and step that keep the step the same on this number of ranks.
+
+    Args:
+        found: what the run goes on from; None at its beginning.
+        asked: by the run file.
+        world_size: number of ranks.
 
     Raises:
-        ConfigError: the step's micro-batches cannot be dealt out evenly; both numbers and the cure are named.
+        ConfigError: the step's micro-batches cannot be dealt out evenly, or the run file now asks for another step;
+            both numbers and the cure are named.
     """
+    wanted = asked.accumulation * asked.workers
+    if found is None:
+        assert wanted % world_size == 0, "the configuration allows only numbers of workers that divide the step"
+        return wanted // world_size
     per_step, before = int(found.meta["micro_batches_per_step"]), int(found.meta["world_size"])
-    if accumulation * world_size == per_step:
-        return accumulation
-    if world_size == before or per_step % world_size:
+    # Checkpoints from before this was recorded were written with what the run file said.
+    is_as_before = asked.accumulation == int(found.meta.get("accumulation", per_step // before))
+    if per_step % world_size or not (wanted == per_step or is_as_before):
         raise ConfigError(
             f"the checkpoint of step {found.step} was written by {before} workers, {per_step} micro-batches a step; "
-            f"this run has {world_size} workers with accumulation {accumulation}; choose num_workers and "
+            f"this run has {world_size} workers with accumulation {asked.accumulation}; choose num_workers and "
             f"optimizer.accumulation so that {per_step} micro-batches make a step, or another output"
         )
     return per_step // world_size

@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 
 import yaml
 
-from retort.errors import ConfigError
+from retort.errors import ConfigError, PreemptedError
 from retort.models.student_shape import PrunedTeacher
-from retort.orchestration.cluster import ray_session, worker_environment
-from retort.orchestration.failures import clear_failure, error_of, read_failure
+from retort.orchestration.cluster import sigterm_handled, worker_environment
+from retort.orchestration.demand import Demand
+from retort.orchestration.failures import clear_failure, read_failure
 from retort.orchestration.outputs import CHECKPOINTS, absolute_paths, differing_keys, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.train.metrics import shown
+from retort.orchestration.train.stop import Action, clear_stop, note_sigterm, request_stop
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.orchestration.train.worker import Assignment, train_worker
+from retort.orchestration.workplace import workplace
 from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.checkpoints import CheckpointFolder
@@ -46,6 +50,7 @@ def run_pretrain(config: PretrainConfig | PretrainMelsConfig, progress: Progress
         DataError: the data are missing or do not belong together.
         ResourceError: the disk is full, or the workers keep dying; the last checkpoint is intact.
         QualityGateError: the loss is not a number; the last checkpoint is intact.
+        PreemptedError: SIGTERM came; a checkpoint of the step is written, or the text says why not.
     """
     return _run(config, progress)
 
@@ -65,10 +70,17 @@ def _train(config: TrainJob, progress: Progress) -> Artifact:
     refuse_other_run(config)
     with job_output(config) as output:
         clear_failure(output)
+        clear_stop(output)
         resolved = _with_absolute_layers(config) if isinstance(config, DistillConfig) else config
         assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
-        with shown(output, progress, config.training.steps):
-            _fit(assignment, output)
+        demand = Demand.of_training(config.training.workers)
+        with workplace(output, demand, progress) as place, _Sigterm(assignment, progress).noted() as told:
+
+            def work(heard: Progress) -> None:
+                with shown(output, heard, config.training.steps):
+                    _fit(assignment, output)
+
+            place.run(work, meanwhile=told.look, on_drain=told.save)
     return read_artifact(output / "result")
 
 
@@ -99,9 +111,58 @@ def refuse_other_run(config: TrainJob) -> None:
         )
 
 
+class _Sigterm:
+    """SIGTERM to the driver becomes a word to the workers, who have a time of grace to write a checkpoint."""
+
+    def __init__(self, assignment: Assignment, progress: Progress) -> None:
+        self._assignment, self._progress = assignment, progress
+        self._output = assignment.config.output
+        self._grace_s = assignment.config.training.workers.preemption_grace_s
+        self._is_told = False
+        self._since: float | None = None
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator["_Sigterm"]:
+        """Have SIGTERM noted inside the block."""
+
+        def note(number: int, frame: object) -> None:
+            del number, frame
+            self._is_told = True
+
+        with sigterm_handled(note):
+            yield self
+
+    def look(self) -> None:
+        """Pass the word on once, and see whether the time is up.
+
+        Raises:
+            PreemptedError: the workers were not ready in time.
+        """
+        if not self._is_told:
+            return
+        if self._since is None:
+            self._since = time.monotonic()
+            request_stop(self._output, Action.END, run=self._assignment.run, reason="told to end by SIGTERM")
+            self._progress.log(
+                f"told to end by SIGTERM: the workers have {self._grace_s:g} s for a checkpoint of the present step"
+            )
+        if time.monotonic() - self._since >= self._grace_s:
+            steps = CheckpointFolder(self._output / CHECKPOINTS).steps()
+            kept = f"the last one is of step {steps[-1]}" if steps else "there is none yet"
+            raise PreemptedError(
+                f"told to end by SIGTERM, and {self._grace_s:g} s were too short for a checkpoint of the present step "
+                f"(training.workers.preemption_grace_s); {kept}. Run the same command again to go on from there"
+            )
+
+    def save(self, reason: str) -> None:
+        """Have a checkpoint written while the work goes on."""
+        if not self._is_told:
+            request_stop(self._output, Action.SAVE, run=self._assignment.run, reason=reason)
+
+
 def _fit(assignment: Assignment, output: Path) -> None:
     workers = assignment.config.training.workers
-    with ray_session(), _scratch(output / _STATE) as state:
+    with _scratch(output / _STATE) as state:
         # Imported inside the session, which sets what Ray Train reads when it is imported.
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
@@ -111,6 +172,7 @@ def _fit(assignment: Assignment, output: Path) -> None:
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=assignment.to_tree(),
+            torch_config=_torch_config(),
             scaling_config=ScalingConfig(
                 num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
             ),
@@ -124,10 +186,34 @@ def _fit(assignment: Assignment, output: Path) -> None:
         try:
             trainer.fit()
         except Exception as error:
-            raise (read_failure(output, run=assignment.run) or error_of(error)) from error
+            failure = read_failure(output, run=assignment.run)
+            if failure is None:
+                raise
+            raise failure from error
     failure = read_failure(output, run=assignment.run)
     if failure is not None:
         raise failure
+
+
+def _torch_config() -> Any:
+    """Ray Train's start of torch, after which each worker notes SIGTERM.
+
+    The training function runs in a thread, where no signal can be handled; what the backend runs on a worker runs in
+    its main thread.
+    """
+    from ray.train.torch import TorchConfig
+
+    class Backend(TorchConfig().backend_cls):  # type: ignore[misc]
+        def on_training_start(self, worker_group: Any, backend_config: Any) -> None:
+            super().on_training_start(worker_group, backend_config)
+            worker_group.execute(note_sigterm)
+
+    class Config(TorchConfig):  # type: ignore[misc]
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return Config()
 
 
 @contextlib.contextmanager

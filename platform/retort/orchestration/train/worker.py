@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from retort.config import validate
-from retort.errors import QualityGateError, RetortError
+from retort.errors import PreemptedError, QualityGateError, RetortError
 from retort.nn.precision import pick_dtype
 from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.failures import read_failure, write_failure
 from retort.orchestration.outputs import CHECKPOINTS
-from retort.orchestration.train.checkpoints import RunState, TrainingCheckpoints, accumulation_for
+from retort.orchestration.train.checkpoints import Asked, RunState, TrainingCheckpoints, accumulation_for
 from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
 from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
+from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.store.results import RESULT
@@ -81,6 +82,7 @@ def run_rank(assignment: Assignment, ranks: Ranks) -> None:
     Restarting the workers cannot mend such an error, so a restarted group that finds one ends at once.
 
     Raises:
+        WorkerLeavesError: a rank was told to end; the group should start again.
         RetortError: among several ranks, so that the others are stopped as well.
     """
     output = assignment.config.output
@@ -89,6 +91,10 @@ def run_rank(assignment: Assignment, ranks: Ranks) -> None:
     try:
         with _events(output, ranks):
             train_rank(assignment, ranks)
+    except WorkerLeavesError:
+        raise
+    except PreemptedError as error:  # all ranks are here, after the same step
+        write_failure(output, error, run=assignment.run)
     except RetortError as error:
         write_failure(output, error, run=assignment.run)
         if ranks.world_size > 1:
@@ -111,18 +117,22 @@ def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype:
     """Resume, train, and write the result."""
     config = assignment.config
     training, workers = config.training, config.training.workers
-    checkpoints = TrainingCheckpoints(config.output / CHECKPOINTS, ranks, keep_last=training.keep_checkpoints)
+    checkpoints = TrainingCheckpoints(
+        config.output / CHECKPOINTS,
+        ranks,
+        keep_last=training.keep_checkpoints,
+        accumulation=training.optimizer.accumulation,
+    )
     found = checkpoints.find()
-    settings = training.optimizer
-    if found is not None:
-        accumulation = accumulation_for(found, settings.accumulation, ranks.world_size)
-        settings = settings.replace(accumulation=accumulation)
+    asked = Asked(training.optimizer.accumulation, workers.max_workers)
+    settings = training.optimizer.replace(accumulation=accumulation_for(found, asked, ranks.world_size))
     num_parameters = sum(p.numel() for p in student_of(problem.objective).parameters())  # ZeRO stage 3 empties them
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
     )
     _seed(training.seed, ranks.rank)
-    loop = TrainingLoop(config, problem, optimizer, checkpoints, ranks, num_parameters)
+    listener = StopListener(config.output, ranks, run=assignment.run)
+    loop = TrainingLoop(config, problem, optimizer, checkpoints, listener, num_parameters)
     _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
     if found is not None:
         checkpoints.restore(found, loop.state)
@@ -140,14 +150,16 @@ class TrainingLoop:
         problem: Problem,
         optimizer: DeepSpeedOptimizer,
         checkpoints: TrainingCheckpoints,
-        ranks: Ranks,
+        listener: StopListener,
         num_parameters: int,
     ) -> None:
         self._num_parameters = num_parameters
         self._training, self._output = config.training, config.output
-        self._problem, self._optimizer, self._checkpoints, self._ranks = problem, optimizer, checkpoints, ranks
+        self._problem, self._optimizer, self._checkpoints = problem, optimizer, checkpoints
+        self._listener, self._ranks = listener, checkpoints.ranks
+        self._saved = self._reported = 0
         self.state = RunState({"student": optimizer}, problem.teacher)
-        self._means = RunningMeans(ranks)
+        self._means = RunningMeans(self._ranks)
         self._writer: MetricsWriter | None = None
         self._num_valid = torch.ones(())
         self._since = (0, 0.0)
@@ -156,6 +168,7 @@ class TrainingLoop:
     def run(self) -> dict[str, float]:
         """Train from the optimizer's step to the last one; returns the last metrics."""
         start = self._optimizer.step
+        self._saved = self._reported = start
         self._since = (start, time.monotonic())
         writer = MetricsWriter(self._output, start) if self._ranks.rank == 0 else None
         with writer or contextlib.nullcontext():
@@ -179,7 +192,8 @@ class TrainingLoop:
             numbers = range(step * accumulation, (step + 1) * accumulation)
             batches: list[Batch] = [self._problem.batches.batch(n).to(device) for n in numbers]
             counts = [batch.num_valid.float() for batch in batches]
-            total = self._ranks.sum(torch.stack(counts).sum())
+            total, action = self._listener.agree(torch.stack(counts).sum())
+            self._act(action, step)
             for batch, count in zip(batches, counts, strict=True):
                 self._num_valid = count
                 weight = micro_batch_weight(count, total, num_micro_batches)
@@ -193,9 +207,37 @@ class TrainingLoop:
         if step % training.log_every == 0 or step == training.steps:
             self._report(step)
         if step % training.checkpoint_every == 0 or step == training.steps:
-            self._checkpoints.save(self.state)
+            self._save(step)
+
+    def _act(self, action: Action, step: int) -> None:
+        """Do what all ranks have agreed on before the step after ``step``.
+
+        Raises:
+            PreemptedError: the run ends here.
+        """
+        if action is Action.GO_ON:
+            return
+        if step > self._reported:
+            self._report(step)
+        if step > self._saved:
+            self._save(step)
+        reason = self._listener.reason or "a worker was told to end by SIGTERM"
+        at = f"{reason}; the checkpoint of step {step} of {self._training.steps} is written"
+        match action:
+            case Action.SAVE:
+                _log.info("%s, and the work goes on", at)
+            case Action.LEAVE:
+                _log.info("%s, and the workers start again from it", at)
+                raise WorkerLeavesError(f"{at}; run the same command again to go on from there")
+            case Action.END:
+                raise PreemptedError(f"{at}: run the same command again to go on from there")
+
+    def _save(self, step: int) -> None:
+        self._checkpoints.save(self.state)
+        self._saved = step
 
     def _report(self, step: int) -> None:
+        self._reported = step
         means = self._means.read()
         since_step, since_time = self._since
         self._since = (step, time.monotonic())

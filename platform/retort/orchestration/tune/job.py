@@ -20,11 +20,13 @@ from retort.evaluation.metrics import OBJECTIVES
 from retort.evaluation.pareto import costs, figures_of, pareto_front
 from retort.evaluation.sweep_report import write_sweep_report
 from retort.orchestration.cluster import ray_session
+from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.job import measure_speeds
 from retort.orchestration.outputs import differing_keys, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.tune.trial import Ledger, Trial, TrialOutcome, watched_figures
 from retort.orchestration.tune.trials import run_trials
+from retort.orchestration.workplace import find_place
 from retort.run_config import TuneConfig
 from retort.store.artifact import Artifact, code_version, describe_artifact, write_artifact
 from retort.store.commit import write_bytes_atomic, write_json_atomic
@@ -70,7 +72,9 @@ def _tune(config: TuneConfig, progress: Progress) -> Artifact:
         for job in config.before:
             progress.log(f"before the trials: {job.job} {job.output.name}")
             run_job(job, progress)
-        _run_trials(config, output, progress)
+        places = [find_place(output, demand, progress) for demand in _demands(config)]
+        largest = max(places, key=lambda place: place.demand.least * (place.demand.cpus + place.demand.gpus))
+        largest.run(lambda heard: _run_trials(config, output, heard))
         trials = Ledger(config).trials()
         speeds = _speeds(config, trials, progress)
     return _write(config, output, [_row(config, trial, speeds) for trial in trials], time.monotonic() - began)
@@ -234,12 +238,24 @@ def _room(config: TuneConfig, progress: Progress) -> int:
     return room
 
 
+def _demands(config: TuneConfig) -> list[Demand]:
+    """What the jobs of a trial need; inside a trial nobody would hear that it is too much."""
+    demands = []
+    for job in config.trial:
+        training, pool = getattr(job, "training", None), getattr(job, "pool", None)
+        if training is not None:
+            demands.append(Demand.of_training(training.workers))
+        elif pool is not None:
+            demands.append(Demand.of_pool(pool))
+    return demands
+
+
 def _need(job: Any) -> dict[str, float]:
     training, pool = getattr(job, "training", None), getattr(job, "pool", None)
     if training is not None:
         workers = training.workers
-        gpus = workers.num_workers * workers.gpus_per_worker if workers.use_gpu else 0.0
-        return {"CPU": workers.num_workers * workers.cpus_per_worker, "GPU": gpus}
+        gpus = workers.max_workers * workers.gpus_per_worker if workers.use_gpu else 0.0
+        return {"CPU": workers.max_workers * workers.cpus_per_worker, "GPU": gpus}
     return {} if pool is None else {"CPU": pool.size * pool.cpus_per_worker, "GPU": pool.size * pool.gpus_per_worker}
 
 

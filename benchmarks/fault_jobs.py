@@ -1,0 +1,240 @@
+"""Tiny jobs that :mod:`benchmarks.faults` harms: how they start, how far they are, whether they came out right."""
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from benchmarks.made_up_data import write_teacher, write_token_set
+from retort.data.synthetic import SAMPLED, TARGETS
+from retort.orchestration.train.metrics import read_metrics
+from retort.store.checkpoints import CheckpointFolder
+
+ANYTHING = {"stability": {"max_s_per_word": 1e6, "min_s_per_word": 0.0, "max_repeat_ratio": 1.0}}
+_POLL_S = 0.02
+
+
+@dataclass
+class Outcome:
+    """What one repetition of a fault came to."""
+
+    survived: bool = False
+    steps_lost: int = 0
+    """Committed steps that were done again."""
+    rows_lost: int = 0
+    rows_doubled: int = 0
+    wrong_outputs: int = 0
+    exit_codes: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class TinyJob(ABC):
+    """A job in a folder of its own, started as a person would start it.
+
+    Args:
+        root: holds the inputs ``data`` and ``teacher``.
+        name: of the output folder.
+    """
+
+    verb: str
+    size: int
+    worker_title: str
+
+    def __init__(self, root: Path, name: str) -> None:
+        self.root, self.output = root, root / name
+        self.run_file = root / f"{name}.yaml"
+        self.run_file.write_text(yaml.safe_dump(self.tree()))
+
+    @abstractmethod
+    def tree(self) -> dict[str, Any]:
+        """The run file."""
+
+    @abstractmethod
+    def done(self) -> int:
+        """How many of ``size`` steps or chunks are done."""
+
+    @abstractmethod
+    def compare(self, reference: "TinyJob", outcome: Outcome) -> None:
+        """Hold the finished output against that of a job that nobody harmed."""
+
+    def start(self, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
+        """Start it, in a session of its own; what it says goes into a log beside the output."""
+        command = [sys.executable, "-m", "retort.cli", self.verb, str(self.run_file)]
+        with self.root.joinpath(f"{self.output.name}.log").open("ab") as log:
+            return subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **(environment or {})}
+            )
+
+    def wait_until(self, process: "subprocess.Popen[bytes]", count: int) -> bool:
+        """Wait until so many are done; False if the job ended before."""
+        while process.poll() is None:
+            if self.done() >= count:
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    def kill_worker(self, process: "subprocess.Popen[bytes]") -> None:
+        """SIGKILL one worker below the driver."""
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if self.worker_title in " ".join(child.cmdline()):
+                    child.kill()
+                    return
+            except psutil.Error:
+                continue
+
+    def log(self) -> str:
+        """What all starts have said."""
+        return self.root.joinpath(f"{self.output.name}.log").read_text(errors="replace")
+
+
+class TrainingJob(TinyJob):
+    """A teacher of a few thousand weights; a checkpoint every few steps."""
+
+    verb, size, worker_title = "pretrain", 60, "RayTrainWorker"
+
+    def tree(self) -> dict[str, Any]:
+        """One worker, so that equal weights are equal bits."""
+        training = {
+            "steps": self.size,
+            "batch": {"max_utterances": 8, "max_frames": 4000},
+            "optimizer": {"learning_rate": 1e-3},
+            "checkpoint_every": 5,
+            "log_every": 1,
+        }
+        data, model = str(self.root / "data" / "result"), {"kind": "preset", "name": "tiny"}
+        return {"job": "pretrain", "output": str(self.output), "data": data, "model": model, "training": training}
+
+    def done(self) -> int:
+        """Steps in the metrics."""
+        return max((record["step"] for _, record in read_metrics(self.output / "metrics.jsonl")), default=0)
+
+    def committed(self) -> int:
+        """The last step with a checkpoint."""
+        return max(CheckpointFolder(self.output / "checkpoints").steps(), default=0)
+
+    def steps_lost(self, committed: int, *, restarted: bool) -> int:
+        """Committed steps that were done again by the first start after the fault.
+
+        Args:
+            committed: when the fault came.
+            restarted: whether there must have been such a start, which says where it goes on.
+        """
+        marks = [line for line in self.log().splitlines() if "resuming after step" in line]
+        if not marks:
+            return committed if restarted else 0
+        return max(0, committed - int(marks[0].rsplit(" ", 1)[1]))
+
+    def compare(self, reference: TinyJob, outcome: Outcome) -> None:
+        """The same bits."""
+        if _digest(self.output) != _digest(reference.output):
+            outcome.wrong_outputs += 1
+
+
+class RowsJob(TinyJob):
+    """Guided targets of a token set, and sampled sequences."""
+
+    verb, size, worker_title = "generate", 24, "MapWorker"
+
+    def tree(self) -> dict[str, Any]:
+        """Chunks of four rows."""
+        return {
+            "job": "generate",
+            "output": str(self.output),
+            "teacher": str(self.root / "teacher" / "result"),
+            "data": str(self.root / "data" / "result"),
+            "guidance": {"kind": "two_term", "scale": 1.5},
+            "num_sampled": 48,
+            "max_frames": 24,
+            "batch_size": 4,
+            "filters": ANYTHING,
+            "pool": {"size": 1},
+        }
+
+    def done(self) -> int:
+        """Chunks with a record."""
+        return len(list(self.output.glob("work/*/chunks/records/*.json")))
+
+    def rows(self) -> Counter[tuple[str, str]]:
+        """How often each row is in the result."""
+        import pyarrow.parquet as pq
+
+        found: Counter[tuple[str, str]] = Counter()
+        for name in (TARGETS, SAMPLED):
+            for path in sorted((self.output / "result" / name).glob("*.parquet")):
+                found.update((name, row) for row in pq.read_table(path, columns=["id"])["id"].to_pylist())
+        return found
+
+    def compare(self, reference: TinyJob, outcome: Outcome) -> None:
+        """The same rows, each once, of the same bytes."""
+        assert isinstance(reference, RowsJob)
+        found, expected = self.rows(), reference.rows()
+        outcome.rows_lost += sum((expected - found).values())
+        outcome.rows_doubled += sum((found - expected).values())
+        if _digest(self.output) != _digest(reference.output):
+            outcome.wrong_outputs += 1
+
+
+def write_inputs(root: Path) -> None:
+    """The token set and the teacher that the jobs read."""
+    write_token_set(root / "data", rows=48, mean_frames=24)
+    write_teacher(root / "teacher", "tiny")
+
+
+def flip_a_byte(folder: Path, random_numbers: random.Random) -> Path | None:
+    """Change one bit of one byte of a file below ``folder``; returns the file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+    if not files:
+        return None
+    path = random_numbers.choice(files)
+    content = bytearray(path.read_bytes())
+    content[random_numbers.randrange(len(content))] ^= 1 << random_numbers.randrange(8)
+    path.write_bytes(content)
+    return path
+
+
+def cut_a_file(folder: Path, pattern: str, random_numbers: random.Random) -> Path | None:
+    """Truncate one of the files at a random length; returns the file."""
+    files = sorted(folder.glob(pattern))
+    if not files:
+        return None
+    path = random_numbers.choice(files)
+    os.truncate(path, random_numbers.randrange(path.stat().st_size))
+    return path
+
+
+def end_all_of(process: "subprocess.Popen[bytes]") -> None:
+    """SIGKILL the driver, and wait until what it started has noticed."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(children, timeout=60)
+    for child in alive:
+        child.kill()
+
+
+def _digest(output: Path) -> str:
+    """Of the tensors and tables of a result; what records dates is left out."""
+    total = hashlib.sha256()
+    for path in sorted((output / "result").rglob("*")):
+        if path.suffix in (".safetensors", ".parquet"):
+            total.update(str(path.relative_to(output)).encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """What earlier runs have added to a file of records."""
+    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    return records

@@ -1,0 +1,216 @@
+"""What survives a fault: tiny jobs are harmed at random moments, started again, and compared with unharmed ones.
+
+``python -m benchmarks.faults --faults driver sigterm --repetitions 5`` adds its counts, with date and commit, to
+``benchmarks/faults.json`` and prints the table of all of them. A repetition survives if the job, started again as
+its message says, ends with exit code 0. Nothing else is judged by the message: outputs are compared.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.fault_jobs import (
+    Outcome,
+    RowsJob,
+    TinyJob,
+    TrainingJob,
+    cut_a_file,
+    end_all_of,
+    flip_a_byte,
+    read_records,
+    write_inputs,
+)
+from retort.errors import PreemptedError, ResourceError
+from retort.store.commit import is_committed
+
+RECORDS = Path(__file__).with_name("faults.json")
+_STARTS = 4
+"""How often a job is started before it is given up."""
+_JITTER_S = 0.3
+
+Fault = Callable[[TinyJob, random.Random, Outcome], None]
+"""Starts the job, harms it once, and leaves it ended, in whatever state."""
+
+
+def kill_worker(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """SIGKILL to a worker; the job itself starts another one."""
+    process = _begun(job, moment)
+    committed = job.committed() if isinstance(job, TrainingJob) else 0
+    job.kill_worker(process)
+    outcome.exit_codes.append(process.wait())
+    if isinstance(job, TrainingJob):
+        outcome.steps_lost = job.steps_lost(committed, restarted=False)
+
+
+def kill_driver(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """SIGKILL to the driver, and with it to its Ray."""
+    end_all_of(_begun(job, moment))
+    outcome.exit_codes.append(-signal.SIGKILL)
+
+
+def sigterm(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """SIGTERM to the driver: it must end by itself, and say so by its code."""
+    process = _begun(job, moment)
+    process.terminate()
+    outcome.exit_codes.append(process.wait())
+    if outcome.exit_codes[-1] not in (0, PreemptedError.exit_code):
+        outcome.wrong_outputs += 1
+
+
+def corrupt_byte(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """A bit of the newest checkpoint flips while nobody runs; the one before is what can be kept."""
+    kill_driver(job, moment, outcome)
+    newest = sorted((job.output / "checkpoints").glob("step-????????"))[-1:]
+    for folder in newest:
+        flip_a_byte(folder, moment)
+
+
+def truncated_shard(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """A finished chunk's table is cut while nobody runs; it is to be done again."""
+    kill_driver(job, moment, outcome)
+    cut_a_file(job.output, "work/*/chunks/*/*.parquet", moment)
+
+
+def disk_full(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """The output's file system is full for a while."""
+    job.output.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(job.output)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        raise SystemExit(f"disk: needs the right to mount a small file system: {mounted.stderr.decode().strip()}")
+    process = _begun(job, moment)
+    filler = job.output / "filler"
+    with filler.open("wb") as file:
+        try:
+            while True:
+                file.write(b"\0" * (1 << 16))
+                file.flush()
+        except OSError:
+            pass
+    outcome.exit_codes.append(process.wait())
+    if outcome.exit_codes[-1] not in (0, ResourceError.exit_code):
+        outcome.wrong_outputs += 1
+    filler.unlink()
+
+
+FAULTS: dict[str, tuple[type[TinyJob], Fault]] = {
+    "worker of a training killed": (TrainingJob, kill_worker),
+    "worker of a pool killed": (RowsJob, kill_worker),
+    "driver of a training killed": (TrainingJob, kill_driver),
+    "driver of a pool killed": (RowsJob, kill_driver),
+    "SIGTERM to a training": (TrainingJob, sigterm),
+    "SIGTERM to a pool": (RowsJob, sigterm),
+    "corrupt byte in a checkpoint": (TrainingJob, corrupt_byte),
+    "truncated chunk": (RowsJob, truncated_shard),
+    "disk full while training": (TrainingJob, disk_full),
+}
+
+
+def repeat(name: str, root: Path, reference: TinyJob, moment: random.Random, number: int) -> Outcome:
+    """One repetition: harm a fresh job once, start it until it ends well, compare."""
+    kind, fault = FAULTS[name]
+    job, outcome, began = kind(root, f"{kind.verb}-{number}"), Outcome(), time.monotonic()
+    fault(job, moment, outcome)
+    committed = job.committed() if isinstance(job, TrainingJob) else 0
+    was_finished = is_committed(job.output / "result")
+    while outcome.exit_codes[-1] != 0 and len(outcome.exit_codes) < _STARTS:
+        outcome.exit_codes.append(job.start().wait())
+        # What a corrupt checkpoint held is lost by design: the one before it is taken.
+        if isinstance(job, TrainingJob) and len(outcome.exit_codes) == 2 and fault is not corrupt_byte:
+            outcome.steps_lost = 0 if was_finished else job.steps_lost(committed, restarted=committed > 0)
+    outcome.survived = outcome.exit_codes[-1] == 0
+    outcome.seconds = round(time.monotonic() - began, 1)
+    if outcome.survived:
+        job.compare(reference, outcome)
+    subprocess.run(["umount", str(job.output)], capture_output=True, check=False)
+    return outcome
+
+
+def record_of(name: str, outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
+    """The counts of one run of the script for one fault."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
+    counted = [f.name for f in fields(Outcome) if f.name not in ("survived", "exit_codes", "seconds")]
+    return {
+        "fault": name,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit.stdout.strip() or "unknown",
+        "seed": seed,
+        "repetitions": len(outcomes),
+        "survived": sum(outcome.survived for outcome in outcomes),
+        **{key: sum(asdict(outcome)[key] for outcome in outcomes) for key in counted},
+        "exit_codes": [outcome.exit_codes for outcome in outcomes],
+        "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
+    }
+
+
+def table(records: Sequence[dict[str, Any]]) -> str:
+    """All records, added up by fault, as Markdown."""
+    columns = ("repetitions", "survived", "steps_lost", "rows_lost", "rows_doubled", "wrong_outputs")
+    lines = [
+        "| fault | repetitions | survived | committed steps lost | rows lost | rows doubled | wrong outputs | last |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(record["fault"] for record in records):
+        own = [record for record in records if record["fault"] == name]
+        sums = [str(sum(record[column] for record in own)) for column in columns]
+        lines.append(f"| {name} | {' | '.join(sums)} | {own[-1]['date']}, {own[-1]['commit']} |")
+    return "\n".join(lines)
+
+
+def _begun(job: TinyJob, moment: random.Random) -> "subprocess.Popen[bytes]":
+    """Start the job and wait for a random moment in its work."""
+    process = job.start()
+    if not job.wait_until(process, moment.randrange(1, job.size)):
+        raise SystemExit(f"{job.output.name} ended before it could be harmed:\n{job.log()[-2000:]}")
+    time.sleep(moment.uniform(0.0, _JITTER_S))
+    return process
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the faults that are named, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", nargs="*", default=list(FAULTS), help="words that a fault's name contains")
+    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--records", type=Path, default=RECORDS)
+    args = parser.parse_args(arguments)
+    names = [name for name in FAULTS if any(word.lower() in name.lower() for word in args.faults)]
+    moment, records = random.Random(args.seed), read_records(args.records)
+    root = Path(tempfile.mkdtemp(prefix="retort-faults-"))
+    try:
+        write_inputs(root)
+        references: dict[type[TinyJob], TinyJob] = {}
+        for name in names:
+            kind = FAULTS[name][0]
+            if kind not in references:
+                references[kind] = kind(root, f"{kind.verb}-unharmed")
+                if references[kind].start().wait():
+                    raise SystemExit(f"the unharmed job failed:\n{references[kind].log()[-2000:]}")
+            outcomes = []
+            for number in range(args.repetitions):
+                outcomes.append(repeat(name, root, references[kind], moment, number))
+                print(f"{name}, {number + 1} of {args.repetitions}: {outcomes[-1]}", flush=True)
+                shutil.rmtree(root / f"{kind.verb}-{number}", ignore_errors=True)
+                (root / f"{kind.verb}-{number}.log").unlink(missing_ok=True)
+            records.append(record_of(name, outcomes, args.seed))
+            args.records.write_text(json.dumps(records, indent=1) + "\n")
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+    print(table(records))
+
+
+if __name__ == "__main__":
+    main()

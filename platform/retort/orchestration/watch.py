@@ -1,0 +1,236 @@
+"""While the work runs: who looks after the cluster, so that nothing that happens to it is silent.
+
+The work runs in a thread of its own. The thread that called waits beside it, where Python handles signals at once, and
+looks at what another thread last heard of the cluster's head.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from retort.errors import HeadLostError, NodeLostError, ResourceError
+from retort.orchestration.demand import Demand, Node, room, there
+from retort.orchestration.progress import Progress
+from retort.orchestration.room import PATIENCE, Patience, too_small
+
+T = TypeVar("T")
+_LOOK_S = 0.2
+_REFRESH_S = 2.0
+_RECONNECT_VARIABLE, _RECONNECT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
+"""Ray ends a process whose head is away for so long; a head with its state in Redis may come back until then."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What the head said last.
+
+    Attributes:
+        at: when, by the monotonic clock.
+        nodes: all that there are and were.
+        free_cpus: of the nodes together.
+        draining: ids of nodes that are about to be taken away, and the deadline in ms since 1970, 0 for none.
+    """
+
+    at: float
+    nodes: Sequence[Node]
+    free_cpus: float = 0.0
+    draining: Mapping[str, int] = field(default_factory=dict)
+
+
+class Heard:
+    """A progress that passes everything on and remembers when it last did."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.last = time.monotonic()
+
+    def update(self, done: int, total: int, note: str) -> None:
+        """Pass on."""
+        self.last = time.monotonic()
+        self._progress.update(done, total, note)
+
+    def log(self, line: str) -> None:
+        """Pass on."""
+        self.last = time.monotonic()
+        self._progress.log(line)
+
+
+class Watch:
+    """Turns what is seen of the cluster into lines, and into the error that ends the job.
+
+    Args:
+        first: the view at the start of the work.
+        demand: what the work needs.
+        progress: gets the lines.
+        heard: what the work itself reports to, if silence is to be told.
+        can_grow: whether lost nodes may be replaced.
+        on_drain: is told why, once for each node that is to be taken away.
+        head_lost_after_s: how long the head may be silent.
+        patience: how often a person hears of a wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        first: View,
+        demand: Demand,
+        progress: Progress,
+        heard: Heard | None = None,
+        can_grow: bool = True,
+        on_drain: Callable[[str], None] = lambda _: None,
+        head_lost_after_s: float | None = None,
+        patience: Patience = PATIENCE,
+    ) -> None:
+        self._demand, self._progress, self._heard = demand, progress, heard
+        self._can_grow, self._on_drain, self._patience = can_grow, on_drain, patience
+        self._head_lost_after_s = _head_lost_after_s() if head_lost_after_s is None else head_lost_after_s
+        self._known_dead = {node.node_id for node in first.nodes if not node.alive}
+        self._lost: list[Node] = []
+        self._drained: set[str] = set()
+        self._short_since: float | None = None
+        self._last_line = first.at
+
+    def look(self, view: View, now: float) -> None:
+        """Say what is new in ``view``.
+
+        Raises:
+            HeadLostError: the head has been silent for too long.
+            NodeLostError: a node is lost, and without it there was no room for too long.
+            ResourceError: there was no room for too long.
+        """
+        self._look_at_head(now - view.at, now)
+        self._look_at_nodes(view)
+        if now - view.at < self._patience.line_every_s:
+            self._look_at_room(view, now)
+            self._look_at_silence(view, now)
+
+    def _look_at_head(self, silent_s: float, now: float) -> None:
+        if silent_s >= self._head_lost_after_s:
+            raise HeadLostError(
+                f"the head of the cluster has not answered for {silent_s:.0f} s, so it is lost with its workers. "
+                "What was committed is intact: start the cluster again, and run the same command with the same output"
+            )
+        if silent_s >= min(10.0, self._head_lost_after_s / 2) and self._is_time(now, every_s=10.0):
+            self._progress.log(
+                f"the head of the cluster has not answered for {silent_s:.0f} s; "
+                f"it is given up after {self._head_lost_after_s:.0f} s"
+            )
+
+    def _look_at_nodes(self, view: View) -> None:
+        for node in view.nodes:
+            if not node.alive and node.node_id not in self._known_dead:
+                self._known_dead.add(node.node_id)
+                self._lost.append(node)
+                why = f" ({node.reason})" if node.reason else ""
+                self._progress.log(
+                    f"node {node.name} is lost{why}; what ran there starts again from what is committed, "
+                    f"as soon as there is room: there is {there(view.nodes)}"
+                )
+        for node_id, deadline_ms in view.draining.items():
+            if node_id not in self._drained:
+                self._drained.add(node_id)
+                name = next((node.name for node in view.nodes if node.node_id == node_id), node_id[:8])
+                left = f" in {max(0.0, deadline_ms / 1000 - time.time()):.0f} s" if deadline_ms else ""
+                reason = f"node {name} is to be taken away{left}"
+                self._progress.log(reason)
+                self._on_drain(reason)
+
+    def _look_at_room(self, view: View, now: float) -> None:
+        if room(view.nodes, self._demand) >= self._demand.least:
+            self._short_since = None
+            return
+        self._short_since = self._short_since or now
+        short_s, wait_s = now - self._short_since, self._demand.wait_for_nodes_s if self._can_grow else 0.0
+        if short_s >= wait_s:
+            text = too_small(view.nodes, self._demand, waited_s=short_s)
+            if self._lost:
+                names = ", ".join(node.name for node in self._lost)
+                raise NodeLostError(f"node {names} is lost and was not replaced: {text}")
+            raise ResourceError(text)
+        if self._is_time(now):
+            self._progress.log(
+                f"waiting for nodes, {short_s:.0f} s of at most {wait_s:.0f}: "
+                f"needed are {self._demand}, there is {there(view.nodes)}"
+            )
+
+    def _look_at_silence(self, view: View, now: float) -> None:
+        if self._heard is None:
+            return
+        silent_s = now - self._heard.last
+        if silent_s >= self._patience.line_every_s and self._is_time(now):
+            self._progress.log(
+                f"no news of the {self._demand.name} for {silent_s:.0f} s: needed are {self._demand}, "
+                f"there is {there(view.nodes)}, of which {view.free_cpus:g} CPUs are free"
+            )
+
+    def _is_time(self, now: float, every_s: float | None = None) -> bool:
+        """Whether the last line is old enough for another one; then it counts as said."""
+        every_s = self._patience.line_every_s if every_s is None else min(every_s, self._patience.line_every_s)
+        if now - self._last_line < every_s:
+            return False
+        self._last_line = now
+        return True
+
+
+class HeadListener:
+    """Asks the head for its nodes again and again, in a thread that may hang where the head is gone."""
+
+    def __init__(self, first: View, *, every_s: float = _REFRESH_S) -> None:
+        self.view, self._every_s, self._stop = first, every_s, threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="cluster", daemon=True)
+        self._thread.start()
+
+    def _listen(self) -> None:
+        while not self._stop.wait(self._every_s):
+            try:
+                view = ask_head()
+            except Exception:  # noqa: BLE001 - no answer is what the view's age says
+                continue
+            self.view = view
+
+    def close(self) -> None:
+        """Ask no more; a question that a lost head leaves open is not waited for."""
+        self._stop.set()
+        self._thread.join(_REFRESH_S)
+
+
+def ask_head() -> View:
+    """The cluster as its head knows it; Ray must be up."""
+    import ray
+    from ray._private.state import state
+
+    nodes = [Node.from_ray(entry) for entry in ray.nodes()]
+    free = float(ray.available_resources().get("CPU", 0.0))
+    return View(time.monotonic(), nodes, free, dict(state.get_draining_nodes() or {}))
+
+
+def run_beside(work: Callable[[], T], look: Callable[[], None]) -> T:
+    """Do the work in a thread of its own, and call ``look`` again and again in this one until it is done.
+
+    What ``look`` raises ends the wait, not the work: the work ends with its Ray.
+    """
+    results: list[T] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised again in the thread that waits
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="work", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        look()
+        thread.join(_LOOK_S)
+    if errors:
+        raise errors[0]
+    return results[0]
+
+
+def _head_lost_after_s() -> float:
+    """Some time before Ray would end this process without a word."""
+    return 0.75 * float(os.environ.get(_RECONNECT_VARIABLE, _RECONNECT_S))

@@ -1,0 +1,81 @@
+"""What reaches a person's standard error. Without a Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from retort.orchestration.chatter import CHATTER_FILE, Filter
+
+RAYS = [
+    b"[2026-11-28 15:11:30,381 E 123 456] core_worker.cc:2465: Actor with class name: 'MapWorker(MapBatches)' died\n",
+    b"[2026-11-28 15:11:30,381 W 123 456] (raylet) gcs_client.cc:99: late\n",
+    b"2026-11-28 15:11:30,381\tERROR services.py:1431 -- Failed to start the dashboard \n",
+    b"\x1b[33m(raylet)\x1b[0m A worker died or was killed while executing a task by an unexpected system error.\n",
+    b"(TrainController pid=71) a line\n",
+]
+OURS = [
+    b"retort: the disk is full\n",
+    b"INFO retort.inference: decoding in bf16\n",
+    b"3/7 chunks generated\n",
+    b"[1/12] prepare corpus\n",
+    b"(a remark in brackets)\n",
+    b"2026 was a year\n",
+    b"[2026-11-28 15:11:30,381 C 123 456] gcs_client.cc:1: Failed to connect to GCS\n",
+]
+
+
+@pytest.mark.parametrize("line", RAYS)
+def test_rays_lines_and_what_belongs_to_them_go_into_the_log(line: bytes) -> None:
+    shown: list[bytes] = []
+    kept: list[bytes] = []
+    lines = Filter(shown.append, kept.append)
+    for each in (line, b"  indented\n", b"\ttabbed\n", b"retort: ours\n", b"  ours as well\n"):
+        lines.line(each)
+    assert kept == [line, b"  indented\n", b"\ttabbed\n"]
+    assert shown == [b"retort: ours\n", b"  ours as well\n"]
+
+
+@pytest.mark.parametrize("line", OURS)
+def test_all_other_lines_are_shown(line: bytes) -> None:
+    shown: list[bytes] = []
+    Filter(shown.append, lambda line: pytest.fail(f"{line!r} was kept")).line(line)
+    assert shown == [line]
+
+
+PROGRAM = """
+import os, subprocess, sys, time
+from pathlib import Path
+from retort.orchestration.chatter import without_chatter
+from retort.orchestration.progress import terminal_progress
+RAYS = "[2026-11-28 15:11:30,381 E 1 2] core_worker.cc:2465: gone\\n  with a trace\\n"
+logs = []
+with terminal_progress() as progress:
+    with without_chatter(lambda: logs[0] if logs else None):
+        os.write(2, RAYS.encode())          # before there is a folder
+        logs.append(Path(sys.argv[1]))
+        print("of python", file=sys.stderr)
+        os.write(2, b"of a library\\n")
+        progress.log("of progress")
+        # A process that lives on with the descriptor must not keep anybody waiting.
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"])
+        subprocess.run([sys.executable, "-c", "import os; os.write(2, b'no end of line')"])
+        os.write(2, b"\\n" + RAYS.encode())
+        began = time.monotonic()
+    assert time.monotonic() - began < 4
+os.write(2, b"after\\n")
+print("after too", file=sys.stderr)
+"""
+
+
+def test_nothing_of_ours_is_lost_and_rays_lines_are_in_its_log(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    expected = [
+        "of python", "of a library", "of progress", "no end of line", "after", "after too"
+    ]  # fmt: skip
+    assert sorted(done.stderr.split("\n")) == sorted([*expected, ""])
+    assert done.stderr.endswith("after\nafter too\n")
+    rays = "[2026-11-28 15:11:30,381 E 1 2] core_worker.cc:2465: gone\n  with a trace\n"
+    assert (tmp_path / CHATTER_FILE).read_text() == rays * 2
