@@ -48,7 +48,9 @@ def _validator(key: str) -> jsonschema.Draft202012Validator:
 
 def _strict(node: dict[str, Any]) -> dict[str, Any]:
     """A structural schema as a JSON schema that refuses unknown fields."""
-    result = {key: value for key, value in node.items() if not key.startswith("x-") and key not in ("format", "default")}
+    result = {
+        key: value for key, value in node.items() if not key.startswith("x-") and key not in ("format", "default")
+    }
     if node.get("x-kubernetes-int-or-string"):
         result.pop("type", None)
         result["anyOf"] = [{"type": "integer"}, {"type": "string"}]
@@ -98,7 +100,9 @@ def _twice(schema: dict[str, Any], value: Any, place: str) -> Iterator[str]:
     keys = schema.get("x-kubernetes-list-map-keys", [])
     if schema.get("x-kubernetes-list-type") == "map" and isinstance(value, list):
         seen = [tuple(item.get(key) for key in keys) for item in value if isinstance(item, dict)]
-        yield from (f"{place}: {item} is there twice" for item in sorted({i for i in seen if seen.count(i) > 1}, key=str))
+        yield from (
+            f"{place}: {item} is there twice" for item in sorted({i for i in seen if seen.count(i) > 1}, key=str)
+        )
     for name, node, item in _children(schema, value):
         yield from _twice(node, item, place + name)
 
@@ -116,9 +120,10 @@ def _cel_faults(schema: dict[str, Any], value: Any, old: Any, place: str) -> Ite
         yield from _cel_faults(node, item, before, place + name)
 
 
-def cel_rules(schema: dict[str, Any], place: str = "") -> Iterator[tuple[str, str]]:
-    """Every rule with the path of the schema that has it."""
-    yield from ((place, rule["rule"]) for rule in schema.get("x-kubernetes-validations", []))
+def cel_rules(schema: dict[str, Any], place: str = "") -> Iterator[tuple[str, str, str]]:
+    """Every rule: the path of the schema that has it, the rule, and what is told."""
+    rules = schema.get("x-kubernetes-validations", [])
+    yield from ((place, rule["rule"], rule.get("message", rule["rule"])) for rule in rules)
     for key, node in schema.get("properties", {}).items():
         yield from cel_rules(node, f"{place}.{key}")
     for key in ("items", "additionalProperties"):

@@ -1,7 +1,7 @@
 """What KubeRay's operator refuses in resources that the API server has admitted.
 
-Written after ``ray-operator/controllers/ray/utils/validation.go`` of v1.7.0 (Apache-2.0) with its default feature gates and
-RayCronJob; a rule's name says what must hold. Rules of options that k8s/ does not use are one: the option is not there.
+Written after ``ray-operator/controllers/ray/utils/validation.go`` of v1.7.0 (Apache-2.0), with its default gates and
+RayCronJob; a rule's name says what must hold. Options that are alpha and off have one rule: they are not there.
 """
 
 import re
@@ -124,23 +124,18 @@ def _autoscaling(cluster: Manifest) -> Iterator[Fault]:
 def _state(cluster: Manifest, annotations: dict[str, str]) -> Iterator[Fault]:
     options, head = cluster.get("gcsFaultToleranceOptions"), cluster["headGroupSpec"]
     environment, start = _environment(head), head.get("rayStartParams") or {}
-    if "redis-username" in start or "REDIS_USERNAME" in environment:
-        yield "Redis is given in gcsFaultToleranceOptions alone", "REDIS_USERNAME"
-    if options is None:
-        if "RAY_REDIS_ADDRESS" in environment and annotations.get("ray.io/ft-enabled") != "true":
-            yield "Redis is given in gcsFaultToleranceOptions alone", "RAY_REDIS_ADDRESS"
-        return
-    for name in ("ray.io/ft-enabled", "ray.io/external-storage-namespace"):
-        if annotations.get(name):
-            yield "Redis is given in gcsFaultToleranceOptions alone", name
-    for name in ("RAY_REDIS_ADDRESS", "REDIS_PASSWORD"):
-        if name in environment:
-            yield "Redis is given in gcsFaultToleranceOptions alone", name
-    if start.get("redis-password"):
-        yield "Redis is given in gcsFaultToleranceOptions alone", "redis-password"
-    if options.get("backend", "redis") != "redis":
+    elsewhere = [name for name in ("redis-username", "REDIS_USERNAME") if start.get(name) or name in environment]
+    if options is not None:
+        names = ("ray.io/ft-enabled", "ray.io/external-storage-namespace")
+        elsewhere += [name for name in names if annotations.get(name)]
+        elsewhere += [name for name in ("REDIS_PASSWORD", "RAY_REDIS_ADDRESS") if name in environment]
+        elsewhere += ["redis-password"] if start.get("redis-password") else []
+    elif annotations.get("ray.io/ft-enabled") != "true" and "RAY_REDIS_ADDRESS" in environment:
+        elsewhere.append("RAY_REDIS_ADDRESS")
+    yield from (("Redis is given in gcsFaultToleranceOptions alone", name) for name in elsewhere)
+    if options is not None and options.get("backend", "redis") != "redis":
         yield "alpha options that are off are not set", "gcsFaultToleranceOptions.backend"
-    elif "storage" in options:
+    elif options is not None and "storage" in options:
         yield "storage of the head's state is not RocksDB's with Redis", "storage"
 
 
@@ -240,4 +235,6 @@ def _is_cron(schedule: str) -> bool:
 
 def _is_field(part: str, least: int, most: int) -> bool:
     match = re.fullmatch(r"(?:\*|(\d+)(?:-(\d+))?)(?:/([1-9]\d*))?", part)
-    return match is not None and all(least <= int(number) <= most for number in match.groups()[:2] if number is not None)
+    return match is not None and all(
+        least <= int(number) <= most for number in match.groups()[:2] if number is not None
+    )

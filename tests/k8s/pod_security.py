@@ -55,32 +55,39 @@ def confined(name: str, own: dict[str, Any], pod: dict[str, Any]) -> Iterator[Fa
 
 
 def careful(pod: Pod, claims: Collection[str] = ()) -> Iterator[Fault]:
-    """What the standard does not ask: a read-only root, bounded resources, a chosen identity without a token, no secrets.
+    """What the standard does not ask: a read-only root, bounded resources, an identity without a token, no secrets.
 
     ``claims`` are the volumes that a StatefulSet makes for its pods.
     """
     if not pod.get("serviceAccountName") or pod.get("automountServiceAccountToken") is not False:
         yield "an identity of its own, without a token", pod.get("serviceAccountName", "")
-    for volume in pod.get("volumes", []):
+    volumes = {volume["name"]: volume for volume in pod.get("volumes", [])}
+    for name, volume in volumes.items():
         if "emptyDir" in volume and "sizeLimit" not in volume["emptyDir"]:
-            yield "temporary folders have a limit", volume["name"]
+            yield "temporary folders have a limit", name
     for container in all_containers(pod):
-        name = container["name"]
-        if not container.get("securityContext", {}).get("readOnlyRootFilesystem"):
-            yield "a read-only root", name
-        resources = container.get("resources", {})
-        for key in ("cpu", "memory"):
-            if key not in resources.get("requests", {}) or key not in resources.get("limits", {}):
-                yield "requests and limits", f"{name}: {key}"
-        for key, asked in resources.get("requests", {}).items():
-            if amount(asked) > amount(resources.get("limits", {}).get(key, asked)):
-                yield "no more is requested than the limit", f"{name}: {key}"
-        if ":" not in container["image"].rsplit("/", 1)[-1] or container["image"].endswith(":latest"):
-            yield "an image with a version", container["image"]
-        for entry in container.get("env", []):
-            if entry.get("value") and any(word in entry["name"] for word in ("SECRET", "PASSWORD", "TOKEN", "_KEY")):
-                yield "no secrets in a manifest", entry["name"]
-        volumes = {*claims, *(volume["name"] for volume in pod.get("volumes", []))}
+        yield from _careful(container)
+        yield from _bounded(container["name"], container.get("resources", {}))
         for mount in container.get("volumeMounts", []):
-            if mount["name"] not in volumes:
-                yield "mounted volumes exist", f"{name}: {mount['name']}"
+            if mount["name"] not in {*claims, *volumes}:
+                yield "mounted volumes exist", f"{container['name']}: {mount['name']}"
+
+
+def _careful(container: dict[str, Any]) -> Iterator[Fault]:
+    if not container.get("securityContext", {}).get("readOnlyRootFilesystem"):
+        yield "a read-only root", container["name"]
+    if ":" not in container["image"].rsplit("/", 1)[-1] or container["image"].endswith(":latest"):
+        yield "an image with a version", container["image"]
+    for entry in container.get("env", []):
+        if entry.get("value") and any(word in entry["name"] for word in ("SECRET", "PASSWORD", "TOKEN", "_KEY")):
+            yield "no secrets in a manifest", entry["name"]
+
+
+def _bounded(name: str, resources: dict[str, Any]) -> Iterator[Fault]:
+    requests, limits = resources.get("requests", {}), resources.get("limits", {})
+    for key in ("cpu", "memory"):
+        if key not in requests or key not in limits:
+            yield "requests and limits", f"{name}: {key}"
+    for key, asked in requests.items():
+        if amount(asked) > amount(limits.get(key, asked)):
+            yield "no more is requested than the limit", f"{name}: {key}"

@@ -76,7 +76,9 @@ def test_the_autoscaler_beside_the_head_is_confined_too(name: str) -> None:
             assert list(confined("autoscaler", options["securityContext"], head["securityContext"])) == []
             assert options["securityContext"]["readOnlyRootFilesystem"]
             assert options["resources"].keys() == {"requests", "limits"}
-            assert {mount["name"] for mount in options["volumeMounts"]} <= {volume["name"] for volume in head["volumes"]}
+            assert {mount["name"] for mount in options["volumeMounts"]} <= {
+                volume["name"] for volume in head["volumes"]
+            }
             # It alone has a token of the API server.
             mounted = [mount["name"] for mount in head["containers"][0]["volumeMounts"]]
             assert "api-token" in {mount["name"] for mount in options["volumeMounts"]} - set(mounted)
@@ -245,7 +247,10 @@ def test_the_service_is_one_that_the_package_can_build() -> None:
     module, _, function = application["import_path"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
     settings = ServeConfig.model_validate(application["args"])
-    groups = [manifest["spec"]["rayClusterConfig"]["headGroupSpec"], *manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"]]
+    groups = [
+        manifest["spec"]["rayClusterConfig"]["headGroupSpec"],
+        *manifest["spec"]["rayClusterConfig"]["workerGroupSpecs"],
+    ]
     for template in (group["template"]["spec"] for group in groups):
         container = template["containers"][0]
         mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
@@ -282,7 +287,9 @@ def test_kueue_admits_jobs_of_a_fixed_size_that_fit_its_quota() -> None:
         need: dict[str, float] = {}
         templates = [(1, cluster["headGroupSpec"]["template"]), (1, job["spec"]["submitterPodTemplate"])]
         templates += [(group["replicas"], group["template"]) for group in cluster["workerGroupSpecs"]]
-        assert all(group["replicas"] == group["minReplicas"] == group["maxReplicas"] for group in cluster["workerGroupSpecs"])
+        assert all(
+            group["replicas"] == group["minReplicas"] == group["maxReplicas"] for group in cluster["workerGroupSpecs"]
+        )
         for replicas, template in templates:
             for key, value in template["spec"]["containers"][0]["resources"]["requests"].items():
                 need[key] = need.get(key, 0.0) + replicas * amount(value)
