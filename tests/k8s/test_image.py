@@ -9,7 +9,7 @@ import retort
 from tests.k8s.rendering import K8S, ROOT, one, overlay, pods
 
 DOCKERFILE = (K8S / "Dockerfile").read_text()
-WITHOUT_CONTINUATIONS = re.sub(r"\\\n\s*", " ", DOCKERFILE)
+WITHOUT_CONTINUATIONS = re.sub(r"\s*\\\n\s*", " ", DOCKERFILE)
 
 
 def instructions(name: str) -> list[str]:

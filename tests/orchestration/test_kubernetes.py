@@ -18,6 +18,7 @@ from retort.run_config import RunConfig
 from tests.k8s import crd_schemas, operator_rules
 from tests.k8s.pod_security import careful, restricted
 from tests.k8s.rendering import K8S, KUBECTL, ROOT, pods
+from tests.orchestration import kube_api
 
 RUNS = sorted((K8S / "jobs" / "runs").glob("*.yaml"))
 
@@ -131,9 +132,22 @@ def test_without_the_manifests_it_says_what_to_do(
         render(job)
 
 
-def with_kubectl(monkeypatch: pytest.MonkeyPatch, config: Path) -> None:
+def with_kubectl(monkeypatch: pytest.MonkeyPatch, home: Path, server: str | None = None) -> None:
+    """The real kubectl, with a cluster at ``server`` or without one."""
     monkeypatch.setenv("PATH", str(KUBECTL.parent), prepend=os.pathsep)
-    monkeypatch.setenv("KUBECONFIG", str(config))
+    monkeypatch.setenv("HOME", str(home))  # where it keeps what it discovers
+    monkeypatch.setenv("KUBECONFIG", str(home / "kubeconfig"))
+    if server is None:
+        return
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "ours",
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "ours", "context": {"cluster": "c", "user": "u"}}],
+    }
+    (home / "kubeconfig").write_text(yaml.safe_dump(config))
 
 
 @pytest.mark.parametrize("has_kubectl", [True, False])
@@ -144,7 +158,7 @@ def test_where_there_is_no_cluster_the_manifest_is_written(
     capsys: pytest.CaptureFixture[str],
     has_kubectl: bool,
 ) -> None:
-    with_kubectl(monkeypatch, tmp_path / "absent")
+    with_kubectl(monkeypatch, tmp_path)
     if not has_kubectl:
         monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -159,19 +173,43 @@ def test_where_there_is_no_cluster_the_manifest_is_written(
 def test_a_cluster_that_does_not_answer_is_told(
     job: KubernetesJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = {
-        "apiVersion": "v1",
-        "kind": "Config",
-        "current-context": "dead",
-        "clusters": [{"name": "c", "cluster": {"server": "http://127.0.0.1:1"}}],
-        "users": [{"name": "u", "user": {}}],
-        "contexts": [{"name": "dead", "context": {"cluster": "c", "user": "u"}}],
-    }
-    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
-    with_kubectl(monkeypatch, tmp_path / "kubeconfig")
-    with pytest.raises(StorageError, match=r"the cluster of dead did not take the job: .*refused"):
+    with_kubectl(monkeypatch, tmp_path, "http://127.0.0.1:1")
+    with pytest.raises(StorageError, match=r"the cluster of ours did not take the job: .*refused"):
         submit_to_kubernetes(job, folder=tmp_path, log=lambda _: None)
     assert list(tmp_path.glob("retort-*")) == []
+
+
+def test_kubectl_applies_both_objects_once(
+    job: KubernetesJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A real kubectl; the server is a stand-in, so this says nothing of what a cluster does with them."""
+    name = name_of(job)
+    with kube_api.serving() as api:
+        with_kubectl(monkeypatch, tmp_path, api.address)
+        assert cli.run(["submit", "report", str(job.config), "--kubernetes"]) == 0
+        first = capsys.readouterr().out
+        assert cli.run(["submit", "report", str(job.config), "--kubernetes"]) == 0
+        second = capsys.readouterr().out
+    assert f"report is {name} in namespace retort of ours" in first
+    assert "it was there before" not in first
+    assert f"kubectl delete rayjob -n retort {name}" in second
+    sent = {kind["kind"]: kind for kind in api.objects.values()}
+    assert len(api.objects) == 2
+    for manifest in render(job):
+        assert {key: sent[manifest["kind"]][key] for key in manifest if key != "metadata"} == {
+            key: value for key, value in manifest.items() if key != "metadata"
+        }
+
+
+def test_what_a_cluster_refuses_is_told_in_its_words(
+    job: KubernetesJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with kube_api.serving() as api:
+        api.refusal = 'strict decoding error: unknown field "spec.x"'
+        with_kubectl(monkeypatch, tmp_path, api.address)
+        with pytest.raises(StorageError, match=r"of ours did not take the job: .*unknown field \"spec\.x\""):
+            submit_to_kubernetes(job, folder=tmp_path, log=lambda _: None)
+    assert api.objects == {}
 
 
 @pytest.mark.parametrize("option", [("--python", "/opt/python"), ("--address", "http://10.0.0.1:8265")])
