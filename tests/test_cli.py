@@ -30,6 +30,7 @@ COMMANDS = (
     "say",
     "doctor",
     "submit",
+    "jobs",
     "promote",
 )
 

@@ -11,6 +11,7 @@ import typer
 
 from retort import __version__
 from retort.cli_output import echo_summary, explain_failure, job_streams
+from retort.cli_submit import SubmitOptions, command_of, jobs_app, run_submit
 from retort.errors import ConfigError
 
 SetOption = Annotated[
@@ -225,27 +226,8 @@ def doctor(
     raise typer.Exit(code)
 
 
-@app.command()
-def submit(
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's name: prepare, pretrain, import, distill, ...")],
-    config: ConfigArgument,
-    address: Annotated[str, typer.Option(help="The cluster's dashboard.")] = "http://127.0.0.1:8265",
-    overrides: SetOption = None,
-    root: Annotated[
-        Path | None, typer.Option(help="Folder on the cluster that the file's relative paths start from.")
-    ] = None,
-    python: Annotated[str | None, typer.Option(help="The interpreter there; on this machine, this one.")] = None,
-    dry_run: DryRunOption = False,
-    resume: ResumeOption = True,
-) -> None:
-    """Run a job on a Ray cluster, show its log, and end with its exit code."""
-    from retort.orchestration.submit import Submission, pack_plan, submit_job
-
-    submission = Submission(job, config, tuple(overrides or ()), address, root=root, python=python, resume=resume)
-    if dry_run:
-        typer.echo(pack_plan(submission))
-        return
-    raise typer.Exit(submit_job(submission, log=lambda text: typer.echo(text, nl=False)))
+app.command("submit")(command_of(SubmitOptions, run_submit))
+app.add_typer(jobs_app, name="jobs")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

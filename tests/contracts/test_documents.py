@@ -21,7 +21,7 @@ def test_relative_links_lead_somewhere(document: Path) -> None:
 def test_readme_lists_the_commands_that_exist() -> None:
     commands = {
         command.name or command.callback.__name__ for command in cli.app.registered_commands if command.callback
-    }
+    } | {group.name for group in cli.app.registered_groups}
     assert set(re.findall(r"\| `retort (\w+)", README)) == commands
 
 

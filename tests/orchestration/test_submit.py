@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import json
 import shutil
 import signal
 import socket
@@ -10,17 +11,21 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from retort import cli
 from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
 from retort.orchestration import submit
-from retort.orchestration.submit import Submission, check_answer, packed, resolved_config, submit_job, tracked_files
+from retort.orchestration.ray_jobs import check_answer
+from retort.orchestration.submit import Execution, Submission, packed, resolved_config, submit_job, tracked_files
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -101,8 +106,10 @@ def test_interpreter_is_this_one_here_and_python_elsewhere(run_file: Path) -> No
     here, there = submission(run_file), submission(run_file, "https://cluster.example")
     assert here.entrypoint == f"{sys.executable} jobs/report.py {submit.RUN_FILE_IN_PACK}"
     assert there.entrypoint == f"python jobs/report.py {submit.RUN_FILE_IN_PACK}"
-    assert replace(there, python="/opt/my python", resume=False).entrypoint.startswith("'/opt/my python' jobs/")
-    assert replace(there, resume=False).entrypoint.endswith(" --no-resume")
+    assert replace(there, python="/opt/my python", execution=Execution(resume=False)).entrypoint.startswith(
+        "'/opt/my python' jobs/"
+    )
+    assert replace(there, execution=Execution(resume=False)).entrypoint.endswith(" --no-resume")
 
 
 @pytest.mark.parametrize(
@@ -180,6 +187,7 @@ def test_silent_host_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
 class Head:
     address: str
     token: Path
+    agent: int
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +212,7 @@ def head() -> Iterator[Head]:
             process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             _wait_until_it_answers(f"http://127.0.0.1:{dashboard}", process, folder / "head.log")
-            yield Head(f"http://127.0.0.1:{dashboard}", token)
+            yield Head(f"http://127.0.0.1:{dashboard}", token, ports["dashboard-agent-listen-port"])
         finally:
             _end(process)
             shutil.rmtree(folder, ignore_errors=True)
@@ -248,13 +256,93 @@ def test_job_runs_there_with_its_log_and_exit_code(head: Head, run_file: Path) -
     ended = retort(folder, "submit", "report", "report.yaml", "--address", head.address)
     assert ended.returncode == 3, ended.stderr
     assert f"retort: {folder}/absent: no such folder" in ended.stdout
-    assert ended.stdout.startswith("submitted report as raysubmit_")
+    assert ended.stdout.startswith("submitted report as retort-report-")
     # An output that exists and --no-resume: refused there with the code of bad usage.
     (folder / "out").mkdir()
     (folder / "out" / "kept.txt").write_text("mine")
     ended = retort(folder, "submit", "report", "report.yaml", "--address", head.address, "--no-resume")
     assert ended.returncode == 2, ended.stderr
     assert "leave --no-resume out" in ended.stdout
+
+
+@pytest.mark.ray
+def test_a_job_that_nobody_waits_for_is_listed_read_and_attached_to(head: Head, run_file: Path) -> None:
+    folder, at = run_file.parent, ("--address", head.address)
+    run_file.write_text("job: report\nevaluation: absent_too\noutput: out\n")
+    submitted = retort(folder, "submit", "report", "report.yaml", *at, "--no-wait")
+    assert submitted.returncode == 0, submitted.stderr
+    identity = submitted.stdout.split(" as ")[1].split()[0]
+    attached = retort(folder, "jobs", "attach", identity, *at)
+    assert attached.returncode == 3, attached.stderr
+    told = f"retort: {folder}/absent_too: no such folder"
+    assert told in attached.stdout
+    assert told in retort(folder, "jobs", "logs", identity, *at).stdout
+    listed = retort(folder, "jobs", "list", *at, "--json")
+    row = next(row for row in json.loads(listed.stdout)["jobs"] if row["identity"] == identity)
+    assert (row["job"], row["status"], row["exit_code"]) == ("report", "FAILED", 3)
+    assert identity in retort(folder, "jobs", "list", *at).stdout
+    # The same job again has the same name, and the number of its try.
+    again = retort(folder, "submit", "report", "report.yaml", *at)
+    assert again.stdout.startswith(f"submitted report as {identity}-2 ")
+    for verb in ("logs", "attach", "stop"):
+        unknown = retort(folder, "jobs", verb, "retort-report-nowhere", *at)
+        assert unknown.returncode == 2, unknown.stderr
+        assert "knows no such job" in unknown.stderr
+
+
+@pytest.mark.ray
+def test_a_running_job_is_attached_to_and_stopped_when_its_time_is_up(head: Head, tmp_path: Path) -> None:
+    """It sleeps where the entry script would begin."""
+    sleeper = script(tmp_path / "sleeper", "echo asleep; exec sleep 600")
+    (tmp_path / "report.yaml").write_text("job: report\nevaluation: asleep\noutput: out\n")
+    arguments = ("submit", "report", "report.yaml", "--address", head.address, "--python", str(sleeper))
+    first = retort(tmp_path, *arguments, "--no-wait")
+    identity = first.stdout.split(" as ")[1].split()[0]
+    second = retort(tmp_path, *arguments, "--timeout-s", "5")
+    assert second.returncode == ResourceError.exit_code, second.stderr
+    assert second.stdout.startswith(f"report runs already as {identity} ")
+    assert f"{identity}: not done after 5 s, and stopped" in second.stderr
+    third = retort(tmp_path, *arguments, "--no-wait", "--env", "A=b")
+    assert f"as {identity}-2 " in third.stdout
+    stopped = retort(tmp_path, "jobs", "stop", f"{identity}-2", "--address", head.address)
+    assert (stopped.returncode, stopped.stdout) == (0, f"{identity}-2: STOPPED\n"), stopped.stderr
+    assert retort(tmp_path, "jobs", "attach", f"{identity}-2", "--address", head.address).returncode == 130
+
+
+@pytest.mark.ray
+def test_what_may_pass_is_tried_again_with_its_environment(head: Head, tmp_path: Path) -> None:
+    flaky = script(tmp_path / "flaky", f"echo $GREETING; rm {tmp_path}/first 2>/dev/null && exit 6; exit 0")
+    (tmp_path / "first").touch()
+    (tmp_path / "report.yaml").write_text("job: report\nevaluation: flaky\noutput: out\n")
+    arguments = ("submit", "report", "report.yaml", "--address", head.address, "--python", str(flaky))
+    ended = retort(tmp_path, *arguments, "--retries", "2", "--env", "GREETING=hello there", "--driver-cpus", "0.5")
+    assert ended.returncode == 0, ended.stderr
+    assert "ended with exit code 6; it is tried again, 2 of 2 retries left" in ended.stdout
+    assert ended.stdout.count("hello there\n") == 2
+
+
+def script(file: Path, commands: str) -> Path:
+    file.write_text(f"#!/bin/sh\n{commands}\n")
+    file.chmod(0o755)
+    return file
+
+
+def test_nobody_tries_again_who_does_not_wait(run_file: Path) -> None:
+    for execution in (Execution(retries=1), Execution(timeout_s=5)):
+        with pytest.raises(ConfigError, match="--no-wait: nobody is there"):
+            submit_job(replace(submission(run_file), execution=execution), log=lambda _: None, wait=False)
+
+
+@pytest.mark.ray
+def test_the_probes_of_kubernetes_are_answered_without_a_token(head: Head) -> None:
+    cluster = yaml.safe_load((Path(__file__).parents[2] / "k8s" / "cluster" / "cluster.yaml").read_text())["spec"]
+    container = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    paths = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths == {"/api/healthz"}
+    with urllib.request.urlopen(f"http://127.0.0.1:{head.agent}/api/healthz", timeout=30) as answer:
+        assert answer.status == 200
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=30)
 
 
 @pytest.mark.ray

@@ -1,21 +1,16 @@
 """A job on a Ray cluster: pack what git tracks, submit it with a token, show its log, return its exit code."""
 
-import asyncio
 import contextlib
+import hashlib
 import ipaddress
-import logging
-import os
 import shlex
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +20,34 @@ import retort
 from retort.config import validate
 from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
 from retort.orchestration.jobs import load_job
+from retort.orchestration.ray_jobs import await_end, connect, latest_try, name_of_try
 from retort.run_config import AnyConfig, RunConfig
 
 MAX_PACK_BYTES = 50 * 2**20
 """Ray keeps a packed working directory in the head's memory; data belong on storage, not in the pack."""
 RUN_FILE_IN_PACK = "submitted-run.yaml"
-_ANSWER_S = 10.0
-_STOPPED_EXIT_CODE = 130
-_RECONNECTIONS = 5
+_NO_OTHER_TRY = (0, 2, 3, 4, 7, 126, 127, 130)
+"""Exit codes of what another try would end with again, or what a person stopped."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a job is run, wherever it is.
+
+    Attributes:
+        resume: go on where an earlier run stopped, or refuse if there is one.
+        retries: how often it is started again after a failure that may pass.
+        timeout_s: longest time before it is stopped; ``None`` is for ever.
+        driver_cpus: CPUs that its entry script holds, where they are free; ``None`` runs it on the head.
+        environment: variables of the entry script and the workers. On a cluster of Ray, everybody who has the token
+            can read them.
+    """
+
+    resume: bool = True
+    retries: int = 0
+    timeout_s: int | None = None
+    driver_cpus: float | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -47,7 +62,7 @@ class Submission:
         root: folder on the cluster from which the run file's relative paths start. ``None`` is this folder for a
             cluster on this machine; elsewhere relative paths are then refused.
         python: interpreter on the cluster; ``None`` is this one for a cluster on this machine, else ``python``.
-        resume: go on where an earlier run stopped, or refuse if there is one.
+        execution: how it is run.
     """
 
     job: str
@@ -56,7 +71,7 @@ class Submission:
     address: str
     root: Path | None = None
     python: str | None = None
-    resume: bool = True
+    execution: Execution = Execution()
 
     @property
     def is_local(self) -> bool:
@@ -70,7 +85,7 @@ class Submission:
     def entrypoint(self) -> str:
         """The shell command that the cluster runs in the unpacked folder."""
         python = self.python or (sys.executable if self.is_local else "python")
-        resume = [] if self.resume else ["--no-resume"]
+        resume = [] if self.execution.resume else ["--no-resume"]
         return shlex.join([python, f"jobs/{self.job}.py", RUN_FILE_IN_PACK, *resume])
 
 
@@ -79,40 +94,65 @@ def pack_plan(submission: Submission) -> str:
     config, files = resolved_config(submission), tracked_files(project_root())
     size = sum(file.stat().st_size for file in files)
     head = f"# {submission.entrypoint}\n# at {submission.address}, with {len(files)} files, {size / 2**20:.1f} MiB\n"
-    return head + _as_yaml(config).rstrip("\n")
+    return head + as_yaml(config).rstrip("\n")
 
 
-def submit_job(submission: Submission, *, log: Callable[[str], None]) -> int:
+def submit_job(submission: Submission, *, log: Callable[[str], None], wait: bool = True) -> int:
     """Submit, stream the job's log into ``log``, and return the exit code of its entry script.
 
+    The same job with the same values has the same name, so one that runs already is attached to, not started twice.
+    Without ``wait`` it returns 0 as soon as the cluster has the job.
+
     Raises:
-        ConfigError: the run file is faulty, or a relative path has no root on the cluster.
-        ResourceError: the pack is too large.
+        ConfigError: the run file is faulty, a relative path has no root there, or nobody waits for a timeout.
+        ResourceError: the pack is too large, or the job ran too long.
         StorageError: the cluster does not answer, or refuses the token; never a hang.
         MissingRequirementError: this is no git clone, or the cluster could not start the job.
     """
-    config = resolved_config(submission)
-    _require_token()
-    check_answer(submission.address)
+    execution = submission.execution
+    if not wait and (execution.retries or execution.timeout_s is not None):
+        raise ConfigError("--no-wait: nobody is there to try again or to stop it; leave --retries and --timeout-s out")
+    run_file = as_yaml(resolved_config(submission))
+    identity = identity_of(submission.job, run_file)
+    client = connect(submission.address)
     if not submission.is_local and submission.address.startswith("http://"):
         log("warning: the token and the log travel unencrypted; forward the port or use https\n")
-    with packed(project_root(), _as_yaml(config)) as folder:
-        client = _client(submission.address)
+    for left in range(execution.retries, -1, -1):
+        number, is_running = latest_try(client, identity)
+        if is_running:
+            log(f"{submission.job} runs already as {name_of_try(identity, number)} at {submission.address}\n")
+        else:
+            number += 1
+            _start(client, submission, run_file, name_of_try(identity, number))
+            log(f"submitted {submission.job} as {name_of_try(identity, number)} to {submission.address}\n")
+        if not wait:
+            return 0
+        name = name_of_try(identity, number)
+        code = await_end(client, submission.address, name, log=log, timeout_s=execution.timeout_s)
+        if code in _NO_OTHER_TRY or not left:
+            return code
+        log(f"{name} ended with exit code {code}; it is tried again, {left} of {execution.retries} retries left\n")
+    raise AssertionError("the last try returns")
+
+
+def identity_of(job: str, run_file: str) -> str:
+    """A job's name on a cluster: the same for the same values, another for others."""
+    return f"retort-{job}-{hashlib.sha256(run_file.encode()).hexdigest()[:12]}"
+
+
+def _start(client: Any, submission: Submission, run_file: str, name: str) -> None:
+    with packed(project_root(), run_file) as folder:
+        runtime = {"working_dir": str(folder), "py_modules": [str(folder / "platform" / "retort")]}
         try:
-            identity = client.submit_job(
+            client.submit_job(
                 entrypoint=submission.entrypoint,
-                runtime_env={"working_dir": str(folder), "py_modules": [str(folder / "platform" / "retort")]},
+                submission_id=name,
+                runtime_env={**runtime, "env_vars": dict(submission.execution.environment)},
                 metadata={"retort_job": submission.job},
+                entrypoint_num_cpus=submission.execution.driver_cpus,
             )
         except (RuntimeError, ConnectionError, ValueError) as error:
             raise StorageError(f"{submission.address}: the cluster did not take the job: {error}") from error
-    log(f"submitted {submission.job} as {identity} to {submission.address}\n")
-    try:
-        asyncio.run(_follow(client, identity, log))
-    except KeyboardInterrupt:
-        log(f"\nthe job goes on at the cluster; stop it with: ray job stop {identity} --address {submission.address}\n")
-        raise
-    return _exit_code(client, identity)
 
 
 def resolved_config(submission: Submission) -> AnyConfig:
@@ -120,8 +160,17 @@ def resolved_config(submission: Submission) -> AnyConfig:
     parts = urllib.parse.urlsplit(submission.address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--address {submission.address}: expected http://host:port, the cluster's dashboard")
-    config = load_job(submission.config, expected=submission.job, overrides=submission.overrides)
     root = submission.root or (Path.cwd() if submission.is_local else None)
+    return rooted_config(submission.job, submission.config, submission.overrides, root)
+
+
+def rooted_config(job: str, file: Path, overrides: Sequence[str], root: Path | None) -> AnyConfig:
+    """A run file's configuration with every relative path made absolute from ``root``.
+
+    Raises:
+        ConfigError: the run file is faulty, or a path is relative and there is no root.
+    """
+    config = load_job(file, expected=job, overrides=overrides)
     relative: list[str] = []
     tree = _rooted(config.model_dump(mode="python"), root, "", relative)
     if relative:
@@ -129,7 +178,7 @@ def resolved_config(submission: Submission) -> AnyConfig:
             f"{', '.join(relative[:3])}: relative, and the cluster runs the job in a temporary folder; "
             "give --root, a folder on storage that all its machines share"
         )
-    return validate(tree, RunConfig, where=str(submission.config))  # type: ignore[arg-type]
+    return validate(tree, RunConfig, where=str(file))  # type: ignore[arg-type]
 
 
 def _rooted(value: Any, root: Path | None, place: str, relative: list[str]) -> Any:
@@ -144,7 +193,8 @@ def _rooted(value: Any, root: Path | None, place: str, relative: list[str]) -> A
     return str((root or Path()) / value)
 
 
-def _as_yaml(config: AnyConfig) -> str:
+def as_yaml(config: AnyConfig) -> str:
+    """A configuration as a run file."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -194,102 +244,3 @@ def packed(root: Path, run_file: str) -> Iterator[Path]:
             shutil.copy2(file, target)
         (folder / RUN_FILE_IN_PACK).write_text(run_file, encoding="utf-8")
         yield folder
-
-
-def token_file() -> Path:
-    """Where Ray looks for the token."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-
-
-def _require_token() -> None:
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
-    if os.environ["RAY_AUTH_MODE"].lower() == "disabled" or os.environ.get("RAY_AUTH_TOKEN"):
-        return
-    if not token_file().is_file():
-        raise StorageError(
-            f"no token for the cluster: {token_file()} does not exist and RAY_AUTH_TOKEN is not set; copy the "
-            "cluster's token there (mode 600), or set RAY_AUTH_TOKEN_PATH"
-        )
-
-
-def _token() -> str:
-    if os.environ.get("RAY_AUTH_MODE", "").lower() == "disabled":
-        return ""
-    return os.environ.get("RAY_AUTH_TOKEN") or token_file().read_text(encoding="utf-8").strip()
-
-
-def check_answer(address: str, *, timeout_s: float = _ANSWER_S) -> None:
-    """Ask the dashboard for its version, so that a wrong address or token is told at once.
-
-    Raises:
-        StorageError: nothing answers, something else answers, or the token is refused.
-    """
-    request = urllib.request.Request(address.rstrip("/") + "/api/version")
-    if token := _token():
-        request.add_header("Authorization", f"Bearer {token}")
-    try:
-        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
-            content = answer.read(100_000)
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            raise StorageError(f"{address}: the cluster refuses the token; is it this cluster's own?") from None
-        raise StorageError(f"{address}: answers {error.code}; is it the dashboard of a Ray cluster?") from None
-    except (OSError, ValueError) as error:  # refused, unknown host, timeout, broken protocol
-        reason = getattr(error, "reason", error)
-        raise StorageError(
-            f"{address}: does not answer ({reason}); is the cluster up and its port reachable?"
-        ) from None
-    if b"ray_version" not in content:
-        raise StorageError(f"{address}: something answers that is not a Ray dashboard; check host and port")
-
-
-def _client(address: str) -> Any:
-    # What git tracks is packed, also where a pattern of .gitignore would match it.
-    os.environ.setdefault("RAY_RUNTIME_ENV_IGNORE_GITIGNORE", "1")
-    from ray.job_submission import JobSubmissionClient
-
-    logging.getLogger("ray").setLevel(logging.WARNING)
-    try:
-        return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
-        raise StorageError(f"{address}: {error}") from error
-
-
-async def _follow(client: Any, identity: str, log: Callable[[str], None]) -> None:
-    """Pass on the log until the job has ended; a lost connection is taken up again without repeating lines."""
-    shown, losses = 0, 0
-    while True:
-        seen = 0
-        try:
-            async for text in client.tail_job_logs(identity):
-                start = max(0, shown - seen)
-                seen += len(text)
-                if fresh := text[start:]:
-                    shown += len(fresh)
-                    log(fresh)
-        except (ConnectionError, OSError, RuntimeError) as error:
-            losses += 1
-            if losses > _RECONNECTIONS:
-                raise StorageError(f"the log of {identity} was lost: {error}; the job may go on") from error
-        if client.get_job_status(identity).is_terminal():
-            return
-        await asyncio.sleep(1.0)
-
-
-def _exit_code(client: Any, identity: str) -> int:
-    deadline = time.monotonic() + _ANSWER_S
-    info = client.get_job_info(identity)
-    # The status may be written a moment before the exit code.
-    while info.driver_exit_code is None and str(info.status.value) == "FAILED" and time.monotonic() < deadline:
-        time.sleep(0.5)
-        info = client.get_job_info(identity)
-        if info.error_type and "ENTRYPOINT" not in str(info.error_type):
-            break
-    match str(info.status.value):
-        case "SUCCEEDED":
-            return 0
-        case "STOPPED":
-            return _STOPPED_EXIT_CODE
-    if info.driver_exit_code:
-        return int(info.driver_exit_code)
-    raise MissingRequirementError(f"the cluster could not run {identity}: {info.message}")

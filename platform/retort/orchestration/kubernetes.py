@@ -1,0 +1,179 @@
+"""A job as a RayJob of KubeRay, rendered from k8s/; applied by kubectl where that has a cluster, else written."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
+from retort.orchestration.submit import Execution, as_yaml, identity_of, project_root, rooted_config
+
+CLUSTER = Path("k8s/cluster/cluster.yaml")
+EVERY_JOB = Path("k8s/jobs/every-job.yaml")
+MOUNT = Path("/etc/retort/run")
+RUN_FILE = "run.yaml"
+SHARED = Path("/shared")
+"""Where every pod has the storage that they share; run files' relative paths start there."""
+MAX_RUN_FILE_BYTES = 900_000
+"""A ConfigMap holds at most 1 MiB."""
+_APPLY_S = 120.0
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|_KEY(_ID)?$", re.IGNORECASE)
+_SECRET_VALUE = re.compile(r"\bA[KS]IA[0-9A-Z]{16}\b|://[^/@\s:]*:[^/@\s]+@|-----BEGIN [A-Z ]*PRIVATE KEY-----")
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class KubernetesJob:
+    """What to run in which namespace.
+
+    Attributes:
+        job: name of the job.
+        config: its run file, on this machine.
+        overrides: ``a.b=value``, applied here.
+        namespace: of Kubernetes; the base of k8s/ has been applied there.
+        image: what the pods run; ``None`` is the one that k8s/ names.
+        root: folder that the run file's relative paths start from, below a mount of the pods.
+        execution: how it is run; a retry is a new cluster.
+    """
+
+    job: str
+    config: Path
+    overrides: tuple[str, ...] = ()
+    namespace: str = "retort"
+    image: str | None = None
+    root: Path = SHARED
+    execution: Execution = field(default_factory=Execution)
+
+
+def render(job: KubernetesJob) -> tuple[Manifest, Manifest]:
+    """The ConfigMap with the resolved run file, and the RayJob that reads it.
+
+    Both have one name, which follows from everything in them: the same job is the same object, another is another.
+
+    Raises:
+        ConfigError: the run file is faulty, or a value is a secret.
+        ResourceError: the run file is too large for a ConfigMap.
+        MissingRequirementError: k8s/ is not there.
+    """
+    run_file = as_yaml(rooted_config(job.job, job.config, job.overrides, job.root))
+    _refuse_secrets(run_file, job.execution.environment)
+    if (size := len(run_file.encode())) > MAX_RUN_FILE_BYTES:
+        raise ResourceError(
+            f"{job.config}: {size} bytes as it is resolved, a ConfigMap takes {MAX_RUN_FILE_BYTES}; put it on "
+            "the cluster's storage and run it there, with k8s/jobs as a pattern"
+        )
+    spec = _spec(job)
+    name = identity_of(job.job, json.dumps([run_file, spec], sort_keys=True))
+    metadata = {"name": name, "namespace": job.namespace, "labels": {"retort/job": job.job, "retort/run": name}}
+    for pod in _pods_of(spec["rayClusterSpec"]):
+        pod["volumes"].append({"name": "run", "configMap": {"name": name}})
+        pod["containers"][0]["volumeMounts"].append({"name": "run", "mountPath": str(MOUNT), "readOnly": True})
+    files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True}
+    return (
+        {**files, "data": {RUN_FILE: run_file}},
+        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec},
+    )
+
+
+def _spec(job: KubernetesJob) -> Manifest:
+    """Of the RayJob, without the run file's volume."""
+    execution = job.execution
+    resume = [] if execution.resume else ["--no-resume"]
+    spec: Manifest = {
+        **_template(EVERY_JOB)["spec"],
+        "entrypoint": shlex.join(["retort", job.job, str(MOUNT / RUN_FILE), "--json", *resume]),
+        "backoffLimit": execution.retries,
+        "rayClusterSpec": _template(CLUSTER)["spec"],
+    }
+    if execution.timeout_s is not None:
+        spec["activeDeadlineSeconds"] = execution.timeout_s
+    if execution.driver_cpus is not None:
+        spec["entrypointNumCpus"] = execution.driver_cpus
+    if execution.environment:
+        spec["runtimeEnvYAML"] = yaml.safe_dump({"env_vars": dict(execution.environment)})
+    if job.image is not None:
+        for pod in (*_pods_of(spec["rayClusterSpec"]), spec["submitterPodTemplate"]["spec"]):
+            pod["containers"][0]["image"] = job.image
+    return spec
+
+
+def _template(path: Path) -> Manifest:
+    file = project_root() / path
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MissingRequirementError(
+            f"{file}: no such file; run from a git clone of Retort that was installed with `pip install -e .`"
+        ) from None
+    return json.loads(json.dumps(tree))  # type: ignore[no-any-return]  # what YAML aliases share becomes copies
+
+
+def _pods_of(cluster: Manifest) -> Iterator[Manifest]:
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        yield group["template"]["spec"]
+
+
+def _refuse_secrets(run_file: str, environment: Mapping[str, str]) -> None:
+    cure = "put it into a Secret of the namespace (retort-s3 is read by every pod), see docs/kubernetes.md"
+    for name, value in environment.items():
+        if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+            raise ConfigError(f"--env {name}: a secret would stand in the manifest for everybody to read; {cure}")
+    if _SECRET_VALUE.search(run_file):
+        raise ConfigError(f"the run file holds a key or a password, and a ConfigMap is no place for it; {cure}")
+
+
+def manifest_text(job: KubernetesJob) -> str:
+    """The rendered manifests, as YAML."""
+    return yaml.safe_dump_all(render(job), sort_keys=False, allow_unicode=True, width=118)
+
+
+def submit_to_kubernetes(job: KubernetesJob, *, folder: Path, log: Callable[[str], None]) -> int:
+    """Apply the job, or write it into ``folder`` where kubectl is missing or has no cluster; returns 0.
+
+    Nobody waits for its end here: the operator runs it, and ``log`` says how to look.
+
+    Raises:
+        ConfigError, ResourceError, MissingRequirementError: as :func:`render`.
+        StorageError: the cluster does not answer or refuses the job, in kubectl's words.
+    """
+    text, name = manifest_text(job), render(job)[1]["metadata"]["name"]
+    kubectl = shutil.which("kubectl")
+    context = None if kubectl is None else _context(kubectl)
+    if kubectl is None or context is None:
+        why = "kubectl is not on the PATH" if kubectl is None else "kubectl has no current context"
+        file = folder / f"{name}.yaml"
+        file.write_text(text, encoding="utf-8")
+        log(f"{why}, so nothing was applied; wrote {file}; apply it with: kubectl apply -f {file}\n")
+        return 0
+    applied = _apply(kubectl, text, context)
+    where = f"-n {job.namespace}"
+    log(f"{applied.rstrip()}\n{job.job} is {name} in namespace {job.namespace} of {context}\n")
+    if f"rayjob.ray.io/{name} unchanged" in applied:
+        log(f"it was there before; to run it again: kubectl delete rayjob {where} {name}, and submit again\n")
+    log(f"its state: kubectl get rayjob {where} {name}; its log: kubectl logs {where} -f job/{name}\n")
+    return 0
+
+
+def _context(kubectl: str) -> str | None:
+    asked = subprocess.run([kubectl, "config", "current-context"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None if asked.returncode == 0 else None
+
+
+def _apply(kubectl: str, text: str, context: str) -> str:
+    command = [kubectl, "--context", context, "apply", "-f", "-"]
+    try:
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=_APPLY_S)
+    except subprocess.TimeoutExpired:
+        raise StorageError(f"the cluster of {context} does not answer within {_APPLY_S:.0f} s; is it up?") from None
+    if done.returncode:
+        reason = " ".join(done.stderr.split())[-600:]
+        raise StorageError(f"the cluster of {context} did not take the job: {reason}")
+    return done.stdout
