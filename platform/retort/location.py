@@ -1,7 +1,7 @@
 """Where a run file says that something lies: a local path, or ``s3://bucket/key`` in a store.
 
-A place in a store is a :class:`RemotePath`. It composes like any path (``/``, ``name``, ``parent``), and it refuses every
-use as a local file: what was forgotten on the way to it fails by name, and never makes a local folder called ``s3:``.
+A place in a store is a :class:`RemotePath`. It composes like any path (``/``, ``name``, ``parent``), and it refuses
+every use as a local file: what was forgotten on the way to it fails by name, and never makes a folder called ``s3:``.
 """
 
 import re
