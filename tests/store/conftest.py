@@ -165,7 +165,13 @@ def bucket(raw_s3: Any) -> str:
 @pytest.fixture
 def open_s3(proxy: FaultProxy, bucket: str) -> Callable[..., S3Store]:
     def make(**options: object) -> S3Store:
-        arguments = {"endpoint_url": proxy.url, "credentials": CREDENTIALS, "max_attempts": 3, "timeout_s": 20.0}
+        arguments = {
+            "endpoint_url": proxy.url,
+            "credentials": CREDENTIALS,
+            "max_attempts": 3,
+            "timeout_s": 20.0,
+            "outage_s": 0.0,
+        }
         return S3Store(f"s3://{bucket}/some/prefix", **{**arguments, **options})
 
     return make

@@ -5,7 +5,6 @@ resolved configuration), ``metrics.jsonl``, ``checkpoints/`` where it trains, an
 that the next job reads.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field

@@ -19,7 +19,7 @@ from retort.store.commit import is_committed, read_manifest, write_json_atomic
 from retort.store.lock import OutputLock
 
 CARD_FILE, CARD_TEXT_FILE = "card.json", "card.md"
-_POINTER = "current.json"
+POINTER_FILE = "current.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -54,7 +54,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Names with a version in use, sorted."""
-        return sorted(path.parent.name for path in self.folder.glob(f"*/{_POINTER}"))
+        return sorted(path.parent.name for path in self.folder.glob(f"*/{POINTER_FILE}"))
 
     def versions(self, name: str) -> list[int]:
         """Versions of a name, the oldest first."""
@@ -118,7 +118,7 @@ class Registry:
 
     def _use(self, name: str, version: int) -> None:
         now = datetime.now(UTC).isoformat("T", "microseconds")
-        write_json_atomic(self.folder / name / _POINTER, {"version": version, "promoted_at": now})
+        write_json_atomic(self.folder / name / POINTER_FILE, {"version": version, "promoted_at": now})
 
 
 def read_pointer(folder: Path) -> Current | None:
@@ -127,17 +127,31 @@ def read_pointer(folder: Path) -> Current | None:
     Raises:
         DataError: the pointer is damaged, or names a version that is not there.
     """
-    path = folder / _POINTER
+    path = folder / POINTER_FILE
     if not path.is_file():
         return None
     try:
-        tree = json.loads(path.read_bytes())
-        found = Current(folder.name, int(tree["version"]), folder / str(int(tree["version"])), str(tree["promoted_at"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); promote the model again") from error
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    version, promoted_at = pointed_at(content, str(path))
+    found = Current(folder.name, version, folder / str(version), promoted_at)
     if not is_committed(found.path):
         raise DataError(f"{path} names version {found.version}, which is not there; promote the model again")
     return found
+
+
+def pointed_at(content: bytes, where: str) -> tuple[int, str]:
+    """Version and time of promotion in a pointer file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        tree = json.loads(content)
+        return int(tree["version"]), str(tree["promoted_at"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: damaged ({error}); promote the model again") from error
 
 
 def _fill(folder: Path, source: Artifact, card: Card) -> None:

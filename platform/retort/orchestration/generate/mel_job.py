@@ -37,7 +37,7 @@ from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateMelsConfig, PrepareConfig, RecordedMels, SyntheticMels
 from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
-from retort.store.disk import remove_tree
+from retort.store.place import drop
 from retort.store.results import RESULT, result_of
 
 _VOICES_PER_SHARD = 256
@@ -72,7 +72,7 @@ def _generate(config: GenerateMelsConfig, progress: Progress) -> Artifact:
                 "names, train the models longer, or loosen filters"
             )
         artifact = _write_result(config, output / RESULT, made, description, figures)
-        remove_tree(made.folder)
+        drop(made.folder)
     return artifact
 
 

@@ -31,19 +31,21 @@ from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.plan import Ask, GenerationPlan
 from retort.orchestration.generate.sequences import PromptedModel, Sampling, SequenceSampler
 from retort.run_config import GenerateConfig
+from retort.store.results import result_of
 
 
 class GenerateWorker:
     """Does the chunks of a :class:`GenerationPlan`.
 
     Args:
-        tree: the run file; its paths are those of committed results.
+        tree: the run file; its inputs are found, and fetched from a store, on the worker's node.
         plan: file of the plan.
         description: JSON of the :class:`SyntheticDescription` that every row repeats.
     """
 
     def __init__(self, tree: Mapping[str, Any], plan: Path, description: str) -> None:
         config = validate(dict(tree), GenerateConfig, where="generate")
+        config = config.replace(teacher=result_of(config.teacher), data=result_of(config.data))
         torch.set_num_threads(config.pool.threads_per_worker)
         self.config, self.plan = config, GenerationPlan.read(plan)
         self.description = SyntheticDescription.model_validate_json(description)

@@ -22,7 +22,7 @@ from retort.models.initialise import bypass
 from retort.models.layer_choice import LAYERS_FILE, Criterion, LayerChoice
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import LoadedCodecLM, fingerprint_of, load_codec_lm
-from retort.orchestration.chunks import ChunkFolder, open_work_folder, run_chunks
+from retort.orchestration.chunks import ChunkFolder, open_work_folder, remove_work, run_chunks
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
@@ -30,7 +30,7 @@ from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sw
 from retort.run_config import PruneConfig
 from retort.store.artifact import Artifact, describe_artifact, read_artifact, write_artifact
 from retort.store.commit import write_json_atomic
-from retort.store.disk import remove_tree
+from retort.store.place import local_of
 from retort.store.results import RESULT, result_of
 
 IMPORTANCE_FILE = "importance.json"
@@ -83,7 +83,7 @@ def _prune(config: PruneConfig, progress: Progress) -> Artifact:
             selected_by=choice.recogniser if choice.criterion == "wer" else None,
         )
         artifact = _write_result(config, resolved, (pruned, lineage), (choice, table), metrics)
-        remove_tree(work.parent)
+        remove_work(work)
     return artifact
 
 
@@ -100,7 +100,7 @@ def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> Loaded
 
 def _key(config: PruneConfig, teacher_fingerprint: str) -> str:
     """Names what decides the content of the chunks."""
-    told = config.replace(output=Path(), num_resamples=100, pool={}).model_dump_json()
+    told = config.replace(output=Path(), teacher=Path(), data=Path(), num_resamples=100, pool={}).model_dump_json()
     data = read_artifact(config.data, verify=False).fingerprint
     return hashlib.sha256(f"{told} {teacher_fingerprint} {data}".encode()).hexdigest()[:16]
 
@@ -200,7 +200,7 @@ def _write_result(
         config=config.model_dump(mode="json"),
         metrics=metrics,
     )
-    return write_artifact(config.output.absolute() / RESULT, info, fill)
+    return write_artifact(local_of(config.output.absolute()) / RESULT, info, fill)
 
 
 def _summary(artifact: Artifact) -> dict[str, Any]:

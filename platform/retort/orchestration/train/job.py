@@ -20,7 +20,8 @@ from retort.orchestration.train.task import TrainJob, task_of
 from retort.orchestration.train.worker import Assignment, train_worker
 from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
 from retort.store.artifact import Artifact, read_artifact
-from retort.store.checkpoints import CheckpointFolder
+from retort.store.checkpoints import steps_at
+from retort.store.place import content_of
 from retort.store.results import RUN_FILE, result_of
 
 MAY_CHANGE = (
@@ -86,11 +87,11 @@ def refuse_other_run(config: TrainJob) -> None:
     Raises:
         ConfigError: names the first keys that differ, and the cure.
     """
-    steps = CheckpointFolder(config.output / CHECKPOINTS).steps()
-    run_file = config.output / RUN_FILE
-    if not steps or not run_file.is_file():
+    steps = steps_at(config.output / CHECKPOINTS)
+    recorded = content_of(config.output / RUN_FILE)
+    if not steps or recorded is None:
         return
-    tree = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    tree = yaml.safe_load(recorded)
     changed = differing_keys(tree, config.model_dump(mode="json"), ignore=MAY_CHANGE)
     if changed:
         raise ConfigError(
