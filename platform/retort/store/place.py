@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from retort.errors import DataError, StorageError
+from retort.errors import StorageError
 from retort.location import RemotePath, parse_location
 from retort.store.commit import is_committed, read_manifest
 from retort.store.disk import os_error_as_storage_error, remove_tree
@@ -39,7 +39,7 @@ def store_of(bucket: str) -> S3Store:
     """The store of a bucket; endpoint, region and credentials are those of the AWS tools on this machine.
 
     Raises:
-        DataError: ``RETORT_S3_OUTAGE_MINUTES`` is no number of minutes.
+        StorageError: ``RETORT_S3_OUTAGE_MINUTES`` is no number of minutes.
     """
     return S3Store(f"s3://{bucket}", outage_s=60 * _outage_minutes())
 
@@ -51,7 +51,7 @@ def _outage_minutes() -> float:
     except ValueError:
         minutes = -1.0
     if not 0 <= minutes < 1e6:
-        raise DataError(f"{OUTAGE_VARIABLE}={text}: not a number of minutes; give one, such as 10")
+        raise StorageError(f"{OUTAGE_VARIABLE}={text}: not a number of minutes; give one, such as 10")
     return minutes
 
 
