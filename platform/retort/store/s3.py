@@ -3,22 +3,14 @@
 A folder is its files under ``<key>/``, each with its SHA-256 as metadata, then the manifest, then the marker object
 ``COMMITTED`` last. What has no marker does not exist for a reader, and a reader checks every hash.
 
-Retries: requests are repeated with jittered exponential pauses by botocore's "standard" mode, which does so for 5xx,
-throttling, time-outs and lost connections only; bodies that arrive cut or changed are read again here. Where that is
-not enough the service is out, and the request is repeated here for as long as the outage budget says.
+Retries are those of :class:`retort.store.s3_service.S3Service`; what arrives changed is read again here.
 """
 
 import functools
 import hashlib
-import logging
-import random
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from typing import Any, Literal
 
 from retort.errors import StorageError
 from retort.store.commit import commit_folder, marker_content, verify_folder
@@ -34,28 +26,13 @@ from retort.store.manifest import (
     safe_key,
     sha256_file,
 )
-from retort.store.s3_faults import RemoteStoreError, StoreFault, clear_faults, make_fault
+from retort.store.s3_faults import RemoteStoreError, StoreFault, make_fault
+from retort.store.s3_service import S3Credentials, S3Service
 
-_PART_BYTES = 16 * 1024 * 1024
-_THREADS = 4
 _HASH_KEY = "sha256"
-_PAUSE_S = 0.1
-_MAX_PAUSE_S = 15.0
-_PASSING = frozenset({StoreFault.BUSY, StoreFault.UNREACHABLE})
-_SAY_EVERY_S = 30.0
-_AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
-
-T = TypeVar("T")
-_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class S3Credentials:
-    """A key pair, with a session token where it is temporary; secrets are not shown by ``repr``."""
-
-    access_key: str
-    secret_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
+__all__ = ["S3Credentials", "S3Store"]
 
 
 class S3Store:
@@ -89,42 +66,22 @@ class S3Store:
         region: str | None = None,
         timeout_s: float = 60.0,
     ) -> None:
-        from boto3.session import Session
-        from botocore.config import Config as BotoConfig
-
         scheme, separator, rest = url.partition("://")
         self._bucket, _, prefix = rest.strip("/").partition("/")
         if scheme != "s3" or not separator or not self._bucket:
             raise StorageError(f"{url}: not a url of an S3 store; expected s3://bucket or s3://bucket/prefix")
         self._prefix = safe_key(prefix) + "/" if prefix else ""
-        self._max_attempts, self._outage_s = max_attempts, outage_s
-        session = Session(
-            aws_access_key_id=credentials.access_key if credentials else None,
-            aws_secret_access_key=credentials.secret_key if credentials else None,
-            aws_session_token=credentials.session_token if credentials else None,
-            region_name=region,
+        self._max_attempts = max_attempts
+        self._service = S3Service(
+            endpoint_url=endpoint_url,
+            credentials=credentials,
+            checksum=checksum,
+            max_attempts=max_attempts,
+            outage_s=outage_s,
+            region=region,
+            timeout_s=timeout_s,
         )
-
-        def client(style: str) -> Any:
-            return session.client(
-                "s3",
-                region_name=session.region_name or "us-east-1",
-                endpoint_url=endpoint_url,
-                config=BotoConfig(
-                    retries={"mode": "standard", "total_max_attempts": max_attempts},
-                    connect_timeout=timeout_s,
-                    read_timeout=timeout_s,
-                    request_checksum_calculation=checksum,
-                    response_checksum_validation=checksum,
-                    max_pool_connections=2 * _THREADS,
-                    s3={"addressing_style": style},
-                ),
-            )
-
-        self._client: Any = client("auto")
-        # The endpoint may come from AWS_ENDPOINT_URL as well; what is not AWS has no host for each bucket.
-        if not str(urlsplit(self._client.meta.endpoint_url).hostname).endswith(_AWS_HOSTS):
-            self._client = client("path")
+        self._client = self._service.client
 
     def put_folder(self, folder: Path, key: str) -> Manifest:
         """Upload a folder and commit it under ``key``.
@@ -191,7 +148,7 @@ class S3Store:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=full)
             return [item["Key"] for page in pages for item in page.get("Contents", ())]
 
-        found = self._lasting(self._url(prefix), read)
+        found = self._service.lasting(self._url(prefix), read)
         inside = (key for key in found if not prefix or key == full or key.startswith(full + "/"))
         return tuple(sorted(key.removeprefix(self._prefix) for key in inside))
 
@@ -205,7 +162,7 @@ class S3Store:
         digests: list[str] = []
         # Damage on the way is cured by another reading, damage at rest is not.
         while len(digests) < self._max_attempts:
-            content, recorded = self._lasting(where, lambda: self._read(key))
+            content, recorded = self._service.lasting(where, lambda: self._read(key))
             digest = hashlib.sha256(content).hexdigest()
             if recorded in (None, digest):
                 return content
@@ -214,26 +171,12 @@ class S3Store:
 
     def _read(self, key: str) -> tuple[bytes, str | None]:
         """One object, and the hash that was recorded with it."""
-        answer, content = self._whole(key)
+        answer, content = self._service.whole(self._bucket, self._key(key))
         return content, answer["Metadata"].get(_HASH_KEY)
-
-    def _whole(self, key: str) -> tuple[dict[str, Any], bytes]:
-        """The answer to GET with its whole body; one that arrives cut is asked for again, which botocore does not."""
-        from botocore import exceptions as boto
-
-        for tries in range(self._max_attempts):
-            answer: dict[str, Any] = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-            try:
-                return answer, answer["Body"].read()
-            except (boto.HTTPClientError, boto.IncompleteReadError, ConnectionError, TimeoutError):
-                if tries + 1 == self._max_attempts:
-                    raise
-                time.sleep(random.random() * _PAUSE_S * 2**tries)
-        raise AssertionError("a request is tried at least once")
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Write one object with its hash; an old one is replaced."""
-        self._lasting(
+        self._service.lasting(
             self._url(key),
             lambda: self._client.put_object(
                 Bucket=self._bucket, Key=self._key(key), Body=data, Metadata=_hash_of(data)
@@ -275,11 +218,11 @@ class S3Store:
         """Content and tag of a small object, for :meth:`swap`; None if it is not there."""
 
         def read() -> tuple[bytes, str]:
-            answer, content = self._whole(key)
+            answer, content = self._service.whole(self._bucket, self._key(key))
             return content, answer["ETag"]
 
         try:
-            return self._lasting(self._url(key), read)
+            return self._service.lasting(self._url(key), read)
         except RemoteStoreError as error:
             if error.fault is StoreFault.NOT_FOUND:
                 return None
@@ -292,7 +235,7 @@ class S3Store:
             RemoteStoreError: ``CONFLICT`` if somebody was faster; ``UNSUPPORTED`` if the service has no such request.
         """
         condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
-        answer = self._lasting(
+        answer = self._service.lasting(
             self._url(key),
             lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition),
         )
@@ -322,34 +265,16 @@ class S3Store:
         def abort(upload: Any) -> None:
             self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
-        for upload in self._lasting(self._url(prefix), find):
+        for upload in self._service.lasting(self._url(prefix), find):
             is_inside = not prefix or upload["Key"] == full or upload["Key"].startswith(full + "/")
             if is_inside and (now - upload["Initiated"]).total_seconds() >= older_than_s:
                 try:
-                    self._lasting(self._url(prefix), functools.partial(abort, upload))
+                    self._service.lasting(self._url(prefix), functools.partial(abort, upload))
                 except RemoteStoreError as error:
                     if error.fault is not StoreFault.NOT_FOUND:  # it has just ended by itself
                         raise
                 aborted += 1
         return aborted
-
-    def _lasting(self, where: str, request: Callable[[], T]) -> T:
-        """Make a request, again and again while the service is out and the outage budget lasts."""
-        began, tries, told = time.monotonic(), 0, 0.0
-        while True:
-            try:
-                with clear_faults(where):
-                    return request()
-            except RemoteStoreError as error:
-                out_s, pause_s = time.monotonic() - began, min(_PAUSE_S * 2**tries, _MAX_PAUSE_S)
-                if error.fault not in _PASSING or out_s >= self._outage_s:
-                    raise
-                if tries == 0 or out_s - told >= _SAY_EVERY_S:
-                    left = (self._outage_s - out_s) / 60
-                    _log.warning("%s; trying again for %.1f minutes", error, left)
-                    told = out_s
-            tries = min(tries + 1, 10)
-            time.sleep(random.uniform(0.5, 1.0) * min(pause_s, max(0.0, self._outage_s - out_s)))
 
     def _key(self, key: str) -> str:
         return safe_key(self._prefix + safe_key(key))
@@ -369,7 +294,7 @@ class S3Store:
                 return None
             return answer
 
-        found = self._lasting(self._url(key), ask)
+        found = self._service.lasting(self._url(key), ask)
         if found is None:
             self._require_bucket()
         return found
@@ -377,7 +302,7 @@ class S3Store:
     def _require_bucket(self) -> None:
         # The answer to HEAD has no body, so a missing object and a missing bucket look the same until this is asked.
         try:
-            self._lasting(f"s3://{self._bucket}", lambda: self._client.head_bucket(Bucket=self._bucket))
+            self._service.lasting(f"s3://{self._bucket}", lambda: self._client.head_bucket(Bucket=self._bucket))
         except RemoteStoreError as error:
             if error.fault is not StoreFault.NOT_FOUND:
                 raise
@@ -392,14 +317,14 @@ class S3Store:
         )
 
     def _upload(self, file: Path, key: str, entry: ManifestEntry) -> None:
-        self._lasting(
+        self._service.lasting(
             self._url(key),
             lambda: self._client.upload_file(
                 str(file),
                 self._bucket,
                 self._key(key),
                 ExtraArgs={"Metadata": {_HASH_KEY: entry.sha256}},
-                Config=self._transfer(),
+                Config=self._service.transfer(),
             ),
         )
 
@@ -408,9 +333,11 @@ class S3Store:
         digests = []
         # Damage on the way is cured by a second reading, damage at rest is not.
         for _ in range(2):
-            self._lasting(
+            self._service.lasting(
                 self._url(key),
-                lambda: self._client.download_file(self._bucket, self._key(key), str(file), Config=self._transfer()),
+                lambda: self._client.download_file(
+                    self._bucket, self._key(key), str(file), Config=self._service.transfer()
+                ),
             )
             digests.append(sha256_file(file))
             if entry is None or digests[-1] == entry.sha256:
@@ -419,16 +346,6 @@ class S3Store:
             StoreFault.DAMAGED,
             self._url(key),
             f"SHA-256 is {digests[-1][:16]}…, the record says {'' if entry is None else entry.sha256[:16]}…",
-        )
-
-    def _transfer(self) -> Any:
-        from boto3.s3.transfer import TransferConfig
-
-        return TransferConfig(
-            multipart_threshold=_PART_BYTES,
-            multipart_chunksize=_PART_BYTES,
-            max_concurrency=_THREADS,
-            num_download_attempts=self._max_attempts,
         )
 
     def _is_done(self, key: str, marker: bytes) -> bool:
@@ -441,7 +358,7 @@ class S3Store:
     def _commit(self, key: str, marker: bytes) -> None:
         name = f"{key}/{MARKER_NAME}"
         try:
-            self._lasting(
+            self._service.lasting(
                 self._url(name),
                 lambda: self._client.put_object(
                     Bucket=self._bucket, Key=self._key(name), Body=marker, Metadata=_hash_of(marker), IfNoneMatch="*"
@@ -456,7 +373,9 @@ class S3Store:
 
     def _delete(self, key: str) -> None:
         # One by one: the batch request needs a checksum that some services refuse.
-        self._lasting(self._url(key), lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key)))
+        self._service.lasting(
+            self._url(key), lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+        )
 
 
 def _hash_of(data: bytes) -> dict[str, str]:
