@@ -1,5 +1,6 @@
 """Jobs whose inputs and outputs all lie in a store: a real S3 service on the loopback, and nothing kept on the disk."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,7 @@ SHAPE = {"kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim":
 @pytest.fixture(scope="module", autouse=True)
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An S3 service, an empty bucket, and a node with an empty cache and an empty current folder."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     folder = tmp_path_factory.mktemp("node")
@@ -102,13 +104,14 @@ EVALUATE = {
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_every_job_of_a_tour_reads_and_writes_a_store(
     node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     corpus = write_ljspeech(tmp_path / "corpus", 24, seconds=0.8)
     monkeypatch.chdir(node / "here")
     trees = [prepare(corpus), PRETRAIN, GENERATE, DISTILL, EVALUATE]
-    with ray_session(num_cpus=2):
+    with ray_session(num_cpus=4):
         for tree in trees:
             run_job(job(tree), Lines())
             # The next job finds what it reads in the store alone, as on a new cluster.
