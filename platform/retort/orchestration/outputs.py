@@ -15,12 +15,12 @@ import yaml
 
 from retort.config import Config, validate
 from retort.errors import ConfigError
-from retort.location import RemotePath
+from retort.location import RemotePath, local_only
 from retort.orchestration.progress import Progress
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.commit import is_committed, write_bytes_atomic
 from retort.store.place import hold, is_finished, keep_result, local_of, localise, open_output, push, pushed_at_the_end
-from retort.store.results import RESULT, RUN_FILE
+from retort.store.results import RESULT, RUN_FILE, result_of
 
 C = TypeVar("C", bound=Config)
 
@@ -144,9 +144,35 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Se
 
 
 def absolute_paths(config: C) -> C:
-    """``config`` with every path of its top level made absolute, for workers that run in another folder."""
-    fields = {name: getattr(config, name) for name in type(config).model_fields}
-    return config.replace(**{name: value.absolute() for name, value in fields.items() if isinstance(value, Path)})
+    """``config`` with every path in it made absolute, for workers that run in another folder; urls stay."""
+    return _with_paths(config, lambda path, _: path.absolute())
+
+
+def with_results(config: C) -> C:
+    """``config`` with every result that it reads as a folder of this node: each worker asks for its own.
+
+    Raises:
+        DataError: as :func:`retort.store.results.result_of`.
+    """
+    return _with_paths(config, lambda path, is_location: result_of(path) if is_location else path)
+
+
+def _with_paths(config: C, change: Callable[[Path, bool], Path], *, is_top: bool = True) -> C:
+    def changed(value: Any, is_location: bool) -> Any:
+        if isinstance(value, Path):
+            return change(value, is_location)
+        if isinstance(value, Config):
+            return _with_paths(value, change, is_top=False)
+        return [changed(item, is_location) for item in value] if isinstance(value, tuple) else value
+
+    fields = {name: field for name, field in type(config).model_fields.items() if not (is_top and name == "output")}
+    changes = {
+        name: changed(getattr(config, name), not local_only(field.annotation, field.metadata))
+        for name, field in fields.items()
+    }
+    if is_top and "output" in type(config).model_fields:
+        changes["output"] = getattr(config, "output").absolute()  # noqa: B009 - not every configuration has one
+    return config.replace(**changes)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

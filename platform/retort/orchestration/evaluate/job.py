@@ -30,7 +30,7 @@ from retort.inference.speaker import Request, Speaker
 from retort.nn.random import seed_of
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
-from retort.orchestration.outputs import absolute_paths, job_output, run_once
+from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
@@ -57,7 +57,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
 
 def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
     with job_output(config) as output:
-        given, config = config, _resolved(config)
+        given, config = config, with_results(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
         check_shared_codes(config)
         infos = [describe_system(system, config, strings) for system in config.systems]
@@ -90,25 +90,6 @@ def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
     push(output)
     progress.log(f"report: {page}")
     return {"report": str(shipped(page))}
-
-
-def _resolved(config: EvaluateConfig) -> EvaluateConfig:
-    """Absolute paths of committed artifacts, so that workers in other folders find them."""
-    systems = [
-        system if system.model is None else system.replace(model=str(result_of(system.model)))
-        for system in config.systems
-    ]
-    tree = [system.model_dump(mode="json") for system in systems]
-    return absolute_paths(config).replace(data=str(result_of(config.data)), systems=tree)
-
-
-def _findable(config: EvaluateConfig) -> EvaluateConfig:
-    """The same from any folder of any node: what lies in a store is fetched by the worker that needs it."""
-    systems = [
-        system if system.model is None else system.replace(model=str(system.model.absolute()))
-        for system in config.systems
-    ]
-    return absolute_paths(config).replace(systems=[system.model_dump(mode="json") for system in systems])
 
 
 def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
@@ -177,7 +158,7 @@ def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
         "max_task_retries": 2,
     }
     remote = ray.remote(**options)(EvaluationWorker)
-    tree = _findable(config).model_dump(mode="json")
+    tree = absolute_paths(config).model_dump(mode="json")
     return [remote.remote(tree, threads) for _ in range(count)]
 
 
@@ -214,7 +195,7 @@ class EvaluationWorker:
 
     def __init__(self, tree: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.config = _resolved(validate(tree, EvaluateConfig, where="evaluate"))
+        self.config = with_results(validate(tree, EvaluateConfig, where="evaluate"))
         self.device = "cuda" if self.config.pool.gpus_per_worker > 0 else "cpu"
         self.strings = TestStrings(self.config.data, split=self.config.split, count=self.config.num_strings)
         self._systems: dict[str, System] = {}

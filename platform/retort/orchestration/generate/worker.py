@@ -30,8 +30,8 @@ from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.plan import Ask, GenerationPlan
 from retort.orchestration.generate.sequences import PromptedModel, Sampling, SequenceSampler
+from retort.orchestration.outputs import with_results
 from retort.run_config import GenerateConfig
-from retort.store.results import result_of
 
 
 class GenerateWorker:
@@ -44,8 +44,7 @@ class GenerateWorker:
     """
 
     def __init__(self, tree: Mapping[str, Any], plan: Path, description: str) -> None:
-        config = validate(dict(tree), GenerateConfig, where="generate")
-        config = config.replace(teacher=result_of(config.teacher), data=result_of(config.data))
+        config = with_results(validate(dict(tree), GenerateConfig, where="generate"))
         torch.set_num_threads(config.pool.threads_per_worker)
         self.config, self.plan = config, GenerationPlan.read(plan)
         self.description = SyntheticDescription.model_validate_json(description)

@@ -24,14 +24,14 @@ from retort.models.outside.beside import carry_outside
 from retort.models.weights import LoadedCodecLM, fingerprint_of, load_codec_lm
 from retort.orchestration.chunks import ChunkFolder, open_work_folder, remove_work, run_chunks
 from retort.orchestration.cluster import ray_session
-from retort.orchestration.outputs import absolute_paths, job_output, run_once
+from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sweep
 from retort.run_config import PruneConfig
 from retort.store.artifact import Artifact, describe_artifact, read_artifact, write_artifact
 from retort.store.commit import write_json_atomic
 from retort.store.place import local_of
-from retort.store.results import RESULT, result_of
+from retort.store.results import RESULT
 
 IMPORTANCE_FILE = "importance.json"
 
@@ -62,13 +62,13 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
 def _prune(config: PruneConfig, progress: Progress) -> Artifact:
     began = time.monotonic()
     with job_output(config) as output:
-        resolved = absolute_paths(config).replace(teacher=result_of(config.teacher), data=result_of(config.data))
+        resolved = with_results(config)
         tokens = TokenSet.open(resolved.data).description
         teacher = _fitting_teacher(resolved, tokens)
         strings = TestStrings(resolved.data, split=config.split, count=config.num_strings)
         work = open_work_folder(output, _key(resolved, teacher.fingerprint))
         with ray_session():
-            removal = _remove(resolved, teacher.model.config.num_layers, strings, work, progress)
+            removal = _remove(absolute_paths(config), teacher.model.config.num_layers, strings, work, progress)
         choice = _choose(resolved, teacher, removal)
         kept = choice.layers()
         progress.log(f"prune: keeps the layers {', '.join(map(str, kept))} of {choice.num_layers}")
