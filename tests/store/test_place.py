@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from retort.errors import StorageError
+from retort.errors import DataError, StorageError
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from retort.store.checkpoints import CheckpointFolder, steps_at
 from retort.store.commit import is_committed
 from retort.store.place import behind, cache_folder, local_of, localise, open_output, pull, push, store_of
+from retort.store.registry import Card, Registry
 from retort.store.results import result_of
 from tests.store.conftest import CONTENT, FaultProxy, Node, fill, read_tree
 
@@ -210,6 +211,28 @@ def test_training_goes_on_through_an_outage_and_the_newest_checkpoint_is_uploade
     assert steps_at(root)[-1] == 8
     assert ours.close(60)
     assert is_committed(local_of(root) / "step-00000008")
+
+
+def test_a_registry_in_a_store_promotes_serves_and_keeps_what_it_has(node: Node) -> None:
+    registry = Registry(node.place("registry"))
+    assert registry.names() == []
+    for seed in ("1", "2"):
+        write_result(node, f"runs/{seed}", {"w.bin": seed.encode()})
+    versions = []
+    for seed in ("1", "2", "1"):  # the same model on the same evaluation is no new version
+        source = read_artifact(result_of(node.place(f"runs/{seed}")))
+        added = registry.add("small", source, Card({"seed": seed}, "text"), evaluation=f"e{seed}")
+        versions.append(int(added.info.version))
+        node.become_another()
+    assert versions == [1, 2, 1]
+    assert (registry.names(), registry.versions("small")) == (["small"], [1, 2])
+    current = registry.current("small")
+    assert current.path == node.place("registry/small/1")
+    found = result_of(node.place("registry/small"))
+    assert found.is_relative_to(node.cache)
+    assert registry.card("small")["seed"] == (found / "w.bin").read_text()
+    with pytest.raises(DataError, match="it has small"):
+        registry.current("large")
 
 
 def test_a_cache_that_cannot_be_written_gives_way_to_a_temporary_folder(

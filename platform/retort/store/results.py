@@ -7,7 +7,7 @@ from retort.location import RemotePath
 from retort.store.artifact import ARTIFACT_FILE
 from retort.store.commit import is_committed
 from retort.store.place import content_of, is_finished, localise
-from retort.store.registry import POINTER_FILE, pointed_at, read_pointer
+from retort.store.registry import read_pointer
 
 RUN_FILE = "run.yaml"
 """The resolved configuration of the job that writes an output folder."""
@@ -50,10 +50,9 @@ def folder_with(path: Path, file: str, part: str) -> Path:
 
 
 def _remote_result_of(path: RemotePath) -> Path:
-    pointer = content_of(path / POINTER_FILE)
-    current = () if pointer is None else (path / str(pointed_at(pointer, str(path / POINTER_FILE))[0]),)
-    for place in (path / RESULT, path, *current):
-        if is_finished(place):
+    current = read_pointer(path)
+    for place in (path / RESULT, path, *([] if current is None else [current.path])):
+        if isinstance(place, RemotePath) and is_finished(place):
             folder = localise(place)
             if (folder / ARTIFACT_FILE).is_file():
                 return folder
