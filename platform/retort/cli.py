@@ -13,6 +13,7 @@ from retort import __version__
 from retort.cli_output import echo_summary, explain_failure, job_streams
 from retort.cli_submit import SubmitOptions, command_of, jobs_app, run_submit
 from retort.errors import ConfigError
+from retort.location import parse_location
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one value of the file; repeatable.")
@@ -139,7 +140,9 @@ def _run(job: str, path: Path, overrides: Sequence[str], *, dry_run: bool, as_js
 @app.command()
 def say(
     text: Annotated[str, typer.Argument(help="What to say.")],
-    model: Annotated[Path, typer.Option("--model", "-m", help="Output folder of the job that trained it.")],
+    model: Annotated[
+        Path, typer.Option("--model", "-m", parser=parse_location, help="Output folder of the job that trained it.")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The WAV file to write.")],
     speaker: Annotated[str | None, typer.Option(help="One of the model's voices; the first one if left out.")] = None,
     guidance_scale: Annotated[
@@ -158,15 +161,22 @@ def say(
 
 @app.command()
 def promote(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="Output of a sweep, or of the job that trained.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", parser=parse_location, help="Output of a sweep, or of the job that trained."),
+    ],
     name: Annotated[str, typer.Option("--as", metavar="NAME", help="Under which it is served.")],
     best: Annotated[str | None, typer.Option(help="Which trial of a sweep: 'wer<=0.2, fastest'.")] = None,
     gate: Annotated[
         str | None, typer.Option(help="Such as 'wer<=0.3, failure_rate<=0.1'; left out: the sweep's.")
     ] = None,
-    evaluation: Annotated[Path | None, typer.Option(help="The evaluation whose figures count.")] = None,
+    evaluation: Annotated[
+        Path | None, typer.Option(parser=parse_location, help="The evaluation whose figures count.")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="Its name there, if the model stands under several.")] = None,
-    registry: Annotated[Path, typer.Option(help="Folder of the registry.")] = _REGISTRY,
+    registry: Annotated[
+        Path, typer.Option(parser=parse_location, help="The registry: a folder, or s3://bucket/key.")
+    ] = _REGISTRY,
     as_json: JsonOption = False,
 ) -> None:
     """Take a model through the quality gate into the registry, from where `retort serve` takes it."""

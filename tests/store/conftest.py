@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
+from retort.location import RemotePath
+from retort.store.place import store_of
 from retort.store.s3 import S3Credentials, S3Store
 
 CREDENTIALS = S3Credentials("testing-key", "testing-secret")
@@ -165,7 +167,13 @@ def bucket(raw_s3: Any) -> str:
 @pytest.fixture
 def open_s3(proxy: FaultProxy, bucket: str) -> Callable[..., S3Store]:
     def make(**options: object) -> S3Store:
-        arguments = {"endpoint_url": proxy.url, "credentials": CREDENTIALS, "max_attempts": 3, "timeout_s": 20.0}
+        arguments = {
+            "endpoint_url": proxy.url,
+            "credentials": CREDENTIALS,
+            "max_attempts": 3,
+            "timeout_s": 20.0,
+            "outage_s": 0.0,
+        }
         return S3Store(f"s3://{bucket}/some/prefix", **{**arguments, **options})
 
     return make
@@ -191,3 +199,31 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path | None]]:
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@dataclass
+class Node:
+    """A node that knows the service from its environment, as a pod does, and its cache folder."""
+
+    bucket: str
+    cache: Path
+    monkeypatch: pytest.MonkeyPatch
+
+    def place(self, name: str) -> RemotePath:
+        return RemotePath("s3:", self.bucket, *name.split("/"))
+
+    def become_another(self) -> None:
+        """Go on as a node with an empty disk."""
+        self.cache = self.cache.with_name(self.cache.name + "x")
+        self.monkeypatch.setenv("XDG_CACHE_HOME", str(self.cache))
+
+
+@pytest.fixture
+def node(proxy: FaultProxy, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", CREDENTIALS.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CREDENTIALS.secret_key)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store_of.cache_clear()
+    yield Node(bucket, tmp_path / "cache", monkeypatch)
+    store_of.cache_clear()

@@ -160,7 +160,9 @@ def test_endpoint_that_does_not_answer(tmp_path: Path, sealed: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
-        store = S3Store("s3://b", endpoint_url=url, credentials=CREDENTIALS, max_attempts=1, timeout_s=1.0)
+        store = S3Store(
+            "s3://b", endpoint_url=url, credentials=CREDENTIALS, max_attempts=1, timeout_s=1.0, outage_s=0.0
+        )
         for action in (
             lambda: store.read_bytes("k"),
             lambda: store.put_folder(sealed, "a"),

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from retort.config import Config
 from retort.errors import ConfigError
+from retort.location import Location
 from retort.models.codec_lm import CodecLMConfig
 from retort.models.initialise import check_compatible
 from retort.models.layer_choice import Criterion
@@ -49,7 +50,7 @@ class PrunedTeacher(Config):
     """Some of the teacher's layers, and as much of its width as is asked for."""
 
     kind: Literal["pruned"] = "pruned"
-    layers: Path | tuple[int, ...]
+    layers: Location | tuple[int, ...]
     """Output of `retort prune`, or the layers themselves in ascending order."""
     criterion: Criterion | None = None
     """Which of the choices of `retort prune`; ``None`` is the one that it was asked for."""

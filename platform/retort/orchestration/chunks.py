@@ -26,6 +26,7 @@ from retort.orchestration.progress import Progress
 from retort.run_config import PoolConfig
 from retort.store.commit import sha256_file, write_bytes_atomic, write_json_atomic
 from retort.store.disk import fresh_name, full_disk_as_resource_error
+from retort.store.place import behind, content_of, drop, pull, push, push_json, received, shipped
 
 _MAX_ATTEMPTS = 4
 """A chunk that killed its worker this often in one run is given up."""
@@ -70,6 +71,10 @@ class ChunkFolder:
     def __init__(self, folder: Path, num_chunks: int) -> None:
         self.folder, self.num_chunks = folder, num_chunks
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers on other nodes have folders of their own."""
+        return _chunks_here, (shipped(self.folder), self.num_chunks)
+
     def write(self, number: int, result: ChunkResult) -> None:
         """Write a chunk's tables, then its record.
 
@@ -83,11 +88,27 @@ class ChunkFolder:
             with full_disk_as_resource_error(path, written=path):
                 hashes[name] = _write_table(path, table)
             rows[name] = table.num_rows
+            push(path)
         record = ChunkRecord(number, rows, hashes, tuple(result.rejects), dict(result.numbers))
+        if behind(self.folder) is not None:
+            push_json(self._record(number), asdict(record))
         write_json_atomic(self._record(number), asdict(record))
 
     def read(self, number: int) -> ChunkRecord | None:
-        """The record of a chunk whose tables are on disk as they were written, else None."""
+        """The record of a chunk whose tables are on disk as they were written, else None.
+
+        In a store they may have been written by another node: then they are fetched.
+        """
+        record = self._read(number)
+        if record is None and behind(self.folder) is not None:
+            pull(self._record(number))
+            found = content_of(self._record(number)) or b'{"hashes": {}}'
+            for name in json.loads(found)["hashes"]:
+                pull(self._table(name, number))
+            record = self._read(number)
+        return record
+
+    def _read(self, number: int) -> ChunkRecord | None:
         try:
             tree = json.loads(self._record(number).read_bytes())
             record = ChunkRecord(**{**tree, "rejects": tuple(Reject(**reject) for reject in tree["rejects"])})
@@ -124,7 +145,7 @@ class ChunkFolder:
 
     def forget(self, number: int) -> None:
         """Have a chunk done again by the next run."""
-        self._record(number).unlink(missing_ok=True)
+        drop(self._record(number))
 
     def count_attempt(self, number: int) -> None:
         """Note that a worker begins a chunk.
@@ -181,7 +202,7 @@ def run_chunks(
     if done:
         progress.log(f"{note}: {done} of {chunks.num_chunks} chunks are done already")
     items = [{"chunk": number} for number in missing]
-    make = functools.partial(_chunk_actor, chunks, worker, dict(arguments))
+    make = functools.partial(_chunk_actor, chunks, worker, sent(arguments))
     for _ in stream_through_actors(items, make, pool):
         done += 1
         progress.update(done, chunks.num_chunks, note)
@@ -276,7 +297,7 @@ def _as_text(error: RetortError) -> str:
 def _chunk_actor(
     chunks: ChunkFolder, worker: Callable[..., ChunkWorker], arguments: dict[str, Any]
 ) -> Callable[[Mapping[str, Any]], list[Any]]:
-    made = worker(**arguments)
+    made = worker(**arrived(arguments))
 
     def call(item: Mapping[str, Any]) -> list[Any]:
         number = int(item["chunk"])
@@ -321,8 +342,34 @@ def open_work_folder(output: Path, key: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for other in work.iterdir():
         if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
+            drop(other)
     return folder
+
+
+def remove_work(folder: Path) -> None:
+    """Remove the unfinished work of a job that is done, which :func:`open_work_folder` gave."""
+    drop(folder.parent)
+
+
+def sent(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for workers on any node: the files that paths in them name go to the output's store, if it has one."""
+    for value in arguments.values():
+        if isinstance(value, Path):
+            push(value)
+    return {name: shipped(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+
+
+def arrived(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`sent` sent, on this node."""
+    here = {name: received(value) if isinstance(value, Path) else value for name, value in arguments.items()}
+    for value in here.values():
+        if isinstance(value, Path):
+            pull(value)
+    return here
+
+
+def _chunks_here(folder: Path, num_chunks: int) -> ChunkFolder:
+    return ChunkFolder(received(folder), num_chunks)
 
 
 def _write_table(path: Path, table: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import retort.errors
 from retort.errors import NodeLostError, ResourceError, RetortError, StorageError
 from retort.store.commit import write_json_atomic
+from retort.store.place import drop, pull, push
 
 _FILE = "failure.json"
 _DEATHS = ("ActorDiedError", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "LocalRayletDiedError")
@@ -19,11 +20,14 @@ _PEER = ("onnection closed by peer", "onnection reset by peer", "Connection refu
 def write_failure(folder: Path, error: RetortError, *, run: str) -> None:
     """Leave the error for the driver; ``run`` tells it from those of other runs."""
     write_json_atomic(folder / _FILE, {"run": run, "type": _public_name(type(error)), "text": str(error)})
+    push(folder / _FILE)
 
 
 def read_failure(folder: Path, *, run: str) -> RetortError | None:
     """The error that a worker of this run left, if any."""
     try:
+        if not (folder / _FILE).is_file():
+            pull(folder / _FILE)  # a worker of another node left it
         tree = json.loads((folder / _FILE).read_bytes())
     except (OSError, ValueError):
         return None
@@ -35,7 +39,7 @@ def read_failure(folder: Path, *, run: str) -> RetortError | None:
 
 def clear_failure(folder: Path) -> None:
     """Remove what an earlier run left."""
-    (folder / _FILE).unlink(missing_ok=True)
+    drop(folder / _FILE)
 
 
 def error_of(failure: Exception) -> Exception:

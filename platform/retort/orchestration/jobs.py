@@ -30,6 +30,7 @@ from retort.run_config import (
     SyntheticMels,
     TuneConfig,
 )
+from retort.store.place import is_used
 from retort.tuning.search import num_trials
 
 
@@ -158,7 +159,7 @@ def refuse_existing_output(config: AnyConfig) -> None:
         ConfigError: with the three cures.
     """
     output = config.output
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if is_used(output):
         raise ConfigError(
             f"{output} exists and --no-resume was given; leave --no-resume out to go on where that run stopped, "
             f"or choose another folder with --set output=…, or delete {output} yourself"

@@ -7,6 +7,7 @@ trains, and ``OUTPUT/result/``, the committed artifact that the next job reads.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -14,11 +15,12 @@ import yaml
 
 from retort.config import Config, validate
 from retort.errors import ConfigError
+from retort.location import RemotePath, local_only
 from retort.orchestration.progress import Progress
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.commit import is_committed, write_bytes_atomic
-from retort.store.lock import OutputLock
-from retort.store.results import RESULT, RUN_FILE
+from retort.store.place import hold, is_finished, keep_result, local_of, localise, open_output, push, pushed_at_the_end
+from retort.store.results import RESULT, RUN_FILE, result_of
 
 C = TypeVar("C", bound=Config)
 
@@ -48,15 +50,21 @@ class JobConfig(Protocol):
 def job_output(config: JobConfig) -> Iterator[Path]:
     """Hold ``config.output`` against other runs and write ``run.yaml``; yields the folder as an absolute path.
 
+    Of an output in a store it is this node's folder, with what an earlier run left in the store; what is written
+    there as it is done goes to the store (:mod:`retort.store.place`), and small files beside the result at the end.
+
     Raises:
         StorageError: another run holds it, or it cannot be written.
     """
-    output = config.output.absolute()
-    with OutputLock(output):
+    where = config.output.absolute()
+    with hold(where):
+        output = open_output(where, kept_apart=(RESULT, CHECKPOINTS))
         tree = config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False)
         write_bytes_atomic(output / RUN_FILE, text.encode())
-        yield output
+        push(output / RUN_FILE)
+        with pushed_at_the_end(output):
+            yield output
 
 
 def run_once(config: JobConfig, progress: Progress, work: Callable[[], Artifact]) -> tuple[Artifact, float]:
@@ -80,7 +88,8 @@ def run_once(config: JobConfig, progress: Progress, work: Callable[[], Artifact]
         return done, 0.0
     began = time.monotonic()
     artifact = work()
-    return artifact, time.monotonic() - began
+    kept = replace(artifact, path=keep_result(artifact.path))
+    return kept, time.monotonic() - began
 
 
 def _finished_result(config: JobConfig) -> Artifact | None:
@@ -92,7 +101,8 @@ def _finished_result(config: JobConfig) -> Artifact | None:
         ConfigError: the output holds the result of another configuration; the first keys that differ are named.
         StorageError: the result is damaged.
     """
-    folder = config.output.absolute() / RESULT
+    where = config.output.absolute() / RESULT
+    folder = localise(where) if isinstance(where, RemotePath) and is_finished(where) else local_of(where)
     if not is_committed(folder):
         return None
     artifact = read_artifact(folder)
@@ -134,9 +144,35 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Se
 
 
 def absolute_paths(config: C) -> C:
-    """``config`` with every path of its top level made absolute, for workers that run in another folder."""
-    fields = {name: getattr(config, name) for name in type(config).model_fields}
-    return config.replace(**{name: value.absolute() for name, value in fields.items() if isinstance(value, Path)})
+    """``config`` with every path in it made absolute, for workers that run in another folder; urls stay."""
+    return _with_paths(config, lambda path, _: path.absolute())
+
+
+def with_results(config: C) -> C:
+    """``config`` with every result that it reads as a folder of this node: each worker asks for its own.
+
+    Raises:
+        DataError: as :func:`retort.store.results.result_of`.
+    """
+    return _with_paths(config, lambda path, is_location: result_of(path) if is_location else path)
+
+
+def _with_paths(config: C, change: Callable[[Path, bool], Path], *, is_top: bool = True) -> C:
+    def changed(value: Any, is_location: bool) -> Any:
+        if isinstance(value, Path):
+            return change(value, is_location)
+        if isinstance(value, Config):
+            return _with_paths(value, change, is_top=False)
+        return [changed(item, is_location) for item in value] if isinstance(value, tuple) else value
+
+    fields = {name: field for name, field in type(config).model_fields.items() if not (is_top and name == "output")}
+    changes = {
+        name: changed(getattr(config, name), not local_only(field.annotation, field.metadata))
+        for name, field in fields.items()
+    }
+    if is_top and "output" in type(config).model_fields:
+        changes["output"] = getattr(config, "output").absolute()  # noqa: B009 - not every configuration has one
+    return config.replace(**changes)
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

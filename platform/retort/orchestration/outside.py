@@ -20,7 +20,7 @@ from retort.orchestration.progress import Progress
 from retort.run_config import ExportConfig, ImportConfig, SavedCodec
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import write_json_atomic
-from retort.store.results import RESULT, result_of
+from retort.store.results import RESULT, folder_with, result_of
 from retort.text.front_end import hf_front_end, open_text_front_end
 from retort.text.hf_tokenizer import TOKENIZER_FILE, AudioTokens, HFTokenizerConfig, id_of, ids_of, read_tokenizer
 
@@ -126,7 +126,7 @@ def _codec(config: ImportConfig, text: HFTokenizerConfig) -> Codec | OutsideCode
     if not isinstance(config.codec, SavedCodec):
         return config.codec
     path = config.codec.path
-    codec = open_codec(path if (path / "model.safetensors").is_file() else result_of(path) / "codec")
+    codec = open_codec(folder_with(path, "model.safetensors", "codec"))
     if (codec.num_codebooks, codec.codebook_size) != (1, text.audio.count):
         raise ConfigError(
             f"codec {path}: it has {codec.num_codebooks} codebook(s) of {codec.codebook_size}, the checkpoint has one "

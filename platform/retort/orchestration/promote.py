@@ -15,6 +15,7 @@ from retort.evaluation.pareto import figures_of
 from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
 from retort.evaluation.results import read_summary
 from retort.inference.opening import open_speaker
+from retort.location import parse_location
 from retort.orchestration.tune.job import FRONT_FILE
 from retort.store.artifact import Artifact, code_version, read_artifact
 from retort.store.registry import Card, Registry
@@ -136,7 +137,7 @@ def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
     found = []
     for tree in config["systems"]:
         try:
-            if tree["model"] is not None and result_of(Path(tree["model"])).samefile(result_of(model)):
+            if tree["model"] is not None and result_of(parse_location(tree["model"])).samefile(result_of(model)):
                 found.append(tree)
         except DataError:
             continue  # another system's model is gone
@@ -174,7 +175,7 @@ def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, c
 def _longest_text(data: Any) -> int | None:
     """Characters of the longest training text: what is said in one go when it is served. None if the data are gone."""
     try:
-        texts = TokenSet.open(result_of(Path(str(data)))).split("train").column("text")
+        texts = TokenSet.open(result_of(parse_location(str(data)))).split("train").column("text")
     except DataError:
         return None
     return max(map(len, texts), default=None)

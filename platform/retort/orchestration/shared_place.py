@@ -9,6 +9,7 @@ from retort.errors import MissingRequirementError, StorageError
 from retort.orchestration.demand import Demand, Node
 from retort.store.commit import write_bytes_atomic
 from retort.store.disk import remove_tree
+from retort.store.place import behind
 
 _ANSWER_S = 120.0
 
@@ -16,7 +17,7 @@ _ANSWER_S = 120.0
 def check_shared_place(output: Path, nodes: Sequence[Node], demand: Demand) -> None:
     """Have every node that can hold a worker read the driver's word in ``output`` and write one that the driver reads.
 
-    Nothing is asked of a single node.
+    Nothing is asked of a single node, nor where the output is in a store: every node has a folder of its own then.
 
     Raises:
         StorageError: a node sees another folder, or none, or cannot write it; the node is named.
@@ -24,7 +25,7 @@ def check_shared_place(output: Path, nodes: Sequence[Node], demand: Demand) -> N
     """
     one = Demand(demand.name, 1, 1, demand.cpus, demand.gpus, 0.0)
     asked = [node for node in nodes if node.room(one)]
-    if sum(node.alive for node in nodes) < 2 or not asked:
+    if sum(node.alive for node in nodes) < 2 or not asked or behind(output) is not None:
         return
     folder, nonce = output / f".shared-{uuid.uuid4().hex}", uuid.uuid4().hex
     write_bytes_atomic(folder / "driver", nonce.encode())

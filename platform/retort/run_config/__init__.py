@@ -5,12 +5,12 @@ resolved configuration), ``metrics.jsonl``, ``checkpoints/`` where it trains, an
 that the next job reads.
 """
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from retort.config import Config
+from retort.location import Location
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
@@ -80,7 +80,7 @@ class DemoConfig(Config):
     """A tour: jobs in order, each reading what the ones before wrote."""
 
     job: Literal["demo"] = "demo"
-    output: Path
+    output: Location
     """Holds the jobs' outputs, and copies of the last report and summary."""
     jobs: tuple[JobConfig, ...] = Field(min_length=1)
 

@@ -11,6 +11,7 @@ from retort.evaluation.results import Role
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.decoding import Decoding
+from retort.location import Location
 from retort.run_config.machines import PoolConfig
 from retort.run_config.metric_names import ComparableName
 
@@ -22,7 +23,7 @@ class SystemConfig(Config):
     kind: Literal["recordings", "resynthesis", "model"]
     role: Role
     """What it is there for. Recordings and their resynthesis are references; of a model the file must say it."""
-    model: Path | None = None
+    model: Location | None = None
     decoding: Decoding | None = None
     """``None`` is the plain way of the model's family."""
 
@@ -82,8 +83,8 @@ class EvaluateConfig(Config):
     """Systems → results.jsonl, summary.json and report.html."""
 
     job: Literal["evaluate"] = "evaluate"
-    output: Path
-    data: Path
+    output: Location
+    data: Location
     split: Literal["test", "validation", "train"] = "test"
     """``train`` is for choosing between candidates where no validation rows are held out; the summary says so."""
     num_strings: int = Field(default=300, ge=1)
@@ -133,7 +134,7 @@ class ReportConfig(Config):
     """Write the report of an evaluation again, from its results."""
 
     job: Literal["report"] = "report"
-    evaluation: Path
-    output: Path
+    evaluation: Location
+    output: Location
     votes: tuple[Path, ...] = ()
     """What listeners saved on the listening page of this evaluation."""

@@ -9,6 +9,7 @@ from retort.config import Config
 from retort.evaluation.asr import RecogniserConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.sampling import SamplerConfig
+from retort.location import Location
 from retort.nn.guidance import GuidanceConfig
 from retort.run_config.machines import PoolConfig
 
@@ -58,9 +59,9 @@ class GenerateConfig(Config):
 
     job: Literal["generate"] = "generate"
     makes: Literal["tokens"] = "tokens"
-    output: Path
-    teacher: Path
-    data: Path
+    output: Location
+    teacher: Location
+    data: Location
     guidance: GuidanceConfig
     top_k: int = Field(default=32, ge=1)
     """Guided log-probabilities kept for each token."""

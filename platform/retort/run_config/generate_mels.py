@@ -1,6 +1,5 @@
 """Codec LM and recordings, or codec LM and guided denoiser → mels with latents."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,6 +8,7 @@ from retort.config import Config
 from retort.data.prompts import PROMPT_MAX_FRAMES
 from retort.inference.diffusion_sampling import SolverConfig
 from retort.inference.sampling import SamplerConfig
+from retort.location import Location
 from retort.nn.diffusion_guidance import DiffusionGuidance
 from retort.nn.guidance import GuidanceConfig
 from retort.run_config.generate import CorpusTexts, FilterConfig, TextSource
@@ -39,9 +39,9 @@ class SyntheticMels(Config):
     """The LM says new texts and the guided denoiser turns its codes' latents into mels: what students learn from."""
 
     kind: Literal["synthetic"] = "synthetic"
-    teacher: Path
+    teacher: Location
     """The denoiser."""
-    voices: Path
+    voices: Location
     """The mel set of recordings, whose training rows give the voices."""
     num_rows: int = Field(ge=1)
     """Utterances to make, before filters."""
@@ -63,10 +63,10 @@ class GenerateMelsConfig(Config):
 
     job: Literal["generate"] = "generate"
     makes: Literal["mels"]
-    output: Path
-    lm: Path
+    output: Location
+    lm: Location
     """The codec LM whose latents the denoiser reads."""
-    data: Path
+    data: Location
     """The token set."""
     source: Annotated[RecordedMels | SyntheticMels, Field(discriminator="kind")]
     voice_max_frames: int = Field(default=PROMPT_MAX_FRAMES, ge=1)

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from retort.audio.codec import OutsideCodecConfig
 from retort.config import Config
+from retort.location import Location
 from retort.models.outside.beside import NumberFormat
 from retort.run_config.prepare import SavedCodec
 
@@ -41,7 +42,7 @@ class ImportConfig(Config):
     """Llama or Qwen2 checkpoint in Hugging Face layout → model."""
 
     job: Literal["import"] = "import"
-    output: Path
+    output: Location
     checkpoint: Path
     """Folder with ``config.json``, safetensors and ``tokenizer.json``."""
     audio: SpeechTokensConfig
@@ -56,6 +57,6 @@ class ExportConfig(Config):
     """Imported model, or a student of one → checkpoint in Hugging Face layout."""
 
     job: Literal["export"] = "export"
-    output: Path
-    model: Path
+    output: Location
+    model: Location
     number_format: NumberFormat | Literal["as_imported"] = "as_imported"

@@ -1,6 +1,5 @@
 """Corpus → token set."""
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -11,6 +10,7 @@ from retort.data.readers import CorpusConfig
 from retort.data.recordings import AudioConfig
 from retort.data.splits import SplitConfig
 from retort.evaluation.speaker import SpeakerEncoderConfig
+from retort.location import Location
 from retort.run_config.machines import PoolConfig
 from retort.text.front_end import CharactersConfig, PhonemesConfig
 
@@ -19,21 +19,21 @@ class SavedCodec(Config):
     """The codec of an earlier token set or a saved codec folder."""
 
     kind: Literal["saved"] = "saved"
-    path: Path
+    path: Location
 
 
 class SavedText(Config):
     """The text front-end of an earlier token set or of a model, such as an imported one."""
 
     kind: Literal["saved"] = "saved"
-    path: Path
+    path: Location
 
 
 class PrepareConfig(Config):
     """Corpus → token set."""
 
     job: Literal["prepare"] = "prepare"
-    output: Path
+    output: Location
     corpus: CorpusConfig
     audio: AudioConfig = AudioConfig()
     codec: Annotated[MelRVQConfig | EncodecConfig | SavedCodec, Field(discriminator="kind")]

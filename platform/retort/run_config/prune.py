@@ -1,6 +1,5 @@
 """Teacher → which of its layers matter, and the pruned model."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -9,6 +8,7 @@ from retort.config import Config
 from retort.evaluation.asr import RecogniserConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.decoding import CodecLMDecoding
+from retort.location import Location
 from retort.methods.layer_pruning import LayerPruningConfig
 from retort.run_config.machines import PoolConfig
 
@@ -17,9 +17,9 @@ class PruneConfig(Config):
     """Teacher → importance.json, layers.json and the pruned, untrained model."""
 
     job: Literal["prune"] = "prune"
-    output: Path
-    teacher: Path
-    data: Path
+    output: Location
+    teacher: Location
+    data: Location
     split: Literal["validation", "train"] = "validation"
     """Where the selection strings come from; never the test split, on which the students are judged."""
     num_strings: int = Field(default=100, ge=1)

@@ -1,7 +1,6 @@
 """Training jobs: the loop, a teacher from data, a student from a teacher, for each family of models."""
 
 import math
-from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -10,6 +9,7 @@ from retort.config import Config
 from retort.config_faults import UNKNOWN_BRANCH
 from retort.data.mel_stream import MelBatchConfig
 from retort.data.stream import BatchConfig
+from retort.location import Location
 from retort.methods.cfg_distill import CFGDistillConfig
 from retort.methods.guided_distill import GuidedDistillConfig
 from retort.methods.interval_distill import IntervalDistillConfig
@@ -69,8 +69,8 @@ class PretrainConfig(Config):
 
     job: Literal["pretrain"] = "pretrain"
     family: Literal["codec_lm"] = "codec_lm"
-    output: Path
-    data: Path
+    output: Location
+    data: Location
     model: ModelSize
     training: TrainingConfig[BatchConfig]
 
@@ -80,10 +80,10 @@ class DistillConfig(Config):
 
     job: Literal["distill"] = "distill"
     family: Literal["codec_lm"] = "codec_lm"
-    output: Path
-    teacher: Path
-    data: Path
-    synthetic: Path | None = None
+    output: Location
+    teacher: Location
+    data: Location
+    synthetic: Location | None = None
     """Output of `retort generate`: cached targets and sampled sequences."""
     sampled_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of sampled sequences in the training rows; needs ``synthetic``."""
@@ -111,8 +111,8 @@ class PretrainMelsConfig(Config):
 
     job: Literal["pretrain"] = "pretrain"
     family: Literal["mel_diffusion"]
-    output: Path
-    data: Path
+    output: Location
+    data: Location
     """Output of `retort generate` with ``makes: mels`` and ``source.kind: recordings``."""
     model: MelDiffusionShape
     method: MelPretrainConfig = MelPretrainConfig()
@@ -124,9 +124,9 @@ class DistillMelsConfig(Config):
 
     job: Literal["distill"] = "distill"
     family: Literal["mel_diffusion"]
-    output: Path
-    teacher: Path
-    data: Path
+    output: Location
+    teacher: Location
+    data: Location
     """Output of `retort generate` with ``makes: mels`` and ``source.kind: synthetic``; nothing else is read."""
     method: MelMethod
     training: TrainingConfig[MelBatchConfig]

@@ -9,6 +9,7 @@ from retort.config import Config, validate
 from retort.inference.backends import DecodePrecision
 from retort.inference.decoding import Decoding
 from retort.inference.speech import GuardConfig
+from retort.location import Location
 
 
 class ServedModel(Config):
@@ -16,7 +17,7 @@ class ServedModel(Config):
 
     name: str = Field(min_length=1, max_length=256)
     """What clients send as ``model``."""
-    path: Path
+    path: Location
     """Output of ``retort pretrain`` or ``retort distill``."""
     decoding: Decoding | None = None
     """``None`` is the plain way of the model's family."""

@@ -13,7 +13,8 @@ from pydantic import Field, JsonValue, ValidationError
 import retort
 from retort.config import Config
 from retort.errors import DataError, StorageError
-from retort.store.commit import commit_folder, read_manifest, verify_folder, write_json_atomic
+from retort.store.commit import commit_folder, is_committed, read_manifest, verify_folder, write_json_atomic
+from retort.store.place import behind, pull, push, push_files
 
 ARTIFACT_FILE = "artifact.json"
 
@@ -113,6 +114,10 @@ def write_artifact(
         if (temporary / ARTIFACT_FILE).exists():
             raise StorageError(f"{folder}: the content holds {ARTIFACT_FILE}, which is written here; name it otherwise")
         write_json_atomic(temporary / ARTIFACT_FILE, info.model_dump(mode="json"))
+    if behind(folder) is not None:
+        # What lies beside a job's result belongs to it: whoever sees the marker sees all of it.
+        push_files(folder.parent)
+        push(folder)
     return Artifact(folder, info, read_manifest(folder).fingerprint)
 
 
@@ -126,6 +131,8 @@ def read_artifact(folder: Path, *, verify: bool = True) -> Artifact:
     Raises:
         StorageError: not committed, damaged (the first bad file is named), or not an artifact.
     """
+    if behind(folder) is not None and not is_committed(folder):
+        pull(folder)  # another node wrote it
     manifest = verify_folder(folder) if verify else read_manifest(folder)
     path = folder / ARTIFACT_FILE
     if ARTIFACT_FILE not in {entry.path for entry in manifest.entries}:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.errors import DataError, StorageError
+from retort.location import RemotePath
 from retort.store.commit import (
     commit_folder,
     is_committed,
@@ -24,6 +25,8 @@ from retort.store.commit import (
 )
 from retort.store.disk import full_disk_as_resource_error, lock_folder, os_error_as_storage_error, remove_tree
 from retort.store.manifest import RESERVED_NAMES, Manifest
+from retort.store.place import behind
+from retort.store.uploads import Uploads, fetch_newest, stored_steps
 
 META_FILE = "meta.json"
 
@@ -64,6 +67,9 @@ class CheckpointFolder:
         self._keep_last = keep_last
         self._attempt = attempt or uuid.uuid4().hex
         self._held: int | None = None
+        remote = behind(root)
+        self._remote = remote
+        self._uploads = None if remote is None else Uploads(remote, keep_last)
 
     def save(self, step: int, fill: Callable[[Path], None], meta: Mapping[str, Any]) -> Path:
         """Write the checkpoint of ``step``, then let old ones go; a checkpoint of this step is replaced.
@@ -83,7 +89,7 @@ class CheckpointFolder:
         with commit_folder(target, replace=True) as temporary:
             fill(temporary)
             _write_meta(temporary, step, meta)
-        self._tidy()
+        self._committed(target)
         return target
 
     def begin(self, step: int) -> Path:
@@ -130,16 +136,28 @@ class CheckpointFolder:
             raise
         finally:
             self._release()
-        self._tidy()
+        self._committed(target)
         return target
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Wait until the newest checkpoint is in the store behind the folder, if there is one; whether it is."""
+        return self._uploads is None or self._uploads.close(timeout_s)
 
     def steps(self) -> list[int]:
         """Committed steps in rising order; the files' hashes are not checked."""
         return [step for step, path in self._folders() if is_committed(path)]
 
     def latest_good(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies in full, or None; a newer one that does not is logged with its fault."""
+        """The newest checkpoint that verifies in full, or None; a newer one that does not is logged with its fault.
+
+        Of an output in a store, the newest one there is fetched if it is not here.
+        """
         restore_replaced(self._root)
+        if self._remote is not None:
+            fetch_newest(self._remote, lambda step: is_committed(self._path(step)), self._path)
+        return self._latest_good_here()
+
+    def _latest_good_here(self) -> Checkpoint | None:
         for step, path in reversed(self._folders()):
             try:
                 return _read(step, path)
@@ -172,6 +190,11 @@ class CheckpointFolder:
             _log.warning("%s was never committed; it is replaced", target)
             remove_tree(target)
 
+    def _committed(self, target: Path) -> None:
+        if self._uploads is not None:
+            self._uploads.offer(target)
+        self._tidy()
+
     def _tidy(self) -> None:
         """Delete what is older than the last ``keep_last``, but never the newest one that verifies."""
         sweep_orphans(self._root, keep=self._attempt)
@@ -179,10 +202,16 @@ class CheckpointFolder:
         old = [(step, path) for step, path in self._folders() if step < kept[0]] if kept else []
         if not old:
             return
-        good = self.latest_good()
+        good = self._latest_good_here()
         for step, path in old:
-            if good is not None and step < good.step:
+            is_read = self._uploads is not None and self._uploads.busy == path
+            if good is not None and step < good.step and not is_read:
                 remove_tree(path)
+
+
+def steps_at(root: Path) -> list[int]:
+    """Steps of the committed checkpoints of a run, wherever it lies, in rising order."""
+    return stored_steps(root) if isinstance(root, RemotePath) else CheckpointFolder(root).steps()
 
 
 def _write_meta(folder: Path, step: int, meta: Mapping[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """The registry: promoted models by name and version. A version never changes, and an older one is never removed.
 
+It is a folder, or a place in a store.
+
 ``REGISTRY/NAME/VERSION/`` is a committed artifact, the model's files with its card. ``REGISTRY/NAME/current.json``
 names the version in use and is replaced atomically, after the version is there.
 """
@@ -7,19 +9,21 @@ names the version in use and is replaced atomically, after the version is there.
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from retort.errors import DataError, StorageError
+from retort.location import RemotePath
 from retort.store.artifact import ARTIFACT_FILE, Artifact, describe_artifact, read_artifact, write_artifact
 from retort.store.commit import is_committed, read_manifest, write_json_atomic
-from retort.store.lock import OutputLock
+from retort.store.manifest import MARKER_NAME
+from retort.store.place import content_of, hold, is_finished, local_of, localise, store_of
 
 CARD_FILE, CARD_TEXT_FILE = "card.json", "card.md"
-_POINTER = "current.json"
+POINTER_FILE = "current.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -43,7 +47,7 @@ class Current:
 
 
 class Registry:
-    """Promoted models in a folder.
+    """Promoted models in a folder or a store.
 
     Args:
         folder: it need not exist yet.
@@ -54,12 +58,12 @@ class Registry:
 
     def names(self) -> list[str]:
         """Names with a version in use, sorted."""
-        return sorted(path.parent.name for path in self.folder.glob(f"*/{_POINTER}"))
+        return sorted(name for name, *rest in self._files() if rest == [POINTER_FILE])
 
     def versions(self, name: str) -> list[int]:
         """Versions of a name, the oldest first."""
-        found = (self.folder / name).iterdir() if (self.folder / name).is_dir() else ()
-        return sorted(int(path.name) for path in found if path.name.isdigit() and is_committed(path))
+        marked = (parts for parts in self._files() if len(parts) == 3 and parts[2] == MARKER_NAME)
+        return sorted(int(version) for found, version, _ in marked if found == name and version.isdigit())
 
     def current(self, name: str) -> Current:
         """The version in use.
@@ -75,7 +79,7 @@ class Registry:
 
     def card(self, name: str) -> dict[str, Any]:
         """``card.json`` of the version in use."""
-        tree: dict[str, Any] = json.loads((self.current(name).path / CARD_FILE).read_bytes())
+        tree: dict[str, Any] = json.loads(content_of(self.current(name).path / CARD_FILE) or b"{}")
         return tree
 
     def add(self, name: str, source: Artifact, card: Card, *, evaluation: str) -> Artifact:
@@ -96,7 +100,7 @@ class Registry:
         inputs = {**source.info.inputs, "promoted": source.fingerprint, "evaluation": evaluation}
         if not _NAME.fullmatch(name):
             raise DataError(f"{name!r} is no name for a model: names are letters, digits, '.', '_' and '-'")
-        with OutputLock(self.folder / name):
+        with hold(self.folder / name):
             there = self.versions(name)
             version = next((v for v in there if self._inputs(name, v) == inputs), None)
             if version is None:
@@ -109,16 +113,36 @@ class Registry:
                     config=source.info.config,
                     metrics=source.info.metrics,
                 )
-                write_artifact(self.folder / name / str(version), info, lambda folder: _fill(folder, source, card))
+                here = local_of(self.folder / name / str(version))
+                if isinstance(self.folder, RemotePath):
+                    shutil.rmtree(here, ignore_errors=True)  # what an upload that failed left
+                write_artifact(here, info, lambda folder: _fill(folder, source, card))
             self._use(name, version)
-        return read_artifact(self.folder / name / str(version))
+        found = self.folder / name / str(version)
+        return read_artifact(localise(found) if isinstance(found, RemotePath) else found)
 
     def _inputs(self, name: str, version: int) -> Mapping[str, str]:
-        return read_artifact(self.folder / name / str(version), verify=False).info.inputs
+        content = content_of(self.folder / name / str(version) / ARTIFACT_FILE) or b"{}"
+        inputs: Mapping[str, str] = json.loads(content).get("inputs", {})
+        return inputs
+
+    def _files(self) -> Iterator[list[str]]:
+        """Where files lie that matter here, as parts below the registry."""
+        if isinstance(self.folder, RemotePath):
+            for key in store_of(self.folder.bucket).list(self.folder.key):
+                yield key.removeprefix(f"{self.folder.key}/").split("/")
+        else:
+            for pattern in (f"*/{POINTER_FILE}", f"*/*/{MARKER_NAME}"):
+                for path in self.folder.glob(pattern):
+                    yield list(path.relative_to(self.folder).parts)
 
     def _use(self, name: str, version: int) -> None:
         now = datetime.now(UTC).isoformat("T", "microseconds")
-        write_json_atomic(self.folder / name / _POINTER, {"version": version, "promoted_at": now})
+        pointer, tree = self.folder / name / POINTER_FILE, {"version": version, "promoted_at": now}
+        if isinstance(pointer, RemotePath):
+            store_of(pointer.bucket).write_bytes(pointer.key, json.dumps(tree).encode())
+        else:
+            write_json_atomic(pointer, tree)
 
 
 def read_pointer(folder: Path) -> Current | None:
@@ -127,17 +151,28 @@ def read_pointer(folder: Path) -> Current | None:
     Raises:
         DataError: the pointer is damaged, or names a version that is not there.
     """
-    path = folder / _POINTER
-    if not path.is_file():
+    path = folder / POINTER_FILE
+    content = content_of(path)
+    if content is None:
         return None
-    try:
-        tree = json.loads(path.read_bytes())
-        found = Current(folder.name, int(tree["version"]), folder / str(int(tree["version"])), str(tree["promoted_at"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: damaged ({error}); promote the model again") from error
-    if not is_committed(found.path):
+    version, promoted_at = pointed_at(content, str(path))
+    found = Current(folder.name, version, folder / str(version), promoted_at)
+    if not (is_finished(found.path) if isinstance(found.path, RemotePath) else is_committed(found.path)):
         raise DataError(f"{path} names version {found.version}, which is not there; promote the model again")
     return found
+
+
+def pointed_at(content: bytes, where: str) -> tuple[int, str]:
+    """Version and time of promotion in a pointer file.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        tree = json.loads(content)
+        return int(tree["version"]), str(tree["promoted_at"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{where}: damaged ({error}); promote the model again") from error
 
 
 def _fill(folder: Path, source: Artifact, card: Card) -> None:

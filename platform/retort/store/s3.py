@@ -3,20 +3,18 @@
 A folder is its files under ``<key>/``, each with its SHA-256 as metadata, then the manifest, then the marker object
 ``COMMITTED`` last. What has no marker does not exist for a reader, and a reader checks every hash.
 
-Retries: requests are repeated with jittered exponential pauses by botocore's "standard" mode, which does so for 5xx,
-throttling, time-outs and lost connections only; bodies that arrive cut or changed are read again here.
+Retries are those of :class:`retort.store.s3_service.S3Service`; what arrives changed is read again here.
 """
 
+import functools
 import hashlib
-import random
-import time
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from retort.errors import StorageError
 from retort.store.commit import commit_folder, marker_content, verify_folder
+from retort.store.disk import fresh_name
 from retort.store.manifest import (
     MANIFEST_NAME,
     MARKER_NAME,
@@ -28,22 +26,13 @@ from retort.store.manifest import (
     safe_key,
     sha256_file,
 )
-from retort.store.s3_faults import RemoteStoreError, StoreFault, clear_faults, make_fault
+from retort.store.s3_faults import RemoteStoreError, StoreFault, make_fault
+from retort.store.s3_service import S3Credentials, S3Service
 
-_PART_BYTES = 16 * 1024 * 1024
-_THREADS = 4
 _HASH_KEY = "sha256"
-_PAUSE_S = 0.1
-_MAX_PAUSE_S = 5.0
 
 
-@dataclass(frozen=True)
-class S3Credentials:
-    """A key pair, with a session token where it is temporary; secrets are not shown by ``repr``."""
-
-    access_key: str
-    secret_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
+__all__ = ["S3Credentials", "S3Store"]
 
 
 class S3Store:
@@ -56,8 +45,9 @@ class S3Store:
             anew, and refreshes what expires.
         checksum: whether boto3 adds its own checksums to all requests; several services refuse them. The content hash
             of this module does not depend on it.
-        max_attempts: tries of a request, the first included.
-        region: region name that is signed.
+        max_attempts: tries of a request in quick succession, the first included.
+        outage_s: for how long a request is repeated when those have failed, in seconds.
+        region: region name that is signed; without one that of the AWS tools, else ``us-east-1``.
         timeout_s: for the connection and for each read.
 
     Raises:
@@ -72,37 +62,26 @@ class S3Store:
         credentials: S3Credentials | None = None,
         checksum: Literal["when_required", "when_supported"] = "when_required",
         max_attempts: int = 5,
-        region: str = "us-east-1",
+        outage_s: float = 600.0,
+        region: str | None = None,
         timeout_s: float = 60.0,
     ) -> None:
-        from boto3.session import Session
-        from botocore.config import Config as BotoConfig
-
         scheme, separator, rest = url.partition("://")
         self._bucket, _, prefix = rest.strip("/").partition("/")
         if scheme != "s3" or not separator or not self._bucket:
             raise StorageError(f"{url}: not a url of an S3 store; expected s3://bucket or s3://bucket/prefix")
         self._prefix = safe_key(prefix) + "/" if prefix else ""
         self._max_attempts = max_attempts
-        session = Session(
-            aws_access_key_id=credentials.access_key if credentials else None,
-            aws_secret_access_key=credentials.secret_key if credentials else None,
-            aws_session_token=credentials.session_token if credentials else None,
-            region_name=region,
-        )
-        self._client: Any = session.client(
-            "s3",
+        self._service = S3Service(
             endpoint_url=endpoint_url,
-            config=BotoConfig(
-                retries={"mode": "standard", "total_max_attempts": max_attempts},
-                connect_timeout=timeout_s,
-                read_timeout=timeout_s,
-                request_checksum_calculation=checksum,
-                response_checksum_validation=checksum,
-                max_pool_connections=2 * _THREADS,
-                s3={"addressing_style": "path" if endpoint_url else "auto"},
-            ),
+            credentials=credentials,
+            checksum=checksum,
+            max_attempts=max_attempts,
+            outage_s=outage_s,
+            region=region,
+            timeout_s=timeout_s,
         )
+        self._client = self._service.client
 
     def put_folder(self, folder: Path, key: str) -> Manifest:
         """Upload a folder and commit it under ``key``.
@@ -164,11 +143,12 @@ class S3Store:
     def list(self, prefix: str = "") -> tuple[str, ...]:
         """Sorted keys of the objects at and below ``prefix``, of uncommitted folders too."""
         full = self._key(prefix) if prefix else self._prefix
-        found: list[str] = []
-        with clear_faults(self._url(prefix)):
+
+        def read() -> list[str]:
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=full)
-            for page in pages:
-                found += [item["Key"] for item in page.get("Contents", ())]
+            return [item["Key"] for page in pages for item in page.get("Contents", ())]
+
+        found = self._service.lasting(self._url(prefix), read)
         inside = (key for key in found if not prefix or key == full or key.startswith(full + "/"))
         return tuple(sorted(key.removeprefix(self._prefix) for key in inside))
 
@@ -178,30 +158,88 @@ class S3Store:
         Raises:
             StorageError: missing, damaged, or the service refuses.
         """
-        from botocore import exceptions as boto
-
         where = self._url(key)
-        fault, detail = StoreFault.UNREACHABLE, "no attempt was made"
-        for attempt in range(self._max_attempts):
-            if attempt:
-                time.sleep(random.random() * min(_PAUSE_S * 2**attempt, _MAX_PAUSE_S))
-            with clear_faults(where):
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._key(key))
-            try:
-                content: bytes = answer["Body"].read()
-            except (boto.HTTPClientError, boto.IncompleteReadError, ConnectionError, TimeoutError) as error:
-                fault, detail = StoreFault.UNREACHABLE, f"the answer was cut: {error}"
-                continue
+        digests: list[str] = []
+        # Damage on the way is cured by another reading, damage at rest is not.
+        while len(digests) < self._max_attempts:
+            content, recorded = self._service.lasting(where, lambda: self._read(key))
             digest = hashlib.sha256(content).hexdigest()
-            if answer["Metadata"].get(_HASH_KEY, digest) == digest:
+            if recorded in (None, digest):
                 return content
-            fault, detail = StoreFault.DAMAGED, f"SHA-256 is {digest[:16]}…"
-        raise make_fault(fault, where, detail)
+            digests.append(digest)
+        raise make_fault(StoreFault.DAMAGED, where, f"SHA-256 is {digests[-1][:16]}…")
+
+    def _read(self, key: str) -> tuple[bytes, str | None]:
+        """One object, and the hash that was recorded with it."""
+        answer, content = self._service.whole(self._bucket, self._key(key))
+        return content, answer["Metadata"].get(_HASH_KEY)
 
     def write_bytes(self, key: str, data: bytes) -> None:
         """Write one object with its hash; an old one is replaced."""
-        with clear_faults(self._url(key)):
-            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, Metadata=_hash_of(data))
+        self._service.lasting(
+            self._url(key),
+            lambda: self._client.put_object(
+                Bucket=self._bucket, Key=self._key(key), Body=data, Metadata=_hash_of(data)
+            ),
+        )
+
+    def put_file(self, file: Path, key: str) -> None:
+        """Upload one file with its hash, unless the same content is there.
+
+        Raises:
+            StorageError: the service refuses.
+        """
+        entry = ManifestEntry(safe_key(key), file.stat().st_size, sha256_file(file))
+        if not self._holds(key, entry):
+            self._upload(file, key, entry)
+
+    def get_file(self, key: str, file: Path) -> None:
+        """Bring one object here, checked against the hash that was recorded with it; an equal file stays as it is.
+
+        Raises:
+            StorageError: missing, damaged, or the service refuses.
+        """
+        head = self._head(key)
+        if head is None:
+            raise make_fault(StoreFault.NOT_FOUND, self._url(key), "HTTP 404")
+        recorded = head.get("Metadata", {}).get(_HASH_KEY)
+        size = int(head["ContentLength"])
+        if file.is_file() and file.stat().st_size == size and recorded == sha256_file(file):
+            return
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = fresh_name(file, "tmp")
+        try:
+            self._download(key, partial, None if recorded is None else ManifestEntry(key, size, recorded))
+            partial.replace(file)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def read_tagged(self, key: str) -> tuple[bytes, str] | None:
+        """Content and tag of a small object, for :meth:`swap`; None if it is not there."""
+
+        def read() -> tuple[bytes, str]:
+            answer, content = self._service.whole(self._bucket, self._key(key))
+            return content, answer["ETag"]
+
+        try:
+            return self._service.lasting(self._url(key), read)
+        except RemoteStoreError as error:
+            if error.fault is StoreFault.NOT_FOUND:
+                return None
+            raise
+
+    def swap(self, key: str, data: bytes, tag: str | None) -> str:
+        """Replace an object if it still has this tag, or make it if there is none (``None``); returns its new tag.
+
+        Raises:
+            RemoteStoreError: ``CONFLICT`` if somebody was faster; ``UNSUPPORTED`` if the service has no such request.
+        """
+        condition = {"IfNoneMatch": "*"} if tag is None else {"IfMatch": tag}
+        answer = self._service.lasting(
+            self._url(key),
+            lambda: self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data, **condition),
+        )
+        return str(answer["ETag"])
 
     def delete_prefix(self, prefix: str) -> int:
         """Delete the object ``prefix`` and everything below it, markers first; returns how many objects went."""
@@ -210,23 +248,32 @@ class S3Store:
             self._delete(key)
         return len(keys)
 
-    def abort_stale_uploads(self, *, older_than_s: float) -> int:
+    def abort_stale_uploads(self, *, older_than_s: float, prefix: str = "") -> int:
         """Drop the parts that writers killed in the middle of a multipart upload left behind (they cost money).
 
         Args:
             older_than_s: uploads begun within this time may be alive and stay.
+            prefix: only those at and below this key.
         """
         now, aborted = datetime.now(UTC), 0
-        with clear_faults(self._url("")):
-            pages = self._client.get_paginator("list_multipart_uploads").paginate(
-                Bucket=self._bucket, Prefix=self._prefix
-            )
-            for upload in [upload for page in pages for upload in page.get("Uploads", ())]:
-                if (now - upload["Initiated"]).total_seconds() >= older_than_s:
-                    self._client.abort_multipart_upload(
-                        Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                    )
-                    aborted += 1
+        full = self._key(prefix) if prefix else self._prefix
+
+        def find() -> list[Any]:
+            pages = self._client.get_paginator("list_multipart_uploads").paginate(Bucket=self._bucket, Prefix=full)
+            return [upload for page in pages for upload in page.get("Uploads", ())]
+
+        def abort(upload: Any) -> None:
+            self._client.abort_multipart_upload(Bucket=self._bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
+        for upload in self._service.lasting(self._url(prefix), find):
+            is_inside = not prefix or upload["Key"] == full or upload["Key"].startswith(full + "/")
+            if is_inside and (now - upload["Initiated"]).total_seconds() >= older_than_s:
+                try:
+                    self._service.lasting(self._url(prefix), functools.partial(abort, upload))
+                except RemoteStoreError as error:
+                    if error.fault is not StoreFault.NOT_FOUND:  # it has just ended by itself
+                        raise
+                aborted += 1
         return aborted
 
     def _key(self, key: str) -> str:
@@ -238,22 +285,24 @@ class S3Store:
     def _head(self, key: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
 
-        with clear_faults(self._url(key)):
+        def ask() -> dict[str, Any] | None:
             try:
                 answer: dict[str, Any] = self._client.head_object(Bucket=self._bucket, Key=self._key(key))
             except ClientError as error:
                 if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
                     raise
-            else:
-                return answer
-        self._require_bucket()
-        return None
+                return None
+            return answer
+
+        found = self._service.lasting(self._url(key), ask)
+        if found is None:
+            self._require_bucket()
+        return found
 
     def _require_bucket(self) -> None:
         # The answer to HEAD has no body, so a missing object and a missing bucket look the same until this is asked.
         try:
-            with clear_faults(f"s3://{self._bucket}"):
-                self._client.head_bucket(Bucket=self._bucket)
+            self._service.lasting(f"s3://{self._bucket}", lambda: self._client.head_bucket(Bucket=self._bucket))
         except RemoteStoreError as error:
             if error.fault is not StoreFault.NOT_FOUND:
                 raise
@@ -268,39 +317,35 @@ class S3Store:
         )
 
     def _upload(self, file: Path, key: str, entry: ManifestEntry) -> None:
-        with clear_faults(self._url(key)):
-            self._client.upload_file(
+        self._service.lasting(
+            self._url(key),
+            lambda: self._client.upload_file(
                 str(file),
                 self._bucket,
                 self._key(key),
                 ExtraArgs={"Metadata": {_HASH_KEY: entry.sha256}},
-                Config=self._transfer(),
-            )
+                Config=self._service.transfer(),
+            ),
+        )
 
-    def _download(self, key: str, file: Path, entry: ManifestEntry) -> None:
+    def _download(self, key: str, file: Path, entry: ManifestEntry | None) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         digests = []
         # Damage on the way is cured by a second reading, damage at rest is not.
         for _ in range(2):
-            with clear_faults(self._url(key)):
-                self._client.download_file(self._bucket, self._key(key), str(file), Config=self._transfer())
+            self._service.lasting(
+                self._url(key),
+                lambda: self._client.download_file(
+                    self._bucket, self._key(key), str(file), Config=self._service.transfer()
+                ),
+            )
             digests.append(sha256_file(file))
-            if digests[-1] == entry.sha256:
+            if entry is None or digests[-1] == entry.sha256:
                 return
         raise make_fault(
             StoreFault.DAMAGED,
             self._url(key),
-            f"SHA-256 is {digests[-1][:16]}…, the manifest says {entry.sha256[:16]}…",
-        )
-
-    def _transfer(self) -> Any:
-        from boto3.s3.transfer import TransferConfig
-
-        return TransferConfig(
-            multipart_threshold=_PART_BYTES,
-            multipart_chunksize=_PART_BYTES,
-            max_concurrency=_THREADS,
-            num_download_attempts=self._max_attempts,
+            f"SHA-256 is {digests[-1][:16]}…, the record says {'' if entry is None else entry.sha256[:16]}…",
         )
 
     def _is_done(self, key: str, marker: bytes) -> bool:
@@ -313,10 +358,12 @@ class S3Store:
     def _commit(self, key: str, marker: bytes) -> None:
         name = f"{key}/{MARKER_NAME}"
         try:
-            with clear_faults(self._url(name)):
-                self._client.put_object(
+            self._service.lasting(
+                self._url(name),
+                lambda: self._client.put_object(
                     Bucket=self._bucket, Key=self._key(name), Body=marker, Metadata=_hash_of(marker), IfNoneMatch="*"
-                )
+                ),
+            )
         except RemoteStoreError as error:
             if error.fault is StoreFault.UNSUPPORTED:
                 self.write_bytes(name, marker)
@@ -326,8 +373,9 @@ class S3Store:
 
     def _delete(self, key: str) -> None:
         # One by one: the batch request needs a checksum that some services refuse.
-        with clear_faults(self._url(key)):
-            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+        self._service.lasting(
+            self._url(key), lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+        )
 
 
 def _hash_of(data: bytes) -> dict[str, str]:

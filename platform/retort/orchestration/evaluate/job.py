@@ -31,13 +31,14 @@ from retort.nn.random import seed_of
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
-from retort.orchestration.outputs import absolute_paths, job_output, run_once
+from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workplace
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
 from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, write_artifact
 from retort.store.commit import write_bytes_atomic, write_json_atomic
+from retort.store.place import local_of, pull, push, received, shipped
 from retort.store.results import result_of
 
 _PIECES = "pieces"
@@ -58,15 +59,15 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
 
 def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
     with job_output(config) as output:
-        config = _resolved(config)
+        given, config = config, with_results(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
         check_shared_codes(config)
         infos = [describe_system(system, config, strings) for system in config.systems]
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
-            items = place.run(lambda heard: _judge_all(config, output, strings, heard))
+            items = place.run(lambda heard: _judge_all(given, output, strings, heard))
             threads = config.pool.threads_per_worker
-            confidence = place.run(lambda _: _on_one_actor(config, "confidence", threads))
-            speeds, memory = place.run(lambda heard: _measure(config, heard))
+            confidence = place.run(lambda _: _on_one_actor(given, "confidence", threads))
+            speeds, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, speeds, memory) for info in infos]
         return _write(config, output, strings, infos, items, confidence)
 
@@ -86,28 +87,19 @@ def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
     pairs = pairs_of(summary)
     votes = read_votes(config.votes, report=fingerprint_of(samples), trials=trials_of(pairs, samples))
     summary["preferences"] = preferences(votes, pairs)
-    page = write_report(config.output, summary, items, samples=samples, title="Retort")
-    write_json_atomic(config.output / "summary.json", summary)
+    output = local_of(config.output)
+    page = write_report(output, summary, items, samples=samples, title="Retort")
+    write_json_atomic(output / "summary.json", summary)
+    push(output)
     progress.log(f"report: {page}")
-    return {"report": str(page)}
-
-
-def _resolved(config: EvaluateConfig) -> EvaluateConfig:
-    """Absolute paths of committed artifacts, so that workers in other folders find them."""
-    systems = [
-        system if system.model is None else system.replace(model=str(result_of(system.model)))
-        for system in config.systems
-    ]
-    tree = [system.model_dump(mode="json") for system in systems]
-    return absolute_paths(config).replace(data=str(result_of(config.data)), systems=tree)
+    return {"report": str(shipped(page))}
 
 
 def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     """Speed of every model of an evaluation, in turns, in one process: the figures of its summary, by name."""
     assert config.speed is not None
-    resolved = _resolved(config)
     with ray_session():
-        speeds: dict[str, list[Speed]] = _on_one_actor(resolved, "speed", config.speed.threads)
+        speeds: dict[str, list[Speed]] = _on_one_actor(config, "speed", config.speed.threads)
     return {name: _speed_figures(speed) for name, speed in speeds.items()}
 
 
@@ -129,11 +121,12 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
     if missing:
         actors = _actors(config, min(config.pool.size, len(missing)), config.pool.threads_per_worker)
         pool = ray.util.ActorPool(actors)
-        work = pool.map_unordered(lambda a, p: a.judge.remote(p[0], p[1], p[2], str(folder), kept), missing)
+        work = pool.map_unordered(lambda a, p: a.judge.remote(p[0], p[1], p[2], str(shipped(folder)), kept), missing)
         for done, name in enumerate(work, start=1):
             progress.update(done, len(missing), f"judging {name}")
         for actor in actors:
             ray.kill(actor)
+        pull(folder)
     return [item for name, number, _ in pieces for item in read_piece(config, folder, name, number)]
 
 
@@ -168,7 +161,8 @@ def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
         "max_task_retries": 2,
     }
     remote = ray.remote(**options)(EvaluationWorker)
-    return [remote.remote(config.model_dump(mode="json"), threads) for _ in range(count)]
+    tree = absolute_paths(config).model_dump(mode="json")
+    return [remote.remote(tree, threads) for _ in range(count)]
 
 
 def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: str) -> Any:
@@ -204,7 +198,7 @@ class EvaluationWorker:
 
     def __init__(self, tree: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.config = validate(tree, EvaluateConfig, where="evaluate")
+        self.config = with_results(validate(tree, EvaluateConfig, where="evaluate"))
         self.device = "cuda" if self.config.pool.gpus_per_worker > 0 else "cpu"
         self.strings = TestStrings(self.config.data, split=self.config.split, count=self.config.num_strings)
         self._systems: dict[str, System] = {}
@@ -217,16 +211,20 @@ class EvaluationWorker:
             encoder = None if config.speaker_encoder is None else open_speaker_encoder(config.speaker_encoder)
             scorers = Scorers(open_recogniser(config.recogniser), encoder, config.stability)
             self._judge = Judge(self.strings, scorers, max_frames=config.max_frames, seed=config.seed)
-        verdicts = self._judge.judge(self._system(name), ids)
+        verdicts, here = self._judge.judge(self._system(name), ids), received(folder)
         for verdict in verdicts:
             if verdict.item.id in kept and verdict.samples_N.numel():
-                path = Path(folder) / _SOUNDS / f"{name}--{verdict.item.id}.wav"
+                path = here / _SOUNDS / f"{name}--{verdict.item.id}.wav"
                 write_bytes_atomic(path, wav_bytes(verdict.samples_N, verdict.sample_rate))
+                push(path)
         mels = {verdict.item.id: verdict.mel_TM for verdict in verdicts if verdict.mel_TM is not None}
         if mels and config.mel_reference is not None:
-            write_bytes_atomic(Path(folder) / f"{name}-{number:04d}{_MELS}", mels_to_bytes(mels))
-        lines = Path(folder) / f"{name}-{number:04d}.jsonl"
+            path = here / f"{name}-{number:04d}{_MELS}"
+            write_bytes_atomic(path, mels_to_bytes(mels))
+            push(path)
+        lines = here / f"{name}-{number:04d}.jsonl"
         write_results(lines, [verdict.item for verdict in verdicts])
+        push(lines)
         return name
 
     def confidence(self) -> dict[str, Confidence]:

@@ -20,12 +20,12 @@ from retort.orchestration.chunks import ChunkRecord, sum_numbers, write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
 from retort.orchestration.generate.plan import plan_generation
 from retort.orchestration.generate.worker import GenerateWorker
-from retort.orchestration.outputs import absolute_paths, job_output, run_once
+from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateConfig
 from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
-from retort.store.disk import remove_tree
-from retort.store.results import RESULT, result_of
+from retort.store.place import drop
+from retort.store.results import RESULT
 
 
 def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
@@ -45,10 +45,13 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
 def _generate(config: GenerateConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
     with job_output(config) as output:
-        resolved = absolute_paths(config).replace(teacher=result_of(config.teacher), data=result_of(config.data))
+        resolved = with_results(config)
         tokens = TokenSet.open(resolved.data)
         description = _describe(resolved, _fitting_teacher(resolved, tokens), tokens)
-        arguments = {"tree": resolved.model_dump(mode="json"), "description": description.model_dump_json()}
+        arguments = {
+            "tree": absolute_paths(config).model_dump(mode="json"),
+            "description": description.model_dump_json(),
+        }
 
         def plan_in(work: Path) -> Work:
             plan = plan_generation(resolved, tokens)
@@ -63,7 +66,7 @@ def _generate(config: GenerateConfig, progress: Progress) -> Artifact:
                 f"longer, lower the guidance, or loosen filters; see {output / REJECTS_FILE}"
             )
         artifact = _write_result(config, output / RESULT, made, description, figures)
-        remove_tree(made.folder)
+        drop(made.folder)
     return artifact
 
 

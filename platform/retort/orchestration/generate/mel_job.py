@@ -33,11 +33,11 @@ from retort.orchestration.generate.mel_codec import open_mel_codec
 from retort.orchestration.generate.mel_recordings import RecordedMelsWorker
 from retort.orchestration.generate.mel_synthetic import SyntheticMelsWorker
 from retort.orchestration.generate.plan import GenerationPlan, cut, plan_asks
-from retort.orchestration.outputs import absolute_paths, job_output, run_once
+from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateMelsConfig, PrepareConfig, RecordedMels, SyntheticMels
 from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
-from retort.store.disk import remove_tree
+from retort.store.place import drop
 from retort.store.results import RESULT, result_of
 
 _VOICES_PER_SHARD = 256
@@ -60,10 +60,11 @@ def run_generate_mels(config: GenerateMelsConfig, progress: Progress) -> dict[st
 def _generate(config: GenerateMelsConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
     with job_output(config) as output:
-        resolved = _resolved(config)
+        resolved = with_results(config)
         tokens = TokenSet.open(resolved.data)
         description = _describe(resolved, tokens)
-        plan = partial(_plan, resolved, tokens, description)
+        tree = absolute_paths(config).model_dump(mode="json")
+        plan = partial(_plan, resolved, tree, tokens, description)
         made = generate_chunks(output, _key(resolved, description), plan, config.pool, progress)
         figures = _figures(resolved, tokens, made, time.monotonic() - begin)
         if not figures["rows"]:
@@ -72,18 +73,8 @@ def _generate(config: GenerateMelsConfig, progress: Progress) -> Artifact:
                 "names, train the models longer, or loosen filters"
             )
         artifact = _write_result(config, output / RESULT, made, description, figures)
-        remove_tree(made.folder)
+        drop(made.folder)
     return artifact
-
-
-def _resolved(config: GenerateMelsConfig) -> GenerateMelsConfig:
-    """With every input as the folder of its committed result."""
-    source: RecordedMels | SyntheticMels = config.source
-    if isinstance(source, SyntheticMels):
-        source = source.replace(teacher=result_of(source.teacher), voices=result_of(source.voices))
-        if isinstance(source.texts, FileTexts):
-            source = source.replace(texts=absolute_paths(source.texts))
-    return absolute_paths(config).replace(lm=result_of(config.lm), data=result_of(config.data), source=source)
 
 
 def _fitting_lm(config: GenerateMelsConfig, tokens: TokenSet) -> LoadedCodecLM:
@@ -170,11 +161,15 @@ def _key(config: GenerateMelsConfig, description: MelSetDescription) -> str:
     return hashlib.sha256(json.dumps([tree, source, made, texts], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _plan(config: GenerateMelsConfig, tokens: TokenSet, description: MelSetDescription, folder: Path) -> Work:
-    arguments: dict[str, Any] = {
-        "tree": config.model_dump(mode="json"),
-        "description": description.model_dump_json(),
-    }
+def _plan(
+    config: GenerateMelsConfig,
+    tree: Mapping[str, Any],
+    tokens: TokenSet,
+    description: MelSetDescription,
+    folder: Path,
+) -> Work:
+    """The plan, on disk; workers get ``tree``, whose inputs each finds on its own node."""
+    arguments: dict[str, Any] = {"tree": tree, "description": description.model_dump_json()}
     match config.source:
         case RecordedMels() as source:
             prepare = _prepared(config.data)

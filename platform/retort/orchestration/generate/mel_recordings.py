@@ -23,6 +23,7 @@ from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.mel_codec import open_mel_codec
 from retort.orchestration.generate.sequences import PromptedModel
+from retort.orchestration.outputs import with_results
 from retort.run_config import GenerateMelsConfig, PrepareConfig
 
 _LEAST_AGREEMENT = 0.9
@@ -33,7 +34,7 @@ class RecordedMelsWorker:
     """Does chunks of references.
 
     Args:
-        tree: the run file; its paths are those of committed results.
+        tree: the run file; its inputs are found, and fetched from a store, on the worker's node.
         prepare: the run file that the token set was made with.
         references: folder of the chunks of references.
         chosen: file with the ids that are asked for.
@@ -43,7 +44,7 @@ class RecordedMelsWorker:
     def __init__(
         self, tree: Mapping[str, Any], prepare: Mapping[str, Any], references: Path, chosen: Path, description: str
     ) -> None:
-        config = validate(dict(tree), GenerateMelsConfig, where="generate")
+        config = with_results(validate(dict(tree), GenerateMelsConfig, where="generate"))
         prepared = validate(dict(prepare), PrepareConfig, where="prepare")
         torch.set_num_threads(config.pool.threads_per_worker)
         self.config, self.references = config, references

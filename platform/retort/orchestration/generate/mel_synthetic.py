@@ -19,6 +19,7 @@ from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.plan import GenerationPlan
 from retort.orchestration.generate.sequences import PromptedModel, Sampling, SequenceSampler
+from retort.orchestration.outputs import with_results
 from retort.run_config import GenerateMelsConfig, MelFilterConfig, SyntheticMels
 
 _TOP = 1.0 - 1e-3
@@ -29,13 +30,13 @@ class SyntheticMelsWorker:
     """Does chunks of asks.
 
     Args:
-        tree: the run file; its paths are those of committed results.
+        tree: the run file; its inputs are found, and fetched from a store, on the worker's node.
         plan: file of the plan.
         description: JSON of the :class:`MelSetDescription` that every row repeats.
     """
 
     def __init__(self, tree: Mapping[str, Any], plan: Path, description: str) -> None:
-        config = validate(dict(tree), GenerateMelsConfig, where="generate")
+        config = with_results(validate(dict(tree), GenerateMelsConfig, where="generate"))
         assert isinstance(config.source, SyntheticMels)
         torch.set_num_threads(config.pool.threads_per_worker)
         self.config, self.source, self.plan = config, config.source, GenerationPlan.read(plan)

@@ -30,6 +30,7 @@ from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.generate.chunked import computed_in
 from retort.orchestration.generate.plan import Ask, GenerationPlan
 from retort.orchestration.generate.sequences import PromptedModel, Sampling, SequenceSampler
+from retort.orchestration.outputs import with_results
 from retort.run_config import GenerateConfig
 
 
@@ -37,13 +38,13 @@ class GenerateWorker:
     """Does the chunks of a :class:`GenerationPlan`.
 
     Args:
-        tree: the run file; its paths are those of committed results.
+        tree: the run file; its inputs are found, and fetched from a store, on the worker's node.
         plan: file of the plan.
         description: JSON of the :class:`SyntheticDescription` that every row repeats.
     """
 
     def __init__(self, tree: Mapping[str, Any], plan: Path, description: str) -> None:
-        config = validate(dict(tree), GenerateConfig, where="generate")
+        config = with_results(validate(dict(tree), GenerateConfig, where="generate"))
         torch.set_num_threads(config.pool.threads_per_worker)
         self.config, self.plan = config, GenerationPlan.read(plan)
         self.description = SyntheticDescription.model_validate_json(description)

@@ -23,7 +23,9 @@ from retort.orchestration.chunks import (
     ChunkFolder,
     ChunkRecord,
     open_work_folder,
+    remove_work,
     run_chunks,
+    sent,
     stream_through_actors,
     sum_numbers,
     write_rejects,
@@ -33,6 +35,7 @@ from retort.orchestration.outputs import job_output, run_once
 from retort.orchestration.prepare.worker import (
     AUDIO,
     CODEC,
+    GIVEN,
     REFERENCES,
     TEXT,
     TOKENS,
@@ -44,8 +47,8 @@ from retort.orchestration.workplace import workplace
 from retort.run_config import PrepareConfig, SavedCodec, SavedText
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import commit_folder, is_committed
-from retort.store.disk import remove_tree
-from retort.store.results import RESULT, result_of
+from retort.store.place import drop
+from retort.store.results import RESULT, folder_with
 from retort.text.front_end import (
     FRONT_END_FILE,
     CharactersConfig,
@@ -77,7 +80,8 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
     with job_output(config) as output:
         front_end = _front_end(config.text)
-        work = open_work_folder(output, _key(config, front_end))
+        folder = open_work_folder(output, _key(config, front_end))
+        work = folder / GIVEN
         plan = plan_references(
             config.corpus,
             config.splits,
@@ -89,14 +93,14 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
         _save_once(work / TEXT, front_end)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
             codec = place.run(lambda heard: _codec(config, plan, work, heard))
-            chunks = ChunkFolder(work / f"chunks-{plan.digest}-{codec.fingerprint()}", plan.num_chunks)
+            chunks = ChunkFolder(folder / f"chunks-{plan.digest}-{codec.fingerprint()}", plan.num_chunks)
             arguments = {"tree": config.model_dump(mode="json"), "work": work}
             place.run(lambda heard: run_chunks(chunks, PrepareWorker, arguments, config.pool, heard, "chunks prepared"))
         rejects = _refuse_too_many(plan, chunks, config, output / REJECTS_FILE, work)
         records = chunks.records()
         summary = _figures(plan, records, rejects, time.monotonic() - begin)
         artifact = _write_result(config, output / RESULT, (chunks, records, rejects), (codec, front_end), summary)
-        remove_tree(work.parent)
+        remove_work(folder)
     return artifact
 
 
@@ -105,7 +109,7 @@ def _front_end(config: CharactersConfig | PhonemesConfig | SavedText) -> TextFro
     if not isinstance(config, SavedText):
         return build_text_front_end(config)
     path = config.path
-    return open_text_front_end(path if (path / FRONT_END_FILE).is_file() else result_of(path) / TEXT)
+    return open_text_front_end(folder_with(path, FRONT_END_FILE, TEXT))
 
 
 def _key(config: PrepareConfig, front_end: TextFrontEnd) -> str:
@@ -137,7 +141,7 @@ def _new_codec(config: PrepareConfig, plan: ReferencePlan, work: Path, progress:
         case EncodecConfig() as shape:
             return load_encodec(shape)
         case SavedCodec(path=path):
-            return open_codec(path if (path / "model.safetensors").is_file() else result_of(path) / CODEC)
+            return open_codec(folder_with(path, "model.safetensors", CODEC))
         case _:
             assert_never(config.codec)
 
@@ -147,7 +151,8 @@ def _fitting_recordings(
 ) -> Iterator[torch.Tensor]:
     """Samples of the training rows that the codec is fitted on, decoded by the workers, in a fixed order."""
     items = [{"chunk": chunk, "places": places} for chunk, places in plan.fit.items()]
-    make = functools.partial(samples_for_fitting, config.model_dump(mode="json"), work, sample_rate)
+    given = sent({"work": work})["work"]
+    make = functools.partial(samples_for_fitting, config.model_dump(mode="json"), given, sample_rate)
     total = sum(len(places) for places in plan.fit.values())
     for done, samples in enumerate(stream_through_actors(items, make, config.pool), start=1):
         progress.update(done, total, "recordings decoded for the codec")
@@ -170,7 +175,7 @@ def _refuse_too_many(
     if fault is None:
         return rejects
     forget_plan(work / REFERENCES)
-    remove_tree(work / CODEC)
+    drop(work / CODEC)
     for record in records:
         if chunks is not None and record.rejects:
             chunks.forget(record.number)

@@ -15,14 +15,16 @@ from retort.data.tokens import TokenRow, row_to_record, token_schema
 from retort.data.utterance import Reject, Utterance
 from retort.errors import DataError
 from retort.evaluation.speaker import SpeakerEncoder, open_speaker_encoder
-from retort.orchestration.chunks import ChunkResult
+from retort.orchestration.chunks import ChunkResult, arrived
 from retort.run_config import PrepareConfig
 from retort.text.front_end import open_text_front_end
 
 TOKENS, AUDIO = "tokens", "audio"
 """Tables of a chunk."""
 REFERENCES, CODEC, TEXT = "references", "codec", "text"
-"""Folders of the job's work."""
+"""Folders of what the workers are given."""
+GIVEN = "given"
+"""Folder of those, in the job's work."""
 
 
 def audio_schema() -> Any:
@@ -41,6 +43,7 @@ def samples_for_fitting(
     is done.
     """
     config = validate(dict(tree), PrepareConfig, where="prepare")
+    work = arrived({"work": work})["work"]
     torch.set_num_threads(config.pool.threads_per_worker)
     loader = RecordingLoader(config.audio, sample_rate, config.corpus)
 

@@ -22,17 +22,17 @@ from retort.models.initialise import bypass
 from retort.models.layer_choice import LAYERS_FILE, Criterion, LayerChoice
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import LoadedCodecLM, fingerprint_of, load_codec_lm
-from retort.orchestration.chunks import ChunkFolder, open_work_folder, run_chunks
+from retort.orchestration.chunks import ChunkFolder, open_work_folder, remove_work, run_chunks
 from retort.orchestration.demand import Demand
-from retort.orchestration.outputs import absolute_paths, job_output, run_once
+from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sweep
 from retort.orchestration.workplace import workplace
 from retort.run_config import PruneConfig
 from retort.store.artifact import Artifact, describe_artifact, read_artifact, write_artifact
 from retort.store.commit import write_json_atomic
-from retort.store.disk import remove_tree
-from retort.store.results import RESULT, result_of
+from retort.store.place import local_of
+from retort.store.results import RESULT
 
 IMPORTANCE_FILE = "importance.json"
 
@@ -63,14 +63,14 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
 def _prune(config: PruneConfig, progress: Progress) -> Artifact:
     began = time.monotonic()
     with job_output(config) as output:
-        resolved = absolute_paths(config).replace(teacher=result_of(config.teacher), data=result_of(config.data))
+        resolved = with_results(config)
         tokens = TokenSet.open(resolved.data).description
         teacher = _fitting_teacher(resolved, tokens)
         strings = TestStrings(resolved.data, split=config.split, count=config.num_strings)
         work = open_work_folder(output, _key(resolved, teacher.fingerprint))
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
             num_layers = teacher.model.config.num_layers
-            removal = place.run(lambda heard: _remove(resolved, num_layers, strings, work, heard))
+            removal = place.run(lambda heard: _remove(absolute_paths(config), num_layers, strings, work, heard))
         choice = _choose(resolved, teacher, removal)
         kept = choice.layers()
         progress.log(f"prune: keeps the layers {', '.join(map(str, kept))} of {choice.num_layers}")
@@ -85,7 +85,7 @@ def _prune(config: PruneConfig, progress: Progress) -> Artifact:
             selected_by=choice.recogniser if choice.criterion == "wer" else None,
         )
         artifact = _write_result(config, resolved, (pruned, lineage), (choice, table), metrics)
-        remove_tree(work.parent)
+        remove_work(work)
     return artifact
 
 
@@ -102,7 +102,7 @@ def _fitting_teacher(config: PruneConfig, tokens: TokenSetDescription) -> Loaded
 
 def _key(config: PruneConfig, teacher_fingerprint: str) -> str:
     """Names what decides the content of the chunks."""
-    told = config.replace(output=Path(), num_resamples=100, pool={}).model_dump_json()
+    told = config.replace(output=Path(), teacher=Path(), data=Path(), num_resamples=100, pool={}).model_dump_json()
     data = read_artifact(config.data, verify=False).fingerprint
     return hashlib.sha256(f"{told} {teacher_fingerprint} {data}".encode()).hexdigest()[:16]
 
@@ -202,7 +202,7 @@ def _write_result(
         config=config.model_dump(mode="json"),
         metrics=metrics,
     )
-    return write_artifact(config.output.absolute() / RESULT, info, fill)
+    return write_artifact(local_of(config.output.absolute()) / RESULT, info, fill)
 
 
 def _summary(artifact: Artifact) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from retort.models.codec_lm import CodecLM
 from retort.models.initialise import bypass
 from retort.models.weights import LoadedModel
 from retort.orchestration.chunks import ChunkResult
+from retort.orchestration.outputs import with_results
 from retort.run_config import PruneConfig
 
 SCORES, INFLUENCE = "scores", "influence"
@@ -57,7 +58,7 @@ class PruneWorker:
     """
 
     def __init__(self, tree: Mapping[str, Any], sweep: str) -> None:
-        config = validate(dict(tree), PruneConfig, where="prune")
+        config = with_results(validate(dict(tree), PruneConfig, where="prune"))
         torch.set_num_threads(config.pool.threads_per_worker)
         self.config, self.sweep = config, Sweep.model_validate_json(sweep)
         device = "cuda" if config.pool.gpus_per_worker > 0 else "cpu"

@@ -22,7 +22,9 @@ from retort.orchestration.train.master_weights import (
 )
 from retort.orchestration.train.ranks import Ranks
 from retort.store.checkpoints import CheckpointFolder
+from retort.store.commit import is_committed
 from retort.store.disk import full_disk_as_resource_error
+from retort.store.place import behind, drop, pull, push, received, shipped
 from retort.training.seam import Teacher
 
 _log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class TrainingCheckpoints:
         self.ranks = ranks
         self._accumulation = accumulation
         self._folder = CheckpointFolder(root, keep_last=keep_last, attempt=ranks.agree_on_attempt())
+        self._is_shared = behind(root) is None or ranks.see_one_folder(root)
 
     def find(self) -> Found | None:
         """The newest checkpoint that verifies; rank 0 decides, so that no two ranks differ."""
@@ -84,9 +87,19 @@ class TrainingCheckpoints:
         if self.ranks.rank == 0:
             good = self._folder.latest_good()
             if good is not None:
-                tree = {"step": good.step, "path": str(good.path), "meta": dict(good.meta)}
+                tree = {"step": good.step, "path": str(shipped(good.path)), "meta": dict(good.meta)}
         tree = self.ranks.from_rank_zero(tree)
-        return None if tree is None else Found(tree["step"], Path(tree["path"]), tree["meta"])
+        if tree is None:
+            return None
+        path = received(tree["path"])
+        if not is_committed(path):
+            pull(path)  # another node's rank 0 found it in the store
+        return Found(tree["step"], path, tree["meta"])
+
+    def close(self) -> None:
+        """Wait until the last checkpoint is in the store behind the folder, if there is one."""
+        if not self._folder.close():
+            _log.warning("the last checkpoint is on this machine only: the store refused it to the end")
 
     def save(self, state: RunState) -> None:
         """Write the checkpoint of the optimizers' step; every rank must call it.
@@ -105,15 +118,22 @@ class TrainingCheckpoints:
         folder = self._folder.begin(step)
         with full_disk_as_resource_error(folder, written=folder):
             _write_rank(folder / _rank_file(ranks.rank), state, is_first=ranks.rank == 0)
+        names = [_rank_file(rank) for rank in range(ranks.world_size)]
+        if behind(folder) is not None and not self._is_shared:
+            push(folder / names[ranks.rank])
         ranks.barrier()
         if ranks.rank == 0:
+            if not self._is_shared:
+                pull(folder)
             meta = {
                 "world_size": ranks.world_size,
                 "micro_batches_per_step": state.accumulation * ranks.world_size,
                 "accumulation": self._accumulation,
                 "has_average": any(optimizer.ema is not None for optimizer in state.optimizers.values()),
             }
-            self._folder.finish(step, meta, expected_files=[_rank_file(rank) for rank in range(ranks.world_size)])
+            self._folder.finish(step, meta, expected_files=names)
+            if not self._is_shared:
+                drop(folder)
         ranks.barrier()
 
     def restore(self, found: Found, state: RunState) -> None:

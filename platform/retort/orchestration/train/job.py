@@ -24,7 +24,8 @@ from retort.orchestration.train.worker import Assignment, train_worker
 from retort.orchestration.workplace import workplace
 from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
 from retort.store.artifact import Artifact, read_artifact
-from retort.store.checkpoints import CheckpointFolder
+from retort.store.checkpoints import steps_at
+from retort.store.place import content_of
 from retort.store.results import RUN_FILE, result_of
 
 MAY_CHANGE = (
@@ -74,7 +75,7 @@ def _train(config: TrainJob, progress: Progress) -> Artifact:
         resolved = _with_absolute_layers(config) if isinstance(config, DistillConfig) else config
         assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
         demand = Demand.of_training(config.training.workers)
-        with workplace(output, demand, progress) as place, _Sigterm(assignment, progress).noted() as told:
+        with workplace(output, demand, progress) as place, _Sigterm(assignment, output, progress).noted() as told:
 
             def work(heard: Progress) -> None:
                 with shown(output, heard, config.training.steps):
@@ -98,11 +99,11 @@ def refuse_other_run(config: TrainJob) -> None:
     Raises:
         ConfigError: names the first keys that differ, and the cure.
     """
-    steps = CheckpointFolder(config.output / CHECKPOINTS).steps()
-    run_file = config.output / RUN_FILE
-    if not steps or not run_file.is_file():
+    steps = steps_at(config.output / CHECKPOINTS)
+    recorded = content_of(config.output / RUN_FILE)
+    if not steps or recorded is None:
         return
-    tree = yaml.safe_load(run_file.read_text(encoding="utf-8"))
+    tree = yaml.safe_load(recorded)
     changed = differing_keys(tree, config.model_dump(mode="json"), ignore=MAY_CHANGE)
     if changed:
         raise ConfigError(
@@ -114,9 +115,8 @@ def refuse_other_run(config: TrainJob) -> None:
 class _Sigterm:
     """SIGTERM to the driver becomes a word to the workers, who have a time of grace to write a checkpoint."""
 
-    def __init__(self, assignment: Assignment, progress: Progress) -> None:
-        self._assignment, self._progress = assignment, progress
-        self._output = assignment.config.output
+    def __init__(self, assignment: Assignment, output: Path, progress: Progress) -> None:
+        self._assignment, self._output, self._progress = assignment, output, progress
         self._grace_s = assignment.config.training.workers.preemption_grace_s
         self._is_told = False
         self._since: float | None = None
@@ -147,7 +147,7 @@ class _Sigterm:
                 f"told to end by SIGTERM: the workers have {self._grace_s:g} s for a checkpoint of the present step"
             )
         if time.monotonic() - self._since >= self._grace_s:
-            steps = CheckpointFolder(self._output / CHECKPOINTS).steps()
+            steps = steps_at(self._output / CHECKPOINTS)
             kept = f"the last one is of step {steps[-1]}" if steps else "there is none yet"
             raise PreemptedError(
                 f"told to end by SIGTERM, and {self._grace_s:g} s were too short for a checkpoint of the present step "

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -28,6 +29,21 @@ class Ranks:
     def agree_on_attempt(self) -> str:
         """32 hexadecimal digits that are new at each start and the same on every rank."""
         return self.from_rank_zero(uuid.uuid4().hex)
+
+    def see_one_folder(self, folder: Path) -> bool:
+        """Whether all ranks see the same files below ``folder``; every rank must call it."""
+        if self.world_size == 1:
+            return True
+        sign = folder / f".sign-{self.from_rank_zero(uuid.uuid4().hex)}"
+        if self.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            sign.touch()
+        self.barrier()
+        seen = self.sum(torch.tensor([float(sign.exists())]))
+        self.barrier()
+        if self.rank == 0:
+            sign.unlink()
+        return bool(seen.item() == self.world_size)
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -18,9 +18,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from retort.errors import PreemptedError
+from retort.errors import PreemptedError, StorageError
 from retort.orchestration.train.ranks import Ranks
 from retort.store.commit import write_json_atomic
+from retort.store.place import behind, content_of, drop, push_json, shipped
 
 _FILE = "stop.json"
 _told_to_leave = threading.Event()
@@ -59,14 +60,14 @@ def request_stop(folder: Path, action: Action, *, run: str, reason: str) -> None
         run: tells this run of the driver from others.
         reason: for the log.
     """
-    write_json_atomic(
-        folder / _FILE, {"run": run, "request": uuid.uuid4().hex, "action": int(action), "reason": reason}
-    )
+    word = {"run": run, "request": uuid.uuid4().hex, "action": int(action), "reason": reason}
+    push_json(folder / _FILE, word)
+    write_json_atomic(folder / _FILE, word)
 
 
 def clear_stop(folder: Path) -> None:
     """Remove what an earlier run left."""
-    (folder / _FILE).unlink(missing_ok=True)
+    drop(folder / _FILE)
 
 
 def note_sigterm() -> None:
@@ -92,10 +93,13 @@ class StopListener:
 
     LOOK_EVERY_S: ClassVar[float] = 0.5
     """How often rank 0 looks for the file, which lies on storage that may be slow."""
+    ASK_EVERY_S: ClassVar[float] = 5.0
+    """The same where the output is in a store, which each look asks."""
 
     def __init__(self, folder: Path, ranks: Ranks, *, run: str) -> None:
         self._path, self._ranks, self._run = folder / _FILE, ranks, run
         self._looked_at, self._done = -math.inf, ""
+        self._every_s = self.LOOK_EVERY_S if behind(self._path) is None else self.ASK_EVERY_S
 
     def agree(self, count: Tensor) -> tuple[Tensor, Action]:
         """Add up ``count`` over the ranks, and agree on what to do before the next step; every rank must call it.
@@ -122,7 +126,7 @@ class StopListener:
     def _hear(self) -> Action:
         own = Action.LEAVE if _told_to_leave.is_set() else Action.GO_ON
         now = time.monotonic()
-        if self._ranks.rank or now - self._looked_at < self.LOOK_EVERY_S:
+        if self._ranks.rank or now - self._looked_at < self._every_s:
             return own
         self._looked_at = now
         tree = self._read()
@@ -133,7 +137,7 @@ class StopListener:
 
     def _read(self) -> dict[str, Any]:
         try:
-            tree = json.loads(self._path.read_bytes())
-        except (OSError, ValueError):
+            tree = json.loads(content_of(shipped(self._path)) or "{}")
+        except (OSError, ValueError, StorageError):
             return {}
         return tree if tree.get("run") == self._run else {}

@@ -1,0 +1,195 @@
+"""One writer per output in a store: a lease, which is an object that its holder keeps changing.
+
+There are no locks in a store that end with their holder. So the holder writes ``<output>.lock`` again every few
+seconds, each time with another number; who wants the output watches the object, and takes it over once it has seen the
+same number for the lease time **by its own clock**. No two clocks are ever compared. Both steps are conditional writes:
+of two who take over, one is refused, and a holder that was away too long learns at its next renewal that it lost.
+
+A service without conditional writes gets plain ones, read back after a pause: two runs that start within that pause of
+each other can then both believe that they hold it. The marker of a result is still written once.
+"""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any, Self
+
+from retort.errors import StorageError
+from retort.store.s3 import S3Store
+from retort.store.s3_faults import RemoteStoreError, StoreFault
+
+LEASE_S = 60.0
+_RENEWALS = 4
+"""Renewals within the lease time."""
+_LOOK_S = 1.0
+_READ_BACK_S = 2.0
+
+_log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Hold an output in a store against a second run: ``with Lease(store, key): ...``.
+
+    Args:
+        store: where it is.
+        key: of the output; it need not exist.
+        lease_s: seconds without a sign of life after which a holder counts as dead.
+    """
+
+    def __init__(self, store: S3Store, key: str, *, lease_s: float = LEASE_S) -> None:
+        self._store, self._key, self._lease_s = store, f"{key}.lock", lease_s
+        self._nonce = uuid.uuid4().hex
+        self._count = 0
+        self._tag = ""
+        self._lost: str | None = None
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        """Take the lease; a holder that shows no life is watched for the lease time first.
+
+        Raises:
+            StorageError: another run holds it (its host, process and start time are named), or the store refuses.
+        """
+        assert self._thread is None, "a Lease object is entered once"
+        deadline, seen, since = time.monotonic() + 3 * self._lease_s, "", 0.0
+        while not self._try_take(seen if time.monotonic() - since >= self._lease_s else None):
+            found = self._store.read_tagged(self._key)
+            if found is None:
+                seen, since = "", 0.0
+                continue
+            content, tag = found
+            if tag != seen:
+                if seen or time.monotonic() > deadline:
+                    raise StorageError(_busy_text(self._key, content))
+                _log.warning("%s: %s", self._key, _waiting_text(content, self._lease_s))
+                seen, since = tag, time.monotonic()
+            time.sleep(min(_LOOK_S, self._lease_s / 10))
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the lease back."""
+        assert self._thread is not None
+        self._stop.set()
+        self._thread.join()
+        if self._lost is None:
+            try:
+                found = self._store.read_tagged(self._key)
+                if found is not None and json.loads(found[0]).get("nonce") == self._nonce:
+                    self._store.delete_prefix(self._key)
+            except (StorageError, ValueError) as fault:
+                # The work is done and stored; the next run waits for the lease time.
+                _log.warning("the lease could not be given back: %s", fault)
+
+    def check(self) -> None:
+        """Call before a commit.
+
+        Raises:
+            StorageError: another run took the lease over meanwhile.
+        """
+        if self._lost is not None:
+            raise StorageError(self._lost)
+
+    def _try_take(self, old_tag: str | None) -> bool:
+        """Take the lease if nobody has it, or if the object still is what a dead holder left."""
+        try:
+            self._write(old_tag or None)
+        except RemoteStoreError as error:
+            if error.fault is StoreFault.UNSUPPORTED:
+                return self._take_plainly(old_tag)
+            if error.fault not in (StoreFault.CONFLICT, StoreFault.NOT_FOUND):
+                raise
+            return self._is_mine()
+        return True
+
+    def _take_plainly(self, old_tag: str | None) -> bool:
+        found = self._store.read_tagged(self._key)
+        if found is not None and found[1] != old_tag:
+            return False
+        self._store.write_bytes(self._key, self._content())
+        time.sleep(min(_READ_BACK_S, self._lease_s / 2))
+        return self._is_mine()
+
+    def _is_mine(self) -> bool:
+        """Whether the object is this holder's own: an answer may have been lost on the way."""
+        found = self._store.read_tagged(self._key)
+        if found is None or json.loads(found[0]).get("nonce") != self._nonce:
+            return False
+        self._tag = found[1]
+        return True
+
+    def _write(self, tag: str | None) -> None:
+        self._count += 1
+        self._tag = self._store.swap(self._key, self._content(), tag)
+
+    def _content(self) -> bytes:
+        holder = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "taken": datetime.now(UTC).isoformat("T", "seconds"),
+            "nonce": self._nonce,
+            "count": self._count,
+        }
+        return json.dumps(holder).encode()
+
+    def _renew(self) -> None:
+        while not self._stop.wait(self._lease_s / _RENEWALS):
+            try:
+                self._write(self._tag)
+            except RemoteStoreError as error:
+                if error.fault is StoreFault.UNSUPPORTED:
+                    self._renew_plainly()
+                elif error.fault not in (StoreFault.CONFLICT, StoreFault.NOT_FOUND):
+                    _log.warning("the lease could not be renewed, trying again: %s", error)
+                elif not self._is_mine_still():
+                    return
+
+    def _renew_plainly(self) -> None:
+        if self._is_mine_still():
+            self._store.write_bytes(self._key, self._content())
+
+    def _is_mine_still(self) -> bool:
+        try:
+            if self._is_mine():
+                return True
+            found = self._store.read_tagged(self._key)
+        except StorageError as error:
+            _log.warning("the lease could not be read, trying again: %s", error)
+            return True
+        self._lost = _busy_text(self._key, b"{}" if found is None else found[0])
+        _log.error("%s", self._lost)
+        return False
+
+
+def _holder(content: bytes) -> dict[str, Any]:
+    try:
+        tree = json.loads(content)
+    except ValueError:
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _busy_text(key: str, content: bytes) -> str:
+    return (
+        f"{key.removesuffix('.lock')}: another run writes it: {_named(content)}; wait for it or stop it, or choose "
+        "another output"
+    )
+
+
+def _waiting_text(content: bytes, lease_s: float) -> str:
+    return f"held by {_named(content)}; watching for {lease_s:.0f} s whether it still lives"
+
+
+def _named(content: bytes) -> str:
+    host, pid, taken = (_holder(content).get(key, "unknown") for key in ("host", "pid", "taken"))
+    return f"process {pid} on host {host}, last heard of at {taken} by its own clock"

@@ -1,0 +1,258 @@
+"""What lies in a store, on this node: copies of results, and the folders that jobs work in.
+
+An output ``s3://bucket/key`` has a folder on each node that works on it, ``CACHE/outputs/bucket/key``: :func:`local_of`
+and :func:`behind` lead from one to the other, so that whoever writes a file there can :func:`push` it. For a path that
+no store is behind, these functions do nothing. What is in the store counts; what is here can be lost.
+
+Results are copied to ``CACHE/artifacts/FINGERPRINT``, verified once and shared by all processes of a node.
+"""
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from retort.errors import StorageError
+from retort.location import RemotePath, parse_location
+from retort.store.commit import is_committed, read_manifest
+from retort.store.disk import os_error_as_storage_error, remove_tree
+from retort.store.lease import LEASE_S, Lease
+from retort.store.lock import OutputLock
+from retort.store.manifest import MANIFEST_NAME, MARKER_NAME, parse_manifest
+from retort.store.s3 import S3Store
+
+OUTAGE_VARIABLE = "RETORT_S3_OUTAGE_MINUTES"
+_OUTAGE_MINUTES = 10.0
+
+_log = logging.getLogger(__name__)
+
+
+@functools.lru_cache(maxsize=8)
+def store_of(bucket: str) -> S3Store:
+    """The store of a bucket; endpoint, region and credentials are those of the AWS tools on this machine.
+
+    Raises:
+        StorageError: ``RETORT_S3_OUTAGE_MINUTES`` is no number of minutes.
+    """
+    return S3Store(f"s3://{bucket}", outage_s=60 * _outage_minutes())
+
+
+def _outage_minutes() -> float:
+    text = os.environ.get(OUTAGE_VARIABLE, str(_OUTAGE_MINUTES))
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = -1.0
+    if not 0 <= minutes < 1e6:
+        raise StorageError(f"{OUTAGE_VARIABLE}={text}: not a number of minutes; give one, such as 10")
+    return minutes
+
+
+def cache_folder() -> Path:
+    """Where this node keeps copies: ``XDG_CACHE_HOME/retort`` or ``~/.cache/retort``, else a temporary folder."""
+    given = os.environ.get("XDG_CACHE_HOME")
+    folder = (Path(given) if given else Path.home() / ".cache") / "retort"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    folder = Path(tempfile.gettempdir()) / f"retort-{os.getuid()}"
+    with os_error_as_storage_error(folder, "make the cache folder"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
+
+
+def local_of(path: Path) -> Path:
+    """The path itself, or the folder of this node for a place in a store."""
+    if not isinstance(path, RemotePath):
+        return path
+    return cache_folder().joinpath("outputs", *path.parts[1:])
+
+
+def behind(path: Path) -> RemotePath | None:
+    """The place in a store that a local path stands for; None for any other path."""
+    root = cache_folder() / "outputs"
+    if isinstance(path, RemotePath) or not path.is_relative_to(root) or path == root:
+        return path if isinstance(path, RemotePath) else None
+    return RemotePath("s3:", *path.relative_to(root).parts)
+
+
+def shipped(path: Path) -> Path:
+    """The path for a process on another node: the place in the store where there is one."""
+    return behind(path) or path
+
+
+def received(text: str | Path) -> Path:
+    """The path on this node of what :func:`shipped` gave, perhaps as text."""
+    return local_of(text if isinstance(text, Path) else parse_location(text))
+
+
+def hold(path: Path) -> OutputLock | Lease:
+    """What holds an output against a second run, wherever it lies; a context manager."""
+    if not isinstance(path, RemotePath):
+        return OutputLock(path)
+    # Renewals give up soon and are tried again: whoever waits for the end must not wait for a store that is out.
+    return Lease(S3Store(f"s3://{path.bucket}", outage_s=LEASE_S / 4), path.key)
+
+
+def push(path: Path) -> None:
+    """Copy a file or the files of a folder into the store behind it; of a committed folder, the marker comes last.
+
+    Raises:
+        StorageError: the store refuses, or did not answer for the whole outage budget.
+    """
+    remote = behind(path)
+    if remote is None:
+        return
+    store = store_of(remote.bucket)
+    if path.is_dir() and is_committed(path):
+        store.put_folder(path, remote.key)
+    elif path.is_dir():
+        for file in sorted(path.rglob("*")):
+            if file.is_file():
+                store.put_file(file, f"{remote.key}/{file.relative_to(path).as_posix()}")
+    else:
+        store.put_file(path, remote.key)
+
+
+def push_json(path: Path, tree: Any) -> None:
+    """Write JSON into the store behind a path, before it is written here."""
+    remote = behind(path)
+    if remote is not None:
+        store_of(remote.bucket).write_bytes(remote.key, json.dumps(tree, sort_keys=True, allow_nan=False).encode())
+
+
+def push_files(folder: Path) -> None:
+    """Copy the files that lie in a folder itself, not those further below, into the store behind it."""
+    if behind(folder) is not None and folder.is_dir():
+        for file in sorted(folder.iterdir()):
+            if file.is_file():
+                push(file)
+
+
+def pull(path: Path) -> None:
+    """Bring what the store has behind a path here, if it has anything; what is here already and equal stays.
+
+    Raises:
+        StorageError: as for :func:`push`.
+    """
+    remote = behind(path)
+    if remote is None:
+        return
+    store = store_of(remote.bucket)
+    for key in store.list(remote.key):
+        store.get_file(key, local_of(RemotePath("s3:", remote.bucket, *key.split("/"))))
+
+
+def content_of(path: Path) -> bytes | None:
+    """Content of a small file, wherever it lies; None if there is none."""
+    if isinstance(path, RemotePath):
+        found = store_of(path.bucket).read_tagged(path.key)
+        return None if found is None else found[0]
+    return path.read_bytes() if path.is_file() else None
+
+
+def drop(path: Path) -> None:
+    """Delete a file or a folder, here and in the store behind it."""
+    remote = behind(path)
+    if path.is_dir():
+        remove_tree(path)
+    else:
+        path.unlink(missing_ok=True)
+    if remote is not None:
+        store_of(remote.bucket).delete_prefix(remote.key)
+
+
+def is_used(output: Path) -> bool:
+    """Whether something lies at an output already."""
+    if isinstance(output, RemotePath):
+        return bool(store_of(output.bucket).list(output.key))
+    return output.exists() and (not output.is_dir() or any(output.iterdir()))
+
+
+def localise(place: RemotePath) -> Path:
+    """A verified copy on this node of a committed folder in a store; several may ask at once.
+
+    Raises:
+        StorageError: it was never finished, is damaged, or the store refuses.
+        ResourceError: no room for it here.
+    """
+    store = store_of(place.bucket)
+    content = store.read_bytes(f"{place.key}/{MANIFEST_NAME}")
+    manifest = parse_manifest(content, where=f"{place}/{MANIFEST_NAME}")
+    folder = cache_folder() / "artifacts" / manifest.fingerprint
+    if not is_committed(folder):
+        # Each fetches into a folder of its own, and the first one to finish gives it its name.
+        own = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")
+        try:
+            store.get_folder(place.key, own)
+            _take_name(own, folder)
+        finally:
+            remove_tree(own)
+    return folder
+
+
+def keep_result(folder: Path) -> Path:
+    """Move a result that a job wrote here to the copies of results, and remove what else the job left on this node."""
+    if behind(folder) is None:
+        return folder
+    kept = cache_folder() / "artifacts" / read_manifest(folder).fingerprint
+    if not is_committed(kept):
+        _take_name(folder, kept)
+    shutil.rmtree(folder.parent, ignore_errors=True)
+    return kept
+
+
+def _take_name(own: Path, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and not is_committed(folder):
+        remove_tree(folder)
+    with contextlib.suppress(OSError):  # another process has just put the same content there
+        own.rename(folder)
+
+
+def open_output(where: Path, *, kept_apart: Sequence[str]) -> Path:
+    """This node's folder for an output that is held: what the store has of it, and nothing else.
+
+    Args:
+        where: the output.
+        kept_apart: names below it that are fetched when they are asked for.
+    """
+    output = local_of(where)
+    if not isinstance(where, RemotePath):
+        return output
+    shutil.rmtree(output, ignore_errors=True)
+    store = store_of(where.bucket)
+    # Whoever began an upload below an output that is held now is dead.
+    store.abort_stale_uploads(older_than_s=0.0, prefix=where.key)
+    for key in store.list(where.key):
+        below = key.removeprefix(f"{where.key}/")
+        if below != key and below.split("/")[0] not in kept_apart:
+            store.get_file(key, output / below)
+    return output
+
+
+@contextlib.contextmanager
+def pushed_at_the_end(output: Path) -> Iterator[None]:
+    """Copy the files of an output to its store when the block ends; after an error as far as the store lets."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(StorageError):
+            push_files(output)
+        raise
+    push_files(output)
+
+
+def is_finished(place: RemotePath) -> bool:
+    """Whether a committed folder is there."""
+    return store_of(place.bucket).exists(f"{place.key}/{MARKER_NAME}")

@@ -1,0 +1,114 @@
+"""Checkpoints on their way to a store: training does not wait for it, and goes on while it is out."""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from retort.errors import StorageError
+from retort.location import RemotePath
+from retort.store.manifest import MARKER_NAME
+from retort.store.place import store_of
+
+_RETRY_S = 5.0
+_STEP = re.compile(r"step-([0-9]{8,})")
+
+_log = logging.getLogger(__name__)
+
+
+def stored_steps(root: RemotePath) -> list[int]:
+    """Steps whose checkpoints a store has whole, in rising order."""
+    keys = store_of(root.bucket).list(root.key)
+    found = (_STEP.fullmatch(key.removeprefix(f"{root.key}/").split("/")[0]) for key in keys if _is_marker(key))
+    return sorted(int(match[1]) for match in found if match is not None)
+
+
+def _is_marker(key: str) -> bool:
+    return key.endswith(f"/{MARKER_NAME}")
+
+
+class Uploads:
+    """Copies committed checkpoints to a store in a thread of its own, the newest first; older ones are passed over.
+
+    Args:
+        root: where the checkpoints go.
+        keep_last: how many stay there. Old ones go after a new one is whole.
+    """
+
+    def __init__(self, root: RemotePath, keep_last: int) -> None:
+        self._root, self._keep_last = root, keep_last
+        self._changed = threading.Condition()
+        self._waiting: Path | None = None
+        self._busy: Path | None = None
+        self._closing = False
+        self._thread: threading.Thread | None = None
+
+    @property
+    def busy(self) -> Path | None:
+        """The checkpoint that is read at the moment, which must stay."""
+        return self._busy
+
+    def offer(self, checkpoint: Path) -> None:
+        """Have a committed checkpoint copied as soon as possible."""
+        with self._changed:
+            self._waiting = checkpoint
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="checkpoint-uploads", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Wait until the newest checkpoint is stored; False if it is not, after a last refusal or the time."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: self._waiting is None and self._busy is None, timeout_s)
+        if self._thread is not None and done:
+            self._thread.join()
+        return done
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting is not None or self._closing)
+                if self._waiting is None:
+                    return
+                self._busy, self._waiting = self._waiting, None
+            is_stored = self._store(self._busy)
+            with self._changed:
+                if not is_stored and self._waiting is None and not self._closing:
+                    self._waiting = self._busy
+                self._busy = None
+                self._changed.notify_all()
+                if not is_stored:
+                    self._changed.wait_for(lambda: self._closing, _RETRY_S)
+
+    def _store(self, checkpoint: Path) -> bool:
+        began = time.monotonic()
+        try:
+            store_of(self._root.bucket).put_folder(checkpoint, f"{self._root.key}/{checkpoint.name}")
+            self._tidy()
+        except (StorageError, OSError) as error:
+            _log.warning("%s is on this machine only; it is tried again: %s", checkpoint.name, error)
+            return False
+        _log.info("%s is in %s after %.1f s", checkpoint.name, self._root, time.monotonic() - began)
+        return True
+
+    def _tidy(self) -> None:
+        for step in stored_steps(self._root)[: -self._keep_last]:
+            store_of(self._root.bucket).delete_prefix(f"{self._root.key}/step-{step:08d}")
+
+
+def fetch_newest(root: RemotePath, is_here: Callable[[int], bool], target: Callable[[int], Path]) -> None:
+    """Bring the newest whole checkpoint of a store here; one that is damaged is passed over with a warning."""
+    for step in reversed(stored_steps(root)):
+        if is_here(step):
+            return
+        try:
+            store_of(root.bucket).get_folder(f"{root.key}/step-{step:08d}", target(step))
+        except StorageError as error:
+            _log.warning("checkpoint of step %d in %s is not usable, trying an earlier one: %s", step, root, error)
+        else:
+            return

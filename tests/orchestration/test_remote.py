@@ -1,0 +1,143 @@
+"""Jobs whose inputs and outputs all lie in a store: a real S3 service on the loopback, and nothing kept on the disk."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from moto.server import ThreadedMotoServer
+
+from retort.config import validate
+from retort.errors import ConfigError, DataError
+from retort.location import RemotePath
+from retort.orchestration.cluster import ray_session
+from retort.orchestration.jobs import refuse_existing_output, run_job
+from retort.run_config import RunConfig
+from retort.store.artifact import read_artifact
+from retort.store.place import cache_folder, store_of
+from retort.store.results import result_of
+from tests.orchestration.tiny_runs import Lines, write_ljspeech
+
+BUCKET = "retort-test"
+ROOT = f"s3://{BUCKET}/runs"
+GUIDANCE = {"kind": "two_term", "scale": 1.5}
+# A teacher with random weights says nonsense of any length.
+ANYTHING = {"stability": {"max_s_per_word": 100.0, "min_s_per_word": 0.0, "max_repeat_ratio": 1.0}}
+TRAINING = {
+    "steps": 4,
+    "batch": {"max_utterances": 4, "max_frames": 400},
+    "optimizer": {"learning_rate": 1e-3, "warmup_steps": 1},
+    "workers": {"num_workers": 1},
+    "checkpoint_every": 2,
+    "log_every": 1,
+}
+SHAPE = {"kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An S3 service, an empty bucket, and a node with an empty cache and an empty current folder."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    folder = tmp_path_factory.mktemp("node")
+    (folder / "here").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing-key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        store_of.cache_clear()
+        store_of(BUCKET)._client.create_bucket(Bucket=BUCKET)
+        yield folder
+    store_of.cache_clear()
+    server.stop()
+
+
+def keys(name: str) -> set[str]:
+    return {key.removeprefix(f"runs/{name}/") for key in store_of(BUCKET).list(f"runs/{name}")}
+
+
+def job(tree: dict[str, Any]) -> Any:
+    return validate(tree, RunConfig, where="test")  # type: ignore[arg-type]
+
+
+def prepare(corpus: Path) -> dict[str, Any]:
+    codec = {"kind": "mel_rvq", "num_codebooks": 2, "codebook_size": 16, "kmeans_iterations": 2}
+    return {
+        "job": "prepare",
+        "output": f"{ROOT}/data",
+        "corpus": {"kind": "ljspeech", "path": str(corpus)},
+        "codec": codec,
+        "text": {"kind": "characters"},
+        "splits": {"test_fraction": 0.2, "validation_fraction": 0.1},
+        "pool": {"size": 1},
+    }
+
+
+PRETRAIN = {
+    "job": "pretrain", "output": f"{ROOT}/teacher", "data": f"{ROOT}/data", "model": SHAPE,
+    "training": {**TRAINING, "batch": {**TRAINING["batch"], "drop_text": 0.1}},
+}  # fmt: skip
+GENERATE = {
+    "job": "generate", "output": f"{ROOT}/synthetic", "teacher": f"{ROOT}/teacher", "data": f"{ROOT}/data",
+    "guidance": GUIDANCE, "top_k": 8, "num_sampled": 4, "max_frames": 30, "batch_size": 4, "filters": ANYTHING,
+    "pool": {"size": 1},
+}  # fmt: skip
+DISTILL = {
+    "job": "distill", "output": f"{ROOT}/student", "teacher": f"{ROOT}/teacher", "data": f"{ROOT}/data",
+    "synthetic": f"{ROOT}/synthetic", "student": SHAPE, "init": "random",
+    "method": {"kind": "cfg_distill", "guidance": GUIDANCE, "targets": "cached"}, "training": TRAINING,
+}  # fmt: skip
+EVALUATE = {
+    "job": "evaluate", "output": f"{ROOT}/evaluation", "data": f"{ROOT}/data", "num_strings": 2, "max_frames": 30,
+    "systems": [
+        {"name": "recordings", "kind": "recordings"},
+        {"name": "student", "kind": "model", "role": "student", "model": f"{ROOT}/student"},
+    ],
+    "recogniser": {"kind": "pocketsphinx", "words": ["one", "two"]}, "num_resamples": 100, "speed": None,
+    "pool": {"size": 1},
+}  # fmt: skip
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_every_job_of_a_tour_reads_and_writes_a_store(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = write_ljspeech(tmp_path / "corpus", 24, seconds=0.8)
+    monkeypatch.chdir(node / "here")
+    trees = [prepare(corpus), PRETRAIN, GENERATE, DISTILL, EVALUATE]
+    with ray_session(num_cpus=4):
+        for tree in trees:
+            run_job(job(tree), Lines())
+            # The next job finds what it reads in the store alone, as on a new cluster.
+            shutil.rmtree(cache_folder())
+    assert list((node / "here").iterdir()) == []
+    for tree in trees:
+        name = tree["output"].removeprefix(f"{ROOT}/")
+        found = keys(name)
+        assert {"run.yaml", "result/COMMITTED", "result/artifact.json", "result/MANIFEST.sha256"} <= found
+        # Neither unfinished work nor a lease is left.
+        assert not {key for key in found if key.startswith("work/")}
+        assert f"runs/{name}.lock" not in store_of(BUCKET).list(f"runs/{name}.lock")
+    assert "metrics.jsonl" in keys("student")
+    assert {"checkpoints/step-00000002/COMMITTED", "checkpoints/step-00000004/COMMITTED"} <= keys("teacher")
+    student = read_artifact(result_of(job(EVALUATE).systems[1].model))
+    assert student.path.is_relative_to(cache_folder())
+    # A finished job is known without a Ray, and is refused with another configuration.
+    again = Lines()
+    run_job(job(DISTILL), again)
+    assert any("is finished" in line for line in again.lines)
+    with pytest.raises(ConfigError, match="another configuration"):
+        run_job(job({**DISTILL, "sampled_fraction": 0.5}), Lines())
+    with pytest.raises(ConfigError, match=r"s3://retort-test/runs/student exists"):
+        refuse_existing_output(job(DISTILL))
+
+
+def test_an_input_that_is_not_there_is_told_with_its_url() -> None:
+    with pytest.raises(DataError, match=r"s3://retort-test/runs/nothing: no result lies there"):
+        result_of(RemotePath("s3:", BUCKET, "runs", "nothing"))

@@ -1,0 +1,141 @@
+"""One writer per output in a store: by conditional writes, and by the observer's own clock alone."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from retort.errors import StorageError
+from retort.store.lease import Lease
+from retort.store.s3 import S3Store
+from tests.store.conftest import FaultProxy
+
+LEASE_S = 6.0
+"""Long enough that a busy machine renews in time."""
+Opener = Callable[..., S3Store]
+
+pytestmark = pytest.mark.slow
+
+
+def lease(open_s3: Opener) -> Lease:
+    return Lease(open_s3(), "runs/a", lease_s=LEASE_S)
+
+
+def write_holder(open_s3: Opener, *, taken: str, count: int = 1) -> None:
+    """What a run elsewhere wrote, with a clock of its own."""
+    holder = {"host": "elsewhere", "pid": 7, "taken": taken, "nonce": "n", "count": count}
+    open_s3().write_bytes("runs/a.lock", json.dumps(holder).encode())
+
+
+def test_a_second_writer_is_refused_and_a_third_may_follow(open_s3: Opener) -> None:
+    with lease(open_s3) as held:
+        with pytest.raises(StorageError, match=r"runs/a: another run writes it: process \d+ on host"), lease(open_s3):
+            raise AssertionError("two runs held one output")
+        time.sleep(2 * LEASE_S)  # it is renewed meanwhile
+        held.check()
+    assert open_s3().list() == ()
+    with lease(open_s3):
+        pass
+
+
+def test_of_many_at_once_one_gets_it(open_s3: Opener) -> None:
+    got: list[str] = []
+    refused: list[str] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            with lease(open_s3):
+                got.append("got")
+                done.wait(60)
+        except StorageError as error:
+            refused.append(str(error))
+            done.set() if len(refused) == 3 else None
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    assert (len(got), len(refused)) == (1, 3)
+
+
+@pytest.mark.parametrize("taken", ["1999-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"])
+def test_a_dead_holder_is_followed_after_the_lease_time_whatever_its_clock_said(open_s3: Opener, taken: str) -> None:
+    write_holder(open_s3, taken=taken)
+    began = time.monotonic()
+    with lease(open_s3):
+        assert time.monotonic() - began >= LEASE_S
+
+
+def test_a_living_holder_with_a_clock_of_its_own_is_not_followed(open_s3: Opener) -> None:
+    stop = threading.Event()
+
+    def renew() -> None:
+        for count in range(2, 1000):
+            write_holder(open_s3, taken="1999-01-01T00:00:00+00:00", count=count)
+            if stop.wait(LEASE_S / 4):
+                return
+
+    write_holder(open_s3, taken="1999-01-01T00:00:00+00:00")
+    thread = threading.Thread(target=renew)
+    thread.start()
+    try:
+        with pytest.raises(StorageError, match="process 7 on host elsewhere"), lease(open_s3):
+            raise AssertionError("a living holder was robbed")
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_holder_that_was_away_too_long_learns_that_it_lost(open_s3: Opener) -> None:
+    with lease(open_s3) as held:
+        write_holder(open_s3, taken="2026-01-01T00:00:00+00:00", count=9)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                held.check()
+            except StorageError as error:
+                assert "process 7 on host elsewhere" in str(error)  # noqa: PT017 - it comes when it comes
+                break
+            time.sleep(0.05)
+        else:
+            raise AssertionError("it never noticed")
+    # And it does not take the other's lease away.
+    assert json.loads(open_s3().read_bytes("runs/a.lock"))["host"] == "elsewhere"
+
+
+def test_an_answer_that_was_lost_is_no_other_holder(open_s3: Opener, proxy: FaultProxy) -> None:
+    proxy.break_next("PUT", "runs/a.lock", "lost")
+    with lease(open_s3):
+        time.sleep(LEASE_S)
+    assert proxy.faults == []
+
+
+def test_a_renewal_survives_an_outage(open_s3: Opener, proxy: FaultProxy) -> None:
+    with lease(open_s3) as held:
+        proxy.break_next("PUT", "runs/a.lock", "503:SlowDown", times=6)
+        deadline = time.monotonic() + 60
+        while proxy.faults and time.monotonic() < deadline:
+            time.sleep(0.05)
+        held.check()
+    assert open_s3().list() == ()
+
+
+def test_a_service_without_conditional_writes(open_s3: Opener, proxy: FaultProxy) -> None:
+    take = proxy.take
+
+    def refuse(method: str, path: str, headers: dict[str, Any]) -> str:
+        is_conditional = any(name.lower() in ("if-match", "if-none-match") for name in headers)
+        return "501:NotImplemented" if method == "PUT" and is_conditional else take(method, path, headers)
+
+    proxy.take = refuse  # type: ignore[method-assign]
+    with lease(open_s3) as held:
+        time.sleep(LEASE_S)
+        held.check()
+        with pytest.raises(StorageError, match="another run writes it"), lease(open_s3):
+            raise AssertionError("two runs held one output")
+    assert open_s3().list() == ()
