@@ -26,6 +26,8 @@ C = TypeVar("C", bound=Config)
 
 METRICS_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+_UNFINISHED = ("work", "pieces", "ray")
+"""Folders in an output that a finished job has no use for."""
 
 
 class JobConfig(Protocol):
@@ -57,14 +59,15 @@ def job_output(config: JobConfig) -> Iterator[Path]:
         StorageError: another run holds it, or it cannot be written.
     """
     where = config.output.absolute()
-    with hold(where):
+    with hold(where) as held:
         output = open_output(where, kept_apart=(RESULT, CHECKPOINTS))
         tree = config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False)
         write_bytes_atomic(output / RUN_FILE, text.encode())
         push(output / RUN_FILE)
-        with pushed_at_the_end(output):
+        with pushed_at_the_end(output, except_for=(RESULT, CHECKPOINTS, *_UNFINISHED)):
             yield output
+            held.check()
 
 
 def run_once(config: JobConfig, progress: Progress, work: Callable[[], Artifact]) -> tuple[Artifact, float]:

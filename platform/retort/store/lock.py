@@ -63,6 +63,9 @@ class OutputLock:
         os.close(self._fd)
         self._fd = None
 
+    def check(self) -> None:
+        """What :meth:`retort.store.lease.Lease.check` asks before a commit: the kernel takes no lock away."""
+
     def _try_take(self) -> int | None:
         """The locked descriptor, or None when the file was removed between the opening and the lock."""
         try:

@@ -21,7 +21,7 @@ from typing import Any
 
 from retort.errors import StorageError
 from retort.location import RemotePath, parse_location
-from retort.store.commit import is_committed, read_manifest
+from retort.store.commit import is_committed, is_leftover, read_manifest
 from retort.store.disk import os_error_as_storage_error, remove_tree
 from retort.store.lease import LEASE_S, Lease
 from retort.store.lock import OutputLock
@@ -91,6 +91,15 @@ def shipped(path: Path) -> Path:
     return behind(path) or path
 
 
+def workplace(path: Path) -> Path:
+    """This node's folder for an output, made if need be."""
+    folder = local_of(path)
+    if isinstance(path, RemotePath):
+        with os_error_as_storage_error(folder, "make the folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def received(text: str | Path) -> Path:
     """The path on this node of what :func:`shipped` gave, perhaps as text."""
     return local_of(text if isinstance(text, Path) else parse_location(text))
@@ -132,11 +141,12 @@ def push_json(path: Path, tree: Any) -> None:
 
 
 def push_files(folder: Path) -> None:
-    """Copy the files that lie in a folder itself, not those further below, into the store behind it."""
-    if behind(folder) is not None and folder.is_dir():
+    """Copy the small files that lie in a folder itself, as they are now, into the store behind it: logs may grow on."""
+    remote = behind(folder)
+    if remote is not None and folder.is_dir():
         for file in sorted(folder.iterdir()):
-            if file.is_file():
-                push(file)
+            if file.is_file() and not is_leftover(file.name):
+                store_of(remote.bucket).write_bytes(f"{remote.key}/{file.name}", file.read_bytes())
 
 
 def pull(path: Path) -> None:
@@ -242,8 +252,13 @@ def open_output(where: Path, *, kept_apart: Sequence[str]) -> Path:
 
 
 @contextlib.contextmanager
-def pushed_at_the_end(output: Path) -> Iterator[None]:
-    """Copy the files of an output to its store when the block ends; after an error as far as the store lets."""
+def pushed_at_the_end(output: Path, *, except_for: Sequence[str]) -> Iterator[None]:
+    """Copy an output to its store when the block ends; after an error its small files, as far as the store lets.
+
+    Args:
+        output: this node's folder.
+        except_for: what in it is copied when it is made, or not at all.
+    """
     try:
         yield
     except BaseException:
@@ -251,6 +266,10 @@ def pushed_at_the_end(output: Path) -> Iterator[None]:
             push_files(output)
         raise
     push_files(output)
+    if behind(output) is not None:
+        for folder in sorted(output.iterdir()):
+            if folder.is_dir() and folder.name not in except_for and not is_leftover(folder.name):
+                push(folder)
 
 
 def is_finished(place: RemotePath) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from retort.errors import StorageError
 from retort.location import RemotePath
 from retort.store.manifest import MARKER_NAME
-from retort.store.place import store_of
+from retort.store.place import push_files, store_of
 
 _RETRY_S = 5.0
 _STEP = re.compile(r"step-([0-9]{8,})")
@@ -88,6 +88,7 @@ class Uploads:
     def _store(self, checkpoint: Path) -> bool:
         began = time.monotonic()
         try:
+            push_files(checkpoint.parent.parent)  # the log up to here, before the marker
             store_of(self._root.bucket).put_folder(checkpoint, f"{self._root.key}/{checkpoint.name}")
             self._tidy()
         except (StorageError, OSError) as error:

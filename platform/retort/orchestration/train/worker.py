@@ -26,7 +26,7 @@ from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.store.artifact import describe_artifact, write_artifact
-from retort.store.place import local_of
+from retort.store.place import workplace
 from retort.store.results import RESULT
 from retort.training.fit import fit, student_of, student_weights
 from retort.training.seam import Batch, Place, Problem, StepOutput
@@ -64,7 +64,7 @@ class Assignment:
         """Inverse of :meth:`to_tree`; the configuration is validated again."""
         config: TrainJob = validate(tree["config"], TrainJob, where="the driver's configuration")  # type: ignore[arg-type]
         # This node's folder of an output in a store; a worker knows no other.
-        config = config.replace(output=local_of(config.output))
+        config = config.replace(output=workplace(config.output))
         return cls(config, tree["recorded_config"], tree["inputs"], tree["run"])
 
 
