@@ -1,6 +1,8 @@
 """A run file as a RayJob: what is rendered is what the operator takes, it has a name of its own, and no secrets."""
 
 import os
+import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -199,6 +201,18 @@ def test_kubectl_applies_both_objects_once(
         assert {key: sent[manifest["kind"]][key] for key in manifest if key != "metadata"} == {
             key: value for key, value in manifest.items() if key != "metadata"
         }
+
+
+def test_one_example_is_applied_with_the_run_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command at the head of k8s/jobs/jobs.yaml."""
+    command = next(line for line in (K8S / "jobs" / "jobs.yaml").read_text().splitlines() if "kubectl apply" in line)
+    with kube_api.serving() as api:
+        with_kubectl(monkeypatch, tmp_path, api.address)
+        subprocess.run(shlex.split(command.lstrip("# ")), cwd=ROOT, check=True, capture_output=True, timeout=120)
+    assert {(m["kind"], m["metadata"]["name"]) for m in api.objects.values()} == {
+        ("ConfigMap", "retort-runs"),
+        ("RayJob", "retort-prepare"),
+    }
 
 
 def test_what_a_cluster_refuses_is_told_in_its_words(
