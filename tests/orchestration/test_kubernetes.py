@@ -239,6 +239,16 @@ def test_dry_run_shows_what_would_be_applied(job: KubernetesJob, capsys: pytest.
     assert tuple(yaml.safe_load_all(capsys.readouterr().out)) == render(job)
 
 
+def test_the_run_file_alone_says_which_job_it_is(job: KubernetesJob, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["submit", str(job.config), "--kubernetes", "--dry-run"]) == 0
+    assert tuple(yaml.safe_load_all(capsys.readouterr().out)) == render(job)
+    job.config.write_text("output: out\n")
+    assert cli.run(["submit", str(job.config), "--kubernetes", "--dry-run"]) == ConfigError.exit_code
+    assert "it has no `job:`" in capsys.readouterr().err
+    assert cli.run(["submit", "report"]) == ConfigError.exit_code
+    assert "report: no such file" in capsys.readouterr().err
+
+
 def test_the_manifests_that_it_reads_are_in_the_clone() -> None:
     assert (ROOT / kubernetes.CLUSTER).is_file()
     assert (ROOT / kubernetes.EVERY_JOB).is_file()
