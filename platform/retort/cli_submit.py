@@ -34,8 +34,8 @@ jobs_app = typer.Typer(
 class SubmitOptions:
     """What `retort submit` takes."""
 
-    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's name: prepare, pretrain, import, distill, ...")]
-    config: Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file; see jobs/configs.")]
+    job: Annotated[str, typer.Argument(metavar="JOB", help="A job's name; or the run file alone, which says it.")]
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG", help="A run file; see jobs/configs.")] = None
     address: AddressOption = _DASHBOARD
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one value of the file; repeatable.")
@@ -97,8 +97,7 @@ def run_submit(options: SubmitOptions) -> None:
     from retort.orchestration.submit import Submission, pack_plan, submit_job
 
     submission = Submission(
-        options.job,
-        options.config,
+        *_job_and_file(options),
         tuple(options.overrides or ()),
         options.address,
         root=options.root,
@@ -119,8 +118,7 @@ def _submit_to_kubernetes(options: SubmitOptions) -> None:
     if options.address != _DASHBOARD:
         raise ConfigError(f"--address {options.address}: kubectl's context says which cluster; leave it out")
     job = KubernetesJob(
-        options.job,
-        options.config,
+        *_job_and_file(options),
         tuple(options.overrides or ()),
         namespace=options.namespace,
         image=options.image,
@@ -131,6 +129,19 @@ def _submit_to_kubernetes(options: SubmitOptions) -> None:
         typer.echo(manifest_text(job), nl=False)
         return
     raise typer.Exit(submit_to_kubernetes(job, folder=Path.cwd(), log=_write))
+
+
+def _job_and_file(options: SubmitOptions) -> tuple[str, Path]:
+    """The job's name and its run file; where one argument was given it is the file, which names its job."""
+    from retort.config import load_tree
+
+    if options.config is not None:
+        return options.job, options.config
+    file = Path(options.job)
+    job = load_tree(file).get("job")
+    if not isinstance(job, str):
+        raise ConfigError(f"{file}: it has no `job:`; a run file says which job it describes")
+    return job, file
 
 
 def _execution(options: SubmitOptions) -> "Execution":

@@ -1,5 +1,6 @@
 """What kustomize makes of k8s/: the real one, which kubectl has built in."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ Manifest = dict[str, Any]
 @cache
 def _rendered(folder: Path) -> str:
     command = [str(KUBECTL), "kustomize", str(folder)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280).stdout
+    return json.dumps(list(yaml.load_all(text, Loader=yaml.CSafeLoader)))
 
 
 def render(folder: Path) -> list[Manifest]:
     """The manifests of a kustomization, anew each time: whoever changes one changes a copy."""
-    return list(yaml.load_all(_rendered(folder), Loader=yaml.CSafeLoader))
+    return json.loads(_rendered(folder))  # type: ignore[no-any-return]
 
 
 def overlay(name: str) -> list[Manifest]:

@@ -201,6 +201,8 @@ def test_each_job_has_an_example_whose_run_file_is_valid_and_on_shared_storage()
     runs = one(manifests, "ConfigMap", "retort-runs")["data"]
     jobs = {m["metadata"]["labels"]["retort/job"]: m for m in manifests if m["kind"] == "RayJob"}
     assert set(jobs) == set(JOBS)
+    # One job is applied with the run files by this label; see the head of jobs.yaml.
+    assert one(manifests, "ConfigMap")["metadata"]["labels"] == {"retort/job": "run-files"}
     for job, manifest in jobs.items():
         assert_entrypoint_runs(job, manifest["spec"]["entrypoint"], manifest["spec"]["rayClusterSpec"], runs)
 

@@ -1,6 +1,8 @@
 """A run file as a RayJob: what is rendered is what the operator takes, it has a name of its own, and no secrets."""
 
 import os
+import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -201,6 +203,18 @@ def test_kubectl_applies_both_objects_once(
         }
 
 
+def test_one_example_is_applied_with_the_run_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the command at the head of k8s/jobs/jobs.yaml."""
+    command = next(line for line in (K8S / "jobs" / "jobs.yaml").read_text().splitlines() if "kubectl apply" in line)
+    with kube_api.serving() as api:
+        with_kubectl(monkeypatch, tmp_path, api.address)
+        subprocess.run(shlex.split(command.lstrip("# ")), cwd=ROOT, check=True, capture_output=True, timeout=120)
+    assert {(m["kind"], m["metadata"]["name"]) for m in api.objects.values()} == {
+        ("ConfigMap", "retort-runs"),
+        ("RayJob", "retort-prepare"),
+    }
+
+
 def test_what_a_cluster_refuses_is_told_in_its_words(
     job: KubernetesJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +237,16 @@ def test_options_of_the_other_way_are_refused(
 def test_dry_run_shows_what_would_be_applied(job: KubernetesJob, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["submit", "report", str(job.config), "--kubernetes", "--dry-run"]) == 0
     assert tuple(yaml.safe_load_all(capsys.readouterr().out)) == render(job)
+
+
+def test_the_run_file_alone_says_which_job_it_is(job: KubernetesJob, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["submit", str(job.config), "--kubernetes", "--dry-run"]) == 0
+    assert tuple(yaml.safe_load_all(capsys.readouterr().out)) == render(job)
+    job.config.write_text("output: out\n")
+    assert cli.run(["submit", str(job.config), "--kubernetes", "--dry-run"]) == ConfigError.exit_code
+    assert "it has no `job:`" in capsys.readouterr().err
+    assert cli.run(["submit", "report"]) == ConfigError.exit_code
+    assert "report: no such file" in capsys.readouterr().err
 
 
 def test_the_manifests_that_it_reads_are_in_the_clone() -> None:
