@@ -1,6 +1,7 @@
 """Whether a job fits into a cluster, and what a person hears while it does not. Without a Ray."""
 
 import itertools
+import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from retort.errors import HeadLostError, NodeLostError, ResourceError
 from retort.orchestration.demand import Demand, Node, room
 from retort.orchestration.room import Patience, wait_for_room
 from retort.orchestration.shared_place import answer, read_word
-from retort.orchestration.watch import Heard, View, Watch, run_beside
+from retort.orchestration.watch import HeadListener, Heard, View, Watch, run_beside
 from retort.run_config import PoolConfig, WorkersConfig
 from tests.orchestration.tiny_runs import Lines
 
@@ -109,7 +110,7 @@ def watch(demand: Demand, lines: Lines, *nodes: Node, **options: object) -> Watc
 def test_a_lost_head_is_announced_and_then_told_as_what_it_is() -> None:
     lines = Lines()
     watching = watch(training(1), lines, node(1, 1))
-    view = View(0.0, [node(1, 1)])
+    view = View(0.0, [node(1, 1)], silent_since=0.0)
     for now in (1.0, 9.0):
         watching.look(view, now)
     assert lines.lines == []
@@ -126,7 +127,26 @@ def test_a_lost_head_is_announced_and_then_told_as_what_it_is() -> None:
 def test_a_head_that_comes_back_is_forgiven() -> None:
     watching = watch(training(1), Lines(), node(1, 1))
     for now in (0.0, 40.0, 80.0, 120.0):
-        watching.look(View(now, [node(1, 1)]), now + 39.0)
+        watching.look(View(now, [node(1, 1)], silent_since=now), now + 39.0)
+        watching.look(View(now, [node(1, 1)]), now + 39.5)
+
+
+def test_a_head_that_is_slow_to_answer_is_not_a_lost_one() -> None:
+    watch(training(1), Lines(), node(1, 1)).look(View(0.0, [node(1, 1)]), 1e6)
+
+
+def test_a_head_is_known_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Ray every question fails, which tells nothing; a port that is closed tells."""
+    monkeypatch.setattr("retort.orchestration.watch.ask_head", lambda: {}["no Ray"])
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        listener = HeadListener(View(0.0, [node(1, 1)]), f"127.0.0.1:{server.getsockname()[1]}", every_s=0.01)
+        time.sleep(0.3)
+        assert listener.view == View(0.0, [node(1, 1)])
+    while listener.view.silent_since is None:
+        time.sleep(0.01)
+    listener.close()
 
 
 def test_a_lost_node_is_told_once_and_ends_the_job_only_if_it_is_not_replaced() -> None:

@@ -4,11 +4,13 @@ The work runs in a thread of its own. The thread that called waits beside it, wh
 looks at what another thread last heard of the cluster's head.
 """
 
+import contextlib
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from retort.errors import HeadLostError, NodeLostError, ResourceError
@@ -19,6 +21,7 @@ from retort.orchestration.room import PATIENCE, Patience, too_small
 T = TypeVar("T")
 _LOOK_S = 0.2
 _REFRESH_S = 2.0
+_KNOCK_S = 5.0
 _RECONNECT_VARIABLE, _RECONNECT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
 """Ray ends a process whose head is away for so long; a head with its state in Redis may come back until then."""
 
@@ -38,6 +41,8 @@ class View:
     nodes: Sequence[Node]
     free_cpus: float = 0.0
     draining: Mapping[str, int] = field(default_factory=dict)
+    silent_since: float | None = None
+    """When the head's port could first not be reached, if it still cannot."""
 
 
 class Heard:
@@ -101,7 +106,8 @@ class Watch:
             NodeLostError: a node is lost, and without it there was no room for too long.
             ResourceError: there was no room for too long.
         """
-        self._look_at_head(now - view.at, now)
+        if view.silent_since is not None:
+            self._look_at_head(now - view.silent_since, now)
         self._look_at_nodes(view)
         if now - view.at < self._patience.line_every_s:
             self._look_at_room(view, now)
@@ -176,25 +182,49 @@ class Watch:
 
 
 class HeadListener:
-    """Asks the head for its nodes again and again, in a thread that may hang where the head is gone."""
+    """Asks the head for its nodes again and again, and knocks at its port, each in a thread of its own.
 
-    def __init__(self, first: View, *, every_s: float = _REFRESH_S) -> None:
-        self.view, self._every_s, self._stop = first, every_s, threading.Event()
-        self._thread = threading.Thread(target=self._listen, name="cluster", daemon=True)
-        self._thread.start()
+    A question to a head that is gone hangs, and one to a machine that is busy takes long; the port tells one from the
+    other, for there the kernel answers.
 
-    def _listen(self) -> None:
+    Args:
+        first: the view to begin with.
+        address: of the head, ``host:port``.
+        every_s: between two questions.
+    """
+
+    def __init__(self, first: View, address: str, *, every_s: float = _REFRESH_S) -> None:
+        self._answer, self._address, self._every_s = first, address, every_s
+        self._silent_since: float | None = None
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=run, name="cluster", daemon=True) for run in (self._ask, self._knock)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def view(self) -> View:
+        """What is known now."""
+        return replace(self._answer, silent_since=self._silent_since)
+
+    def _ask(self) -> None:
+        while not self._stop.wait(self._every_s):
+            with contextlib.suppress(Exception):  # the port says whether anybody is there to ask
+                self._answer = ask_head()
+
+    def _knock(self) -> None:
+        host, _, port = self._address.rpartition(":")
         while not self._stop.wait(self._every_s):
             try:
-                view = ask_head()
-            except Exception:  # noqa: BLE001 - no answer is what the view's age says
-                continue
-            self.view = view
+                socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
+                self._silent_since = None
+            except OSError:
+                self._silent_since = self._silent_since or time.monotonic()
 
     def close(self) -> None:
         """Ask no more; a question that a lost head leaves open is not waited for."""
         self._stop.set()
-        self._thread.join(_REFRESH_S)
+        for thread in self._threads:
+            thread.join(_REFRESH_S)
 
 
 def ask_head() -> View:
@@ -205,6 +235,13 @@ def ask_head() -> View:
     nodes = [Node.from_ray(entry) for entry in ray.nodes()]
     free = float(ray.available_resources().get("CPU", 0.0))
     return View(time.monotonic(), nodes, free, dict(state.get_draining_nodes() or {}))
+
+
+def head_address() -> str:
+    """``host:port`` of the head; Ray must be up."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def run_beside(work: Callable[[], T], look: Callable[[], None]) -> T:

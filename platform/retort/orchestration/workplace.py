@@ -13,7 +13,7 @@ from retort.orchestration.failures import error_of
 from retort.orchestration.progress import Progress
 from retort.orchestration.room import PATIENCE, Patience, wait_for_room
 from retort.orchestration.shared_place import check_shared_place
-from retort.orchestration.watch import HeadListener, Heard, View, Watch, ask_head, run_beside
+from retort.orchestration.watch import HeadListener, Heard, View, Watch, ask_head, head_address, run_beside
 
 T = TypeVar("T")
 
@@ -25,6 +25,7 @@ class Workplace:
     Attributes:
         demand: what it needs.
         first: the cluster as it was when the job came.
+        address: of its head, ``host:port``.
         can_grow: whether nodes may come.
         progress: of the job.
         patience: how often a person hears of a wait.
@@ -32,6 +33,7 @@ class Workplace:
 
     demand: Demand
     first: View
+    address: str
     can_grow: bool
     progress: Progress
     patience: Patience
@@ -66,7 +68,7 @@ class Workplace:
             on_drain=on_drain,
             patience=self.patience,
         )
-        listener = HeadListener(View(time.monotonic(), self.first.nodes))
+        listener = HeadListener(View(time.monotonic(), self.first.nodes), self.address)
 
         def look() -> None:
             watch.look(listener.view, time.monotonic())
@@ -99,7 +101,7 @@ def find_place(output: Path, demand: Demand, progress: Progress, *, patience: Pa
     with _asked_for(demand if can_grow and room(ask_head().nodes, demand) < demand.least else None):
         nodes = wait_for_room(lambda: ask_head().nodes, demand, progress, can_grow=can_grow, patience=patience)
     check_shared_place(output, nodes, demand)
-    return Workplace(demand, ask_head(), can_grow, progress, patience)
+    return Workplace(demand, ask_head(), head_address(), can_grow, progress, patience)
 
 
 @contextlib.contextmanager
