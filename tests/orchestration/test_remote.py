@@ -1,22 +1,28 @@
 """Jobs whose inputs and outputs all lie in a store: a real S3 service on the loopback, and nothing kept on the disk."""
 
 import logging
+import pickle
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
 from retort.config import validate
+from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
 from retort.location import RemotePath
+from retort.orchestration.chunks import ChunkFolder, ChunkResult, arrived, sent
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.jobs import refuse_existing_output, run_job
+from retort.orchestration.outputs import job_output
 from retort.run_config import RunConfig
 from retort.store.artifact import read_artifact
-from retort.store.place import cache_folder, store_of
+from retort.store.place import cache_folder, local_of, store_of
 from retort.store.results import result_of
 from tests.orchestration.tiny_runs import Lines, write_ljspeech
 
@@ -136,6 +142,80 @@ def test_every_job_of_a_tour_reads_and_writes_a_store(
         run_job(job({**DISTILL, "sampled_fraction": 0.5}), Lines())
     with pytest.raises(ConfigError, match=r"s3://retort-test/runs/student exists"):
         refuse_existing_output(job(DISTILL))
+
+
+def _another_node(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Go on with an empty disk."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(node / uuid.uuid4().hex))
+
+
+def _chunk(number: int) -> ChunkResult:
+    return ChunkResult({"rows": pa.table({"n": [number, number]})}, [Reject(f"r{number}", "bad", "", "")], {"sum": 1.0})
+
+
+def test_chunks_made_on_other_nodes_are_put_together_by_the_driver(
+    node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RemotePath("s3:", BUCKET, "runs", "chunked", "work", "k", "chunks")
+    sent_to_workers = pickle.dumps(ChunkFolder(local_of(place), 3))
+    for number in range(3):
+        _another_node(node, monkeypatch)
+        chunks = pickle.loads(sent_to_workers)
+        assert chunks.folder.is_relative_to(cache_folder())
+        chunks.write(number, _chunk(number))
+        # A worker that died after this is not asked for it again, wherever its follower runs.
+        _another_node(node, monkeypatch)
+        assert pickle.loads(sent_to_workers).read(number).rows == {"rows": 2}
+    _another_node(node, monkeypatch)
+    driver = ChunkFolder(local_of(place), 3)
+    assert driver.missing() == []
+    assert driver.collect(driver.records(), "rows", tmp_path / "out") == 6
+    assert [row["n"] for row in driver.table_rows("rows")] == [0, 0, 1, 1, 2, 2]
+    driver.forget(1)
+    _another_node(node, monkeypatch)
+    assert ChunkFolder(local_of(place), 3).missing() == [1]
+
+
+def test_a_chunk_whose_table_changed_in_the_store_is_done_again(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = RemotePath("s3:", BUCKET, "runs", "changed", "chunks")
+    ChunkFolder(local_of(place), 1).write(0, _chunk(0))
+    store_of(BUCKET).write_bytes("runs/changed/chunks/rows/00000.parquet", b"something else")
+    _another_node(node, monkeypatch)
+    assert ChunkFolder(local_of(place), 1).missing() == [0]
+
+
+def test_what_workers_are_given_reaches_every_node(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work = local_of(RemotePath("s3:", BUCKET, "runs", "given", "work"))
+    (work / "deep").mkdir(parents=True)
+    (work / "deep" / "plan.json").write_text("{}")
+    arguments = pickle.dumps(sent({"work": work, "plan": work / "deep" / "plan.json", "size": 3}))
+    _another_node(node, monkeypatch)
+    here = arrived(pickle.loads(arguments))
+    assert here["size"] == 3
+    assert here["plan"].read_text() == "{}"
+    assert here["plan"].is_relative_to(cache_folder())
+    assert here["work"] == here["plan"].parents[1]
+
+
+def test_a_driver_that_fails_leaves_to_the_next_what_it_has_done(node: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = job({"job": "export", "output": f"{ROOT}/interrupted", "model": f"{ROOT}/nothing"})
+
+    def fail() -> None:
+        with job_output(config) as output:
+            (output / "metrics.jsonl").write_text("line\n")
+            raise RuntimeError("the driver fails")
+
+    with pytest.raises(RuntimeError, match="the driver fails"):
+        fail()
+    assert keys("interrupted") == {"run.yaml", "metrics.jsonl"}
+    _another_node(node, monkeypatch)
+    with pytest.raises(DataError, match="interrupted: the job that writes it has not finished"):
+        result_of(config.output)
+    with job_output(config) as output:
+        assert (output / "metrics.jsonl").read_text() == "line\n"
+        (output / "audio").mkdir()
+        (output / "audio" / "a.wav").write_bytes(b"sound")
+    assert keys("interrupted") == {"run.yaml", "metrics.jsonl", "audio/a.wav"}
 
 
 def test_an_input_that_is_not_there_is_told_with_its_url() -> None:
