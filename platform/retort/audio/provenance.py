@@ -135,6 +135,21 @@ class Findings:
         }  # fmt: skip
         return {"marked": self.is_marked, "signature": signature, "watermark": watermark}
 
+    def line(self) -> str:
+        """For a person."""
+        told, mark = self.statement, self.watermark
+        said = "no signed statement"
+        if told is not None:
+            known = {True: "signed by", False: "a forged statement in the name of", None: "signed by the unknown key"}
+            whole = {True: "unaltered", False: "but of other sound", None: "not bound to its samples"}
+            said = f"{known[told.is_valid]} {told.key_id}, {whole[self.is_intact]}: {dict(told.claims)}"
+        found = "no watermark was looked for"
+        if mark is not None:
+            is_there = "found" if mark.is_marked else "not found"
+            found = f"watermark {self.watermark_kind} {is_there} (score {mark.score:.2f}, from {mark.threshold:g})"
+        verdict = "marked as synthetic" if self.is_marked else "nothing is proved: marks can be lost and taken out"
+        return f"{verdict}; {said}; {found}"
+
 
 class Provenance:
     """What marks speech and finds the marks.
