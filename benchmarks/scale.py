@@ -33,22 +33,36 @@ class Unit:
 
 UNITS = {
     "peak_flops": Unit(989e12, "bf16 FLOP/s of one H100", "cited", "NVIDIA's datasheet (PERFORMANCE.md, section 1)"),
-    "train_mfu": Unit(0.41, "share of it that plain training reaches", "cited", "nanochat dev/LOG.md: 41 to 46 % on H100"),
+    "train_mfu": Unit(
+        0.41, "share of it that plain training reaches", "cited", "nanochat dev/LOG.md: 41 to 46 % on H100"
+    ),
     "live_kd_mfu": Unit(
-        0.176, "share of it that distillation with a live teacher reaches", "cited",
+        0.176,
+        "share of it that distillation with a live teacher reaches",
+        "cited",
         "ModelOpt Minitron 9B to 7B: 600 H100-hours for 6.3 G tokens",
     ),
-    "denoiser_mfu": Unit(0.17, "share of it that a denoiser in plain PyTorch reaches", "cited", "F5-TTS on L20, PyTorch"),
+    "denoiser_mfu": Unit(
+        0.17, "share of it that a denoiser in plain PyTorch reaches", "cited", "F5-TTS on L20, PyTorch"
+    ),
     "speak_audio_per_s": Unit(
-        99.0, "audio seconds a second and GPU, a guided 1 to 4B teacher free-running", "cited", "sglang-omni #756 (Higgs 4B)"
+        99.0,
+        "audio seconds a second and GPU, a guided 1 to 4B teacher free-running",
+        "cited",
+        "sglang-omni #756 (Higgs 4B)",
     ),
     "stream_audio_per_s": Unit(
         216.0, "audio seconds a second and GPU, serving streams in real time", "cited", "Baseten, Orpheus 3B on H100"
     ),
     "goal_audio_per_s": Unit(
-        530.0, "the same by goal G4 for a 500M student, **not measured**", "derived", "PERFORMANCE.md, G4: 40 % of the floor"
+        530.0,
+        "the same by goal G4 for a 500M student, **not measured**",
+        "derived",
+        "PERFORMANCE.md, G4: 40 % of the floor",
     ),
-    "denoiser_flops": Unit(0.953e12, "FLOP of one evaluation over 10 s, F5-class", "derived", "61 TFLOP / 64 evaluations"),
+    "denoiser_flops": Unit(
+        0.953e12, "FLOP of one evaluation over 10 s, F5-class", "derived", "61 TFLOP / 64 evaluations"
+    ),
     "token_hz": Unit(50.0, "tokens a second of audio", "cited", "LLaSA: xcodec2, one codebook of 65,536"),
     "dense_gb_per_h": Unit(23.6, "GB an hour of audio, all logits in fp16", "derived", "50 Hz x 65,536 x 2 bytes"),
     "top_gb_per_h": Unit(0.069, "GB an hour of audio, top 64 (id and fp16)", "derived", "50 Hz x 64 x 6 bytes"),
@@ -56,14 +70,16 @@ UNITS = {
     "put_per_s": Unit(3_500, "PUT a second and prefix of S3", "cited", "AWS, S3 user guide, optimising performance"),
     "part_mb": Unit(64.0, "MB of a shard, and of a request", "chosen", ""),
     "cached_cost": Unit(1.07, "step on cached targets, over cross-entropy alone", "measured", "docs/log.md, C9"),
-    "ray_data": Unit(0.853, "of a bare loop's speed through Ray Data, start-up included", "measured", "docs/log.md, C12"),
+    "ray_data": Unit(
+        0.853, "of a bare loop's speed through Ray Data, start-up included", "measured", "docs/log.md, C12"
+    ),
     "ray_train": Unit(1.08, "step under Ray Train, two workers, over torchrun", "measured", "docs/log.md, C11"),
     "ready_s": Unit(30.5, "s until a replica is ready, layout `apart`", "measured", "docs/log.md, 2026-11-22"),
     "node_s": Unit(180.0, "s until a cloud gives a GPU node", "chosen", ""),
     "gpu_price": Unit(3.0, "dollars a GPU-hour", "chosen", ""),
     "store_price": Unit(0.023, "dollars a GB and month", "cited", "AWS, S3 Standard"),
     "gpus": Unit(256, "GPUs that a job runs on", "chosen", ""),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -202,8 +218,10 @@ def _day_table() -> str:
     rows = []
     for target in _TARGETS:
         for name, kind, burst in (
-            ("calm", machine, 1.0), ("burst x1.5, nodes to be had", machine, 1.5), ("burst x1.5, nodes there", warm, 1.5)
-        ):  # fmt: skip
+            ("calm", machine, 1.0),
+            ("burst x1.5, nodes to be had", machine, 1.5),
+            ("burst x1.5, nodes there", warm, 1.5),
+        ):
             model = _model(target)
             day = simulate(demand(mean, peak=_PEAK, burst=burst), kind, model, Limits())
             dollars = _n(day.replica_hours * _u("gpu_price"))

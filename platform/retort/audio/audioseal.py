@@ -90,7 +90,7 @@ class AudioSealStream:
         self._held = torch.cat([self._held, torch.from_numpy(samples_N.astype(np.float32))])
         whole = self._held.numel() // _BLOCK * _BLOCK
         ready, self._held = self._held[:whole], self._held[whole:]
-        return self._marked(list(ready.split(_BLOCK)) if whole else [])
+        return self._marked(list(torch.split(ready, _BLOCK)) if whole else [])
 
     def finish(self) -> Samples:
         """See :class:`MarkStream`."""

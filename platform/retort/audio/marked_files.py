@@ -92,7 +92,7 @@ def read_marked(encoded: bytes, *, max_seconds: float) -> Marked:
 
     most = int(max_seconds * SAMPLE_RATE)
     try:
-        with av.open(io.BytesIO(encoded), options={"format_whitelist": ",".join(_CONTAINERS)}) as container:
+        with av.open(io.BytesIO(encoded), "r", options={"format_whitelist": ",".join(_CONTAINERS)}) as container:
             if not container.streams.audio:
                 raise AudioRejected("unreadable", "the file holds no sound")
             notes = {**container.streams.audio[0].metadata, **container.metadata}

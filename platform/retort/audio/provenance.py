@@ -213,7 +213,7 @@ class Marking:
             sound = self.mark.push(sound)
             if is_last:
                 sound = np.concatenate([sound, self.mark.finish()])
-        marked = np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
+        marked: Whole = np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
         self._digest.update(marked.astype("<i2").tobytes())
         return marked
 
@@ -273,7 +273,7 @@ def _notice(config: NoticeConfig | None) -> Samples:
             return np.zeros(0, np.float32)
         case RecordedNotice():
             audio = read_audio(config.path)
-            return resample(audio.samples_N, audio.sample_rate, SAMPLE_RATE).numpy()
+            return np.asarray(resample(audio.samples_N, audio.sample_rate, SAMPLE_RATE).numpy())
         case TonesNotice():
             time_N = torch.arange(int(_NOTICE_S * SAMPLE_RATE)) / SAMPLE_RATE
             fade_N = (torch.minimum(time_N, _NOTICE_S - time_N) / _FADE_S).clamp(max=1.0)

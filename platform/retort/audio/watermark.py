@@ -134,7 +134,7 @@ class SpreadSpectrumStream:
         self._index += num_frames
         skipped = min(self._skip, len(ready))
         self._skip -= skipped
-        return ready[skipped:].astype(np.float32)
+        return np.asarray(ready[skipped:], np.float32)
 
     def finish(self) -> Samples:
         """See :class:`MarkStream`."""
@@ -145,7 +145,8 @@ class SpreadSpectrumStream:
 def envelope(spectra_TF: NDArray[Any]) -> NDArray[Any]:
     """Magnitudes, smoothed over neighbouring bins."""
     power_TF = np.pad(np.abs(spectra_TF) ** 2, ((0, 0), (_SMOOTH_BINS // 2, _SMOOTH_BINS // 2)))
-    return np.sqrt(np.lib.stride_tricks.sliding_window_view(power_TF, _SMOOTH_BINS, axis=1).mean(axis=2))
+    smooth_TF: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(power_TF, _SMOOTH_BINS, axis=1).mean(axis=2)
+    return np.sqrt(smooth_TF)
 
 
 def fold(samples_N: Samples) -> NDArray[Any]:
