@@ -5,15 +5,18 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from retort import __version__
 from retort.cli_output import echo_summary, explain_failure, job_streams
 from retort.cli_submit import SubmitOptions, command_of, jobs_app, run_submit
-from retort.errors import ConfigError
+from retort.errors import ConfigError, QualityGateError
 from retort.location import parse_location
+
+if TYPE_CHECKING:
+    from retort.audio.provenance import ProvenanceConfig
 
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=VALUE", help="Change one value of the file; repeatable.")
@@ -149,14 +152,71 @@ def say(
         float, typer.Option(help="1.0 is none; a distilled student refuses any other that it was not trained for.")
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed says it in the same way.")] = 0,
+    provenance: Annotated[
+        Path | None, typer.Option(metavar="CONFIG", help="A serving file, whose `provenance` marks the speech.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say one sentence, in this process."""
     from retort.orchestration.say import say as speak
 
+    marks = None if provenance is None else _provenance_of(provenance)
     with job_streams(as_json=as_json):
-        summary = speak(text, model, output, speaker=speaker, guidance_scale=guidance_scale, seed=seed)
+        summary = speak(
+            text, model, output, speaker=speaker, guidance_scale=guidance_scale, seed=seed, provenance=marks
+        )  # fmt: skip
     echo_summary(summary, as_json=as_json)
+
+
+def _provenance_of(path: Path) -> "ProvenanceConfig":
+    from retort.config import load_config
+    from retort.serving.settings import ServeConfig
+
+    found = load_config(path, ServeConfig).provenance
+    if found is None:
+        raise ConfigError(f"{path}: it has no `provenance`; see docs/security.md for what it says")
+    return found
+
+
+@app.command()
+def detect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="WAV, FLAC, Ogg, MP3 or AAC; or raw PCM, as .pcm.")],
+    config: Annotated[Path, typer.Option(metavar="CONFIG", help="The serving file whose marks are looked for.")],
+    statement: Annotated[
+        str | None, typer.Option(help="The X-Provenance header that came with the sound, as of raw PCM.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Look for the marks of speech in a file: exit code 0 if it is proved to be marked, 7 if nothing is proved."""
+    from retort.orchestration.detect import detect as find
+
+    findings = find(file, _provenance_of(config), statement=statement)
+    echo_summary(findings.as_dict(), as_json=True) if as_json else typer.echo(findings.line())
+    raise typer.Exit(0 if findings.is_marked else QualityGateError.exit_code)
+
+
+@app.command("ls")
+def list_runs(
+    folder: Annotated[Path, typer.Argument(help="Where outputs lie; folders in it are searched.")] = Path("runs"),
+    as_json: JsonOption = False,
+) -> None:
+    """List the outputs of jobs: what ran, how far it is, its last figures. Nothing has to run for that."""
+    from retort.orchestration.outputs_seen import outputs_in, table
+
+    seen = outputs_in(folder)
+    echo_summary({"outputs": [one.as_dict() for one in seen]}, as_json=True) if as_json else typer.echo(table(seen))
+
+
+@app.command()
+def show(
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="Output folder of a job.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show one output: state, figures, fingerprints of what went in and came out, and what looks wrong."""
+    from retort.orchestration.outputs_seen import look_at
+
+    seen = look_at(output)
+    echo_summary(seen.as_dict(), as_json=True) if as_json else typer.echo(seen.text())
 
 
 @app.command()

@@ -57,6 +57,10 @@ def _row(name, T):
 
 @pytest.fixture
 def folder(tmp_path):
+    return write(tmp_path)
+
+
+def write(tmp_path):
     """Three forced and two sampled rows, in shards whose order is not that of the ids."""
     (tmp_path / SYNTHETIC_FILE).write_text(DESCRIPTION.model_dump_json())
     (tmp_path / TARGETS).mkdir()

@@ -10,7 +10,9 @@ import soundfile
 import torch
 from torch import Tensor
 
-from retort.serving.formats import KINDS, SAMPLE_RATE, SpeechEncoder, wav_header, whole_file
+from retort.audio.marked_files import wav_header
+from retort.audio.watermark import SAMPLE_RATE
+from retort.serving.formats import KINDS, SpeechEncoder, whole_file
 from retort.serving.requests import AudioFormat
 
 RATE = 16_000

@@ -12,6 +12,8 @@ from retort.errors import DataError
 
 # Few rows at a time: each holds a whole recording.
 _ROWS_AT_ONCE = 32
+_MOST_BYTES, _MOST_GROWTH = 64 * 2**20, 100
+"""From where on a row group must not be so many times as large in memory as its file."""
 _BYTES = "audio_bytes"
 
 
@@ -35,8 +37,36 @@ def open_parquet(config: ParquetConfig) -> Iterator[Row | Reject]:
     if not files or not files[0].is_file():
         raise DataError(f"{config.path}: no parquet file there; correct `path`")
     for file in files:
+        _check_place(file, config)
         _check_columns(file)
+        _check_size(file)
     return _rows(config, files)
+
+
+def _check_place(path: Path, config: ParquetConfig) -> None:
+    """A corpus that somebody sent must not read what lies elsewhere."""
+    if (
+        config.path.is_dir()
+        and not config.allow_outside_root
+        and not path.resolve().is_relative_to(config.path.resolve())
+    ):
+        raise DataError(
+            f"{path}: a link that leads out of {config.path}; put the file there, or say allow_outside_root: true"
+        )
+
+
+def _check_size(path: Path) -> None:
+    """What the file says it becomes in memory, row group by row group; one that lies is not seen through."""
+    import pyarrow.parquet as pq
+
+    metadata, on_disk = pq.read_metadata(path), path.stat().st_size
+    for number in range(metadata.num_row_groups):
+        size = metadata.row_group(number).total_byte_size
+        if size > _MOST_BYTES and size > _MOST_GROWTH * on_disk:
+            raise DataError(
+                f"{path}: row group {number} would take {size:,} bytes of memory, the file has {on_disk:,}; "
+                "write it again in smaller row groups if that is right"
+            )
 
 
 def _check_columns(path: Path) -> None:

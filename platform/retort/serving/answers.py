@@ -7,10 +7,12 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from retort.audio.provenance import Marking
+from retort.audio.watermark import SAMPLE_RATE
 from retort.inference.speaker import Outcome
 from retort.serving.backends import Description
 from retort.serving.errors import ApiError
-from retort.serving.formats import SAMPLE_RATE, SpeechEncoder, whole_file
+from retort.serving.formats import SpeechEncoder, whole_file
 from retort.serving.metrics import Metrics
 from retort.serving.requests import SpeechRequest
 from retort.serving.speaking import Snippet
@@ -35,13 +37,17 @@ class Answer:
     description: Description
     metrics: Metrics
     begun: float
+    marking: Marking | None = None
     _is_first: bool = True
     _encoder: SpeechEncoder = field(init=False)
 
     def __post_init__(self) -> None:
         self._encoder = SpeechEncoder(
-            self.request.response_format, self.description.sample_rate, speed=self.request.speed
-        )  # fmt: skip
+            self.request.response_format,
+            self.description.sample_rate,
+            speed=self.request.speed,
+            marking=self.marking,
+        )
 
     @property
     def media_type(self) -> str:
@@ -93,7 +99,8 @@ async def collect(pieces: AsyncIterator[Snippet], answer: Answer) -> bytes:
     """
     body = b"".join([answer.encode(piece) async for piece in pieces])
     answer.count("200")
-    return whole_file(answer.request.response_format, body, answer.num_samples)
+    comment = "" if answer.marking is None else answer.marking.comment(is_whole=True)
+    return whole_file(answer.request.response_format, body, answer.num_samples, comment)
 
 
 async def in_pieces(pieces: AsyncIterator[Snippet], answer: Answer, *, slow_reader_s: float) -> AsyncIterator[bytes]:
@@ -118,7 +125,8 @@ async def in_pieces(pieces: AsyncIterator[Snippet], answer: Answer, *, slow_read
         if as_events:
             usage = {"input_tokens": len(answer.request.input), "output_tokens": answer.num_samples}
             usage["total_tokens"] = sum(usage.values())
-            yield _event("speech.audio.done", usage=usage)
+            marked = {} if answer.marking is None else {"provenance": answer.marking.token(is_whole=True)}
+            yield _event("speech.audio.done", usage=usage, **marked)
         status = "200"
     except (GeneratorExit, asyncio.CancelledError):
         status = "499"

@@ -13,14 +13,17 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
 
+from retort.audio.provenance import Marking, Provenance
 from retort.errors import ConfigError, DataError
 from retort.inference.voices import Voice
+from retort.serving import detect
 from retort.serving.answers import Answer, collect, in_pieces
 from retort.serving.backends import Ask, Backend, Description
 from retort.serving.bodies import read_body
+from retort.serving.detect import Detector
 from retort.serving.errors import ApiError, as_api_error, overloaded
 from retort.serving.formats import KINDS
-from retort.serving.gate import Gate
+from retort.serving.gate import PROVENANCE, Gate, MarkGate
 from retort.serving.keys import ApiKeys
 from retort.serving.metrics import Metrics
 from retort.serving.requests import SpeechRequest, parse_speech_request
@@ -47,6 +50,8 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     """
     api = FastAPI(title="Retort", version="1", docs_url=None, redoc_url=None)
     speech = Speech(config, backends)
+    if speech.provenance is not None:
+        api.add_middleware(MarkGate)
     api.add_middleware(Gate, keys=None if config.api_keys is None else ApiKeys(config.api_keys))
     # What nobody expected is answered too, and then raised on to the server, which logs it.
     for kind in (ApiError, HTTPException, Exception):
@@ -84,6 +89,12 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
         "/v1/audio/voices/{voice_id}", speech.uploads.delete, methods=["DELETE"], summary="Remove an added voice.",
         responses={404: {"description": "No such voice was added."}},
     )  # fmt: skip
+    detection = Detector(config, speech.provenance)
+    api.add_api_route(
+        "/v1/audio/detect", detection.create, methods=["POST"], summary="Look for the marks of this server's speech.",
+        responses={status: {"description": text} for status, text in detect.STATUSES.items()},
+        openapi_extra={"requestBody": detect.REQUEST_BODY},
+    )  # fmt: skip
     api.add_api_route("/", _page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
     return api
 
@@ -111,6 +122,7 @@ class Speech:
         self._refused: dict[str, tuple[float, float]] = {}
         """Until when requests for a model are refused here, after one was refused there."""
         self.uploads = Uploads(config, self.backends, self.description)
+        self.provenance = None if config.provenance is None else Provenance(config.provenance)
 
     async def ready(self) -> JSONResponse:
         """200 when every model answers; a replica that answers has passed its warm-up."""
@@ -157,13 +169,7 @@ class Speech:
         body = await read_body(request, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
         wanted = parse_speech_request(body, max_characters=limits.max_characters)
         name = self.resolve(wanted.model)
-        description = await self.description(name)
-        uploaded = self.uploads.voice(wanted.voice_id, description)
-        if uploaded is None and wanted.voice_id not in description.voices:
-            description = await self.description(name, max_age_s=_KNOWN_S)
-            uploaded = self.uploads.voice(wanted.voice_id, description)
-        if uploaded is None and wanted.voice_id not in description.voices:
-            raise self.uploads.no_voice(wanted.voice_id, description)
+        description, uploaded = await self._voice(wanted, name)
         if wanted.language is not None and wanted.language.partition("-")[0].lower() not in self.languages(name):
             known = ", ".join(self.languages(name))
             raise ApiError(400, f"{name} speaks {known} only", param="language")
@@ -174,15 +180,19 @@ class Speech:
         try:
             first, later = await self._begin(request, name, ask)
             async with _closing_at_errors(later):
-                answer = Answer(wanted, await self._who_said(first, description, uploaded), self.metrics, begun)
+                said_by = await self._who_said(first, description, uploaded)
+                marking = self._marking(wanted, said_by)
+                answer = Answer(wanted, said_by, self.metrics, begun, marking)
                 if wanted.stream_format != "sse":  # whose client is told by an event, whenever it fails
                     answer.refuse_failed(first)
             pieces = self._from(first, later, name)
             if is_stream:
+                headers |= {} if marking is None else {PROVENANCE: marking.token()}
                 events = in_pieces(pieces, answer, slow_reader_s=limits.slow_reader_s)
                 return StreamingResponse(events, media_type=answer.media_type, headers=headers)
             async with aclosing(pieces):  # type: ignore[type-var]
                 whole = await _unless_left(request, collect(pieces, answer))
+            headers |= {} if marking is None else {PROVENANCE: marking.token(is_whole=True)}
             return Response(whole, media_type=answer.media_type, headers=headers)
         except asyncio.CancelledError:  # so Ray Serve ends a request whose client has left
             self.metrics.count(name, "499")
@@ -231,6 +241,28 @@ class Speech:
         if uploaded is not None and said_by.voice_space != description.voice_space:
             raise overloaded(1.0)
         return said_by
+
+    async def _voice(self, wanted: SpeechRequest, name: str) -> tuple[Description, Voice | None]:
+        """The model, and the voice if it is one that was added.
+
+        Raises:
+            ApiError: there is no such voice.
+        """
+        description = await self.description(name)
+        uploaded = self.uploads.voice(wanted.voice_id, description)
+        if uploaded is None and wanted.voice_id not in description.voices:
+            description = await self.description(name, max_age_s=_KNOWN_S)
+            uploaded = self.uploads.voice(wanted.voice_id, description)
+        if uploaded is None and wanted.voice_id not in description.voices:
+            raise self.uploads.no_voice(wanted.voice_id, description)
+        return description, uploaded
+
+    def _marking(self, wanted: SpeechRequest, said_by: Description) -> Marking | None:
+        """What marks an answer; its statement says neither the text nor whose voice it is."""
+        if self.provenance is None:
+            return None
+        facts = {"model": said_by.name, "fingerprint": said_by.fingerprint, "format": wanted.response_format}
+        return self.provenance.begin(**facts)
 
     def resolve(self, name: str) -> str:
         """The model behind a name.

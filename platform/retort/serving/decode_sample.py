@@ -8,12 +8,15 @@ import asyncio
 import multiprocessing
 import resource
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from retort.audio.files import AudioLimits, AudioRejected, read_audio, resample
+from retort.audio.marked_files import Marked, read_marked
 from retort.serving.errors import ApiError
 
 SAMPLE_RATE = 24_000
@@ -26,7 +29,7 @@ _CODES = frozenset({
 _SOUND, _REASON = b"+", b"-"
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["retort.serving.decode_sample", "soundfile", "soxr"])
+_context.set_forkserver_preload(["retort.serving.decode_sample", "soundfile", "soxr", "av"])
 _at_once = threading.Semaphore(2)
 
 
@@ -41,7 +44,7 @@ async def decode_sample(encoded: bytes, *, min_seconds: float, max_seconds: floa
     Raises:
         ApiError: 422, in words that say nothing of the server.
     """
-    answer = await asyncio.to_thread(_decode_apart, encoded, min_seconds, max_seconds)
+    answer = await asyncio.to_thread(_apart, _decode, encoded, min_seconds, max_seconds)
     if answer[:1] == _SOUND and len(answer) > 1:
         return torch.frombuffer(bytearray(answer[1:]), dtype=torch.float32)
     code = answer[1:].decode("ascii", "replace")
@@ -55,10 +58,31 @@ async def decode_sample(encoded: bytes, *, min_seconds: float, max_seconds: floa
     )
 
 
-def _decode_apart(encoded: bytes, shortest: float, longest: float) -> bytes:
+async def read_marked_apart(encoded: bytes, *, max_seconds: float) -> Marked:
+    """A file with its comment.
+
+    Args:
+        encoded: a file of a format that the service sends, with a header.
+        max_seconds: more is refused, as soon as it is seen.
+
+    Raises:
+        ApiError: 422.
+    """
+    answer = await asyncio.to_thread(_apart, _read_marked, encoded, max_seconds)
+    if answer[:1] != _SOUND:
+        raise ApiError(
+            422, f"the file cannot be read: send at most {max_seconds:g} s of WAV, FLAC, Ogg, MP3 or AAC, or raw PCM "
+            "with format=pcm", param="file", code="bad_sample",
+        )  # fmt: skip
+    size = int.from_bytes(answer[1:5], "big")
+    samples_N = np.frombuffer(answer[5 + size :], np.float32)
+    return Marked(answer[5 : 5 + size].decode("utf-8", "replace"), samples_N)
+
+
+def _apart(work: Callable[..., None], *arguments: object) -> bytes:
     with _at_once:
         ours, its = _context.Pipe(duplex=False)
-        process = _context.Process(target=_decode, args=(its, encoded, shortest, longest), daemon=True)
+        process = _context.Process(target=work, args=(its, *arguments), daemon=True)
         process.start()
         its.close()
         try:
@@ -72,7 +96,18 @@ def _decode_apart(encoded: bytes, shortest: float, longest: float) -> bytes:
             process.close()
 
 
-def _decode(answer: Connection, encoded: bytes, shortest: float, longest: float) -> None:
+def _read_marked(answer: Connection, encoded: bytes, longest: float) -> None:
+    _be_limited()
+    try:
+        marked = read_marked(encoded, max_seconds=longest)
+    except AudioRejected as error:
+        answer.send_bytes(_REASON + error.code.encode())
+        return
+    comment = marked.comment.encode()
+    answer.send_bytes(_SOUND + len(comment).to_bytes(4, "big") + comment + marked.samples_N.tobytes())
+
+
+def _be_limited() -> None:
     for limit, value in (
         (resource.RLIMIT_CPU, _CPU_SECONDS),
         (resource.RLIMIT_DATA, _DATA_BYTES),
@@ -81,6 +116,10 @@ def _decode(answer: Connection, encoded: bytes, shortest: float, longest: float)
     ):
         resource.setrlimit(limit, (value, value))
     torch.set_num_threads(1)
+
+
+def _decode(answer: Connection, encoded: bytes, shortest: float, longest: float) -> None:
+    _be_limited()
     limits = AudioLimits(min_duration_s=shortest, max_duration_s=longest, max_samples=int(longest * 2 * 192_000))
     try:
         audio = read_audio(encoded, limits=limits)

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from retort.audio.marked_files import flac_with, wav_header, wav_samples
+from retort.audio.provenance import Marking
+from retort.audio.watermark import SAMPLE_RATE
 from retort.serving.requests import AudioFormat
 
-SAMPLE_RATE = 24_000
-_UNKNOWN = 0xFFFFFFFF
 _BIT_RATES = {"mp3": 64_000, "aac": 64_000, "opus": 32_000}
 
 
@@ -55,8 +56,8 @@ class Encoder(Protocol):
 class _Raw:
     """16-bit little-endian samples, behind a WAV header or bare."""
 
-    def __init__(self, *, has_header: bool) -> None:
-        self._header = wav_header(None) if has_header else b""
+    def __init__(self, *, has_header: bool, comment: str) -> None:
+        self._header = wav_header(None, comment) if has_header else b""
 
     def push(self, samples_N: np.ndarray[Any, Any]) -> bytes:
         """See :class:`Encoder`."""
@@ -72,13 +73,16 @@ class _Raw:
 class _FFmpeg:
     """Any format that FFmpeg writes to a pipe."""
 
-    def __init__(self, name: AudioFormat) -> None:
+    def __init__(self, name: AudioFormat, comment: str) -> None:
         import av
 
         kind = KINDS[name]
         self._sink = _Pipe()
         # Without that flag an Ogg stream gets a random serial number.
-        self._container = av.open(self._sink, "w", format=kind.container, options={"fflags": "+bitexact"})
+        options = {"fflags": "+bitexact", **({"write_id3v2": "1"} if name == "aac" and comment else {})}
+        self._container = av.open(self._sink, "w", format=kind.container, options=options)
+        if comment:
+            self._container.metadata["comment"] = comment
         stream: Any = self._container.add_stream(kind.codec, rate=kind.rate, layout="mono")
         if name in _BIT_RATES:
             stream.bit_rate = _BIT_RATES[name]
@@ -135,13 +139,19 @@ class SpeechEncoder:
         name: of the format.
         sample_rate: of the samples that are pushed.
         speed: 2 is twice as fast, at the same pitch.
+        marking: what marks the sound, after everything else, and the file.
     """
 
-    def __init__(self, name: AudioFormat, sample_rate: int, *, speed: float = 1.0) -> None:
+    def __init__(
+        self, name: AudioFormat, sample_rate: int, *, speed: float = 1.0, marking: Marking | None = None
+    ) -> None:
         import soxr
 
         self.media_type = KINDS[name].media_type
-        self._encoder: Encoder = _Raw(has_header=name == "wav") if name in ("wav", "pcm") else _FFmpeg(name)
+        comment = "" if marking is None else marking.comment()
+        is_plain = name in ("wav", "pcm")
+        self._encoder: Encoder = _Raw(has_header=name == "wav", comment=comment) if is_plain else _FFmpeg(name, comment)
+        self._marking = marking
         self._resampler = (
             None if sample_rate == SAMPLE_RATE else soxr.ResampleStream(sample_rate, SAMPLE_RATE, 1, dtype="float32")
         )
@@ -163,6 +173,8 @@ class SpeechEncoder:
         whole = np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
         if self._tempo is not None:
             whole = self._tempo.push(whole, is_last=is_last)
+        if self._marking is not None:
+            whole = self._marking.push(whole, is_last=is_last)
         self.num_samples += len(whole)
         return self._encoder.push(whole) if len(whole) else b""
 
@@ -220,26 +232,14 @@ def _time_base() -> Any:
     return Fraction(1, SAMPLE_RATE)
 
 
-def wav_header(num_samples: int | None) -> bytes:
-    """Header of 16-bit mono PCM; sizes that are not known yet are all ones, which players take for a stream."""
-    data = _UNKNOWN if num_samples is None else 2 * num_samples
-    riff = _UNKNOWN if num_samples is None else 36 + data
-    return b"".join(
-        (
-            struct.pack("<4sI4s", b"RIFF", riff, b"WAVE"),
-            struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, SAMPLE_RATE, 2 * SAMPLE_RATE, 2, 16),
-            struct.pack("<4sI", b"data", data),
-        )
-    )
-
-
-def whole_file(name: AudioFormat, body: bytes, num_samples: int) -> bytes:
-    """A finished file: the headers of WAV and FLAC get the true length, which a stream does not know."""
+def whole_file(name: AudioFormat, body: bytes, num_samples: int, comment: str = "") -> bytes:
+    """A finished file: the headers of WAV and FLAC get the true length, which a stream does not know, and a comment."""
     if name == "wav":
-        return wav_header(num_samples) + body[len(wav_header(None)) :]
+        return wav_header(num_samples, comment) + wav_samples(body)
     if name == "flac" and body[:4] == b"fLaC":
         # STREAMINFO comes first: rate, channels and bits in 28 bits, then the number of samples in 36 (RFC 9639, 8.2).
         at = 4 + 4 + 10
         (fields,) = struct.unpack(">Q", body[at : at + 8])
-        return body[:at] + struct.pack(">Q", fields >> 36 << 36 | num_samples) + body[at + 8 :]
+        sized = body[:at] + struct.pack(">Q", fields >> 36 << 36 | num_samples) + body[at + 8 :]
+        return flac_with(sized, comment) if comment else sized
     return body

@@ -1,4 +1,4 @@
-"""The gate before every route: API keys, where the application has them."""
+"""The gates around every route: API keys before them, and behind them, that no sound leaves without its mark."""
 
 import base64
 import binascii
@@ -17,6 +17,10 @@ OPEN_ROUTES = frozenset({"/health/live", "/health/ready"})
 """What answers without a key; load balancers have none."""
 
 _WINDOW_S, _MAX_ADDRESSES = 60.0, 10_000
+
+PROVENANCE = "X-Provenance"
+"""Header of speech that is marked: the signed statement, or the watermark's name."""
+_SOUND = ("audio/", "text/event-stream")
 
 Scope = MutableMapping[str, Any]
 
@@ -74,6 +78,37 @@ class Gate:
         # Browsers ask for a name and a password then; the password is the key, the name does not matter.
         headers = {"WWW-Authenticate": 'Basic realm="Retort", charset="UTF-8"'}
         await JSONResponse(error.body(), status_code=401, headers=headers)(scope, receive, send)
+
+
+class MarkGate:
+    """ASGI middleware of an application that marks its speech: an answer with sound and without a mark becomes 500.
+
+    It stands around the router, so that a new route that forgets the mark says nothing.
+
+    Args:
+        app: the application.
+    """
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        """Pass the answer on, or say why not."""
+        is_refused = False
+
+        async def passed(message: Scope) -> None:
+            nonlocal is_refused
+            if message["type"] == "http.response.start":
+                headers = Headers(raw=message.get("headers", []))
+                sounds = headers.get("content-type", "").startswith(_SOUND)
+                is_refused = sounds and PROVENANCE not in headers
+                if is_refused:
+                    error = ApiError(500, "this speech is not marked", kind="server_error", code="not_marked")
+                    await JSONResponse(error.body(), status_code=500)(scope, receive, send)
+            if not is_refused:
+                await send(message)
+
+        await self._app(scope, receive, passed)
 
 
 def _bearer(authorization: str | None) -> str | None:

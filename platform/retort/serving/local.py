@@ -207,6 +207,8 @@ def deploy(config: ServeConfig) -> None:
     absolute = absolute_paths(config).replace(models=tuple(absolute_paths(model) for model in config.models))
     if config.voice_uploads is not None:
         absolute = absolute.replace(voice_uploads=absolute_paths(config.voice_uploads))
+    if config.provenance is not None:
+        absolute = absolute.replace(provenance=config.provenance.absolute())
     try:
         serve.run(build(absolute), name=_APP, route_prefix="/")
     except RuntimeError as error:

@@ -5,6 +5,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from retort.audio.provenance import ProvenanceConfig
 from retort.config import Config, validate
 from retort.inference.backends import DecodePrecision
 from retort.inference.decoding import Decoding
@@ -112,6 +113,9 @@ class ServeConfig(Config):
     """File of API keys, one a line; None lets everybody in who can reach the port."""
     voice_uploads: VoiceUploads | None = None
     """None refuses uploads."""
+    provenance: ProvenanceConfig | None = None
+    """How speech says that a machine made it; None leaves it unmarked. What is asked for and cannot be done keeps the
+    application from starting."""
     drain_s: float = Field(default=60.0, gt=0)
     """How long running requests may go on when a replica stops."""
 

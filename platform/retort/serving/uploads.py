@@ -3,14 +3,12 @@
 import asyncio
 import hashlib
 import unicodedata
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from retort.audio.files import Audio
 from retort.inference.voices import Voice
@@ -18,12 +16,12 @@ from retort.serving.backends import Backend, Description
 from retort.serving.bodies import read_body
 from retort.serving.decode_sample import SAMPLE_RATE, decode_sample
 from retort.serving.errors import ApiError
+from retort.serving.forms import OVERHEAD_BYTES, read_form
 from retort.serving.settings import ServeConfig, VoiceUploads
 from retort.serving.voices import AddedVoice, VoiceStore
 
 FIELDS = ("name", "consent", "audio_sample")
 _MAX_NAME = 64
-_FIELD_BYTES, _OVERHEAD_BYTES = 4096, 16_384
 REQUEST_BODY: dict[str, Any] = {
     "required": True,
     "content": {
@@ -105,7 +103,7 @@ class Uploads:
         store, settings = self._opened()
         body = await read_body(
             request,
-            max_bytes=settings.max_bytes + _OVERHEAD_BYTES,
+            max_bytes=settings.max_bytes + OVERHEAD_BYTES,
             timeout_s=self._limits.body_timeout_s,
             content_type="multipart/form-data",
         )
@@ -144,37 +142,11 @@ class Uploads:
 
 
 async def _parse(request: Request, body: bytes, settings: VoiceUploads) -> _Form:
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-        yield b""
-
-    parser = MultiPartParser(
-        request.headers, stream(), max_files=1, max_fields=len(FIELDS), max_part_size=_FIELD_BYTES
-    )  # fmt: skip
-    try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, UnicodeError, AttributeError) as error:
-        raise ApiError(400, "the body is not a form of one audio_sample, a name and a consent") from error
-    try:
-        given = form.multi_items()
-        for field, _ in given:
-            if field not in FIELDS:
-                raise ApiError(400, "unknown field; there are " + ", ".join(FIELDS), param=_printable(field))
-        fields = dict(given)
-        if len(fields) != len(given):
-            raise ApiError(400, "a field is given twice")
-        for field in FIELDS:
-            if field not in fields and field != "consent":
-                raise ApiError(400, f"the field {field} is missing", param=field)
-        name, consent, sample = fields["name"], fields.get("consent", ""), fields["audio_sample"]
-        if not isinstance(sample, UploadFile) or not isinstance(name, str) or not isinstance(consent, str):
-            raise ApiError(400, "audio_sample must be a file, name and consent texts", param="audio_sample")
-        encoded = await sample.read()
-    finally:
-        await form.close()
-    if len(encoded) > settings.max_bytes:
-        raise ApiError(413, f"the sample is larger than {settings.max_bytes} bytes", code="body_too_large")
-    return _Form(_clean_name(name), consent, encoded)
+    file_field, *others = reversed(FIELDS)
+    form = await read_form(request, body, file_field=file_field, others=others, max_bytes=settings.max_bytes)
+    if "name" not in form.texts:
+        raise ApiError(400, "the field name is missing", param="name")
+    return _Form(_clean_name(form.texts["name"]), form.texts.get("consent", ""), form.file)
 
 
 def _clean_name(name: str) -> str:
@@ -186,7 +158,3 @@ def _clean_name(name: str) -> str:
 
 def _words(text: str) -> list[str]:
     return text.casefold().split()
-
-
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text)[:60]
