@@ -37,23 +37,24 @@ def job(root: Path, name: str, **training: Any) -> PretrainConfig:
     return made
 
 
-def run(made: PretrainConfig, meanwhile: Callable[[int], None] = lambda pid: None) -> tuple[int, str]:
+def run(made: PretrainConfig, meanwhile: Callable[["subprocess.Popen[str]"], None] = lambda _: None) -> tuple[int, str]:
     """The job by the command line; returns its exit code and what it wrote to standard error."""
     command = [sys.executable, "-m", "retort.cli", "pretrain", str(made.output.with_suffix(".yaml"))]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        meanwhile(process.pid)
+        meanwhile(process)
         _, errors = process.communicate()
     return process.returncode, errors
 
 
-def when_at(made: PretrainConfig, step: int, do: Callable[[int], None]) -> Callable[[int], None]:
-    """Do something with the driver's process id once the step is on record."""
+def when_at(made: PretrainConfig, step: int, do: Callable[[int], None]) -> Callable[["subprocess.Popen[str]"], None]:
+    """Do something with the driver's process id once the step is on record; nothing if the job ends before."""
 
-    def wait(pid: int) -> None:
+    def wait(process: "subprocess.Popen[str]") -> None:
         while not any(record["step"] >= step for _, record in read_metrics(made.output / "metrics.jsonl")):
-            os.kill(pid, 0)
+            if process.poll() is not None:
+                return
             time.sleep(0.01)
-        do(pid)
+        do(process.pid)
 
     return wait
 
