@@ -9,9 +9,11 @@ import pytest
 
 from retort.config import Config, faults_of
 from retort.errors import StorageError
-from retort.location import Location, RemotePath, as_url, local_only
+from retort.location import Location, RemotePath, as_url, local_only, parse_location
 from retort.run_config import AnyConfig, RunConfig
 from retort.serving.settings import ServeConfig
+from retort.store.commit import commit_folder, write_bytes_atomic
+from retort.store.lock import OutputLock
 
 OTHERS = ("gs://bucket/x", "https://host/x", "file:///x", "s3:/b", "s3://", "s3://bucket/../x", "s3://b/c#d")
 
@@ -135,6 +137,19 @@ def test_a_store_is_refused_where_only_a_local_path_works_and_kept_as_it_is_else
     faults = _faults_at(field, kind, "s3://bucket/runs/x")
     assert bool(faults) is field.is_local
     assert all("must be a local path" in text for text in faults)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_url_that_became_a_path_on_the_way_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("s3://bucket/p"), Path("s3://bucket/p").absolute(), Path(parse_location("s3://bucket/p"))):
+        for write in (
+            lambda path=path: write_bytes_atomic(path / "a.json", b""),
+            lambda path=path: commit_folder(path).__enter__(),
+            lambda path=path: OutputLock(path).__enter__(),
+        ):
+            with pytest.raises(StorageError, match=r"s3://bucket/p.*would become a local folder"):
+                write()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import os
 import socket
 import struct
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from retort.store.place import store_of
 from retort.store.s3 import S3Credentials, S3Store
 
 CREDENTIALS = S3Credentials("testing-key", "testing-secret")
+SLOW_S = 6.0
 CONTENT = {"model.safetensors": bytes(range(256)) * 9, "config.json": b'{"layers": 2}', "deep/er/empty.bin": b""}
 
 
@@ -40,7 +42,7 @@ class Fault:
 
     method: str
     suffix: str
-    how: str  # a status such as "503:SlowDown", or cut, flip, reset (nothing is forwarded), lost (forwarded, no answer)
+    how: str  # a status such as "503:SlowDown"; cut, flip, slow; reset (nothing is forwarded), lost (forwarded, no answer)
 
 
 @dataclass
@@ -93,6 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
         how = self.server.proxy.take(self.command, self.path, dict(self.headers))
         if how == "reset":
             return self.reset()
+        if how == "slow":
+            time.sleep(SLOW_S)
         if ":" in how:
             status, code = how.split(":")
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"

@@ -15,7 +15,7 @@ from retort.errors import StorageError
 from retort.store.commit import commit_folder, verify_folder
 from retort.store.s3 import S3Credentials, S3Store
 from retort.store.s3_faults import RemoteStoreError, StoreFault
-from tests.store.conftest import CONTENT, CREDENTIALS, FaultProxy, fill, read_tree
+from tests.store.conftest import CONTENT, CREDENTIALS, SLOW_S, FaultProxy, fill, read_tree
 
 Opener = Callable[..., S3Store]
 
@@ -93,6 +93,18 @@ def test_passing_fault_at_any_read_is_survived(
     store.get_folder("a", tmp_path / "got")
     assert proxy.faults == []
     assert read_tree(tmp_path / "got") == read_tree(sealed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "suffix"), [("PUT", "model.safetensors"), ("GET", "model.safetensors")])
+def test_an_answer_that_takes_too_long_is_asked_for_again(
+    open_s3: Opener, proxy: FaultProxy, sealed: Path, tmp_path: Path, method: str, suffix: str
+) -> None:
+    store = open_s3(timeout_s=SLOW_S / 2, max_attempts=2, outage_s=120.0)
+    proxy.break_next(method, suffix, "slow", times=3)
+    manifest = store.put_folder(sealed, "a")
+    assert store.get_folder("a", tmp_path / "got") == manifest
+    assert proxy.faults == []
 
 
 def test_lasting_overload_ends_with_a_clear_error_and_nothing_committed(

@@ -25,6 +25,7 @@ from retort.store.disk import (
     full_disk_as_resource_error,
     lock_folder,
     os_error_as_storage_error,
+    refuse_url,
     remove_tree,
     require_free_bytes,
     write_durably,
@@ -77,6 +78,7 @@ def commit_folder(target: Path, *, replace: bool = False, expected_bytes: int = 
         StorageError: the target exists (and ``replace`` does not allow it), or cannot be written.
         ResourceError: the disk is full; what was there before is intact.
     """
+    refuse_url(target)
     _refuse_existing(target, replace=replace)
     with full_disk_as_resource_error(target, written=target, expected_bytes=expected_bytes):
         with os_error_as_storage_error(target, "create the folder's parents"):

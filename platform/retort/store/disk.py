@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from retort.errors import ResourceError, StorageError
+from retort.location import SCHEME
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Libraries written in C++ or Rust report a failed write without errno: safetensors says "(os error 28)" in the text,
@@ -35,8 +36,20 @@ def write_durably(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def refuse_url(path: Path) -> None:
+    """Refuse to write below a folder called ``s3:``, which is a url that lost its meaning on the way.
+
+    Raises:
+        StorageError: names the url.
+    """
+    if f"{SCHEME}:" in path.parts:
+        url = "/".join(path.parts[path.parts.index(f"{SCHEME}:") + 1 :])
+        raise StorageError(f"{SCHEME}://{url}: would become a local folder here; give a local path, not a url")
+
+
 def fresh_name(path: Path, kind: str) -> Path:
     """A name beside ``path`` that nobody uses: ``<name>.<kind>-<32 hexadecimal digits>``."""
+    refuse_url(path)
     return path.with_name(f"{path.name}.{kind}-{uuid.uuid4().hex}")
 
 

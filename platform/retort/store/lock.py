@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from retort.errors import StorageError
+from retort.store.disk import refuse_url
 
 _BUSY_READS = 20
 _BUSY_WAIT_S = 0.01
@@ -29,6 +30,7 @@ class OutputLock:
     """
 
     def __init__(self, path: Path) -> None:
+        refuse_url(path)
         self._file = path.with_name(path.name + ".lock")
         self._output = path
         self._fd: int | None = None
