@@ -198,12 +198,20 @@ def detect(
 @app.command("ls")
 def list_runs(
     folder: Annotated[Path, typer.Argument(help="Where outputs lie; folders in it are searched.")] = Path("runs"),
+    prometheus: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a text file for node-exporter's collector, too.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """List the outputs of jobs: what ran, how far it is, its last figures. Nothing has to run for that."""
     from retort.orchestration.outputs_seen import outputs_in, table
 
     seen = outputs_in(folder)
+    if prometheus is not None:
+        from retort.orchestration.job_metrics import exposition
+        from retort.store.commit import write_bytes_atomic
+
+        write_bytes_atomic(prometheus, exposition(seen))
     echo_summary({"outputs": [one.as_dict() for one in seen]}, as_json=True) if as_json else typer.echo(table(seen))
 
 

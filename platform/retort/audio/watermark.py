@@ -145,8 +145,8 @@ class SpreadSpectrumStream:
 def envelope(spectra_TF: NDArray[Any]) -> NDArray[Any]:
     """Magnitudes, smoothed over neighbouring bins."""
     power_TF = np.pad(np.abs(spectra_TF) ** 2, ((0, 0), (_SMOOTH_BINS // 2, _SMOOTH_BINS // 2)))
-    smooth_TF: NDArray[Any] = np.lib.stride_tricks.sliding_window_view(power_TF, _SMOOTH_BINS, axis=1).mean(axis=2)
-    return np.sqrt(smooth_TF)
+    smooth_TF = np.lib.stride_tricks.sliding_window_view(power_TF, _SMOOTH_BINS, axis=1).mean(axis=2)
+    return np.asarray(np.sqrt(smooth_TF))
 
 
 def fold(samples_N: Samples) -> NDArray[Any]:

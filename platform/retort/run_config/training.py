@@ -19,6 +19,7 @@ from retort.methods.progressive_distill import ProgressiveDistillConfig
 from retort.models.initialise import Initialisation
 from retort.models.student_shape import ModelSize, StudentSize
 from retort.run_config.machines import WorkersConfig
+from retort.run_config.tracker import TrackerConfig
 from retort.training.schedule import OptimizerConfig
 
 Method = Annotated[CFGDistillConfig | MultilevelDistillConfig, Field(discriminator="kind")]
@@ -43,6 +44,8 @@ class TrainingConfig(Config, Generic[B]):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=20, ge=1)
+    tracker: TrackerConfig | None = None
+    """Takes the metrics as well; TensorBoard and ``metrics.jsonl`` always have them."""
     seed: int = Field(default=0, ge=0)
 
     @property

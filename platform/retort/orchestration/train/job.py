@@ -20,6 +20,7 @@ from retort.orchestration.progress import Progress
 from retort.orchestration.train.metrics import shown
 from retort.orchestration.train.stop import Action, clear_stop, note_sigterm, request_stop
 from retort.orchestration.train.task import TrainJob, task_of
+from retort.orchestration.train.trackers import followed
 from retort.orchestration.train.worker import Assignment, train_worker
 from retort.orchestration.workplace import workplace
 from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
@@ -35,6 +36,7 @@ MAY_CHANGE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.log_every",
+    "training.tracker",
 )
 """What may differ when a run goes on: none of it changes what is learned (workers and accumulation are checked against
 the checkpoint, so that a step stays the same step)."""
@@ -62,7 +64,11 @@ def run_distill(config: DistillConfig | DistillMelsConfig, progress: Progress) -
 
 
 def _run(config: TrainJob, progress: Progress) -> dict[str, Any]:
-    artifact, seconds = run_once(config, progress, lambda: _train(config, progress))
+    def work() -> Artifact:
+        with followed(config.output.absolute(), config.training.tracker, progress):
+            return _train(config, progress)
+
+    artifact, seconds = run_once(config, progress, work)
     return _summary(config, artifact, seconds)
 
 
