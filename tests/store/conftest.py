@@ -42,7 +42,7 @@ class Fault:
 
     method: str
     suffix: str
-    how: str  # a status such as "503:SlowDown"; cut, flip, slow; reset (nothing is forwarded), lost (forwarded, no answer)
+    how: str  # a status such as "503:SlowDown"; cut, flip, slow; reset (not forwarded), lost (forwarded, no answer)
 
 
 @dataclass
