@@ -1,6 +1,7 @@
 """What the workers report reaches a tracker once, in order, and what looks wrong is told."""
 
 import json
+import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -119,10 +120,12 @@ def test_mlflow_keeps_the_metrics(tmp_path: Path) -> None:
 
 
 def test_trackio_keeps_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
     pytest.importorskip("trackio", reason="Trackio is an extra: pip install 'retort[trackio]'")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     tracker = open_tracker(CONFIG, "first")
     assert isinstance(tracker, TrackioTracker)
     tracker.log(10, {"loss": 2.0})
     tracker.close()
-    assert list(tmp_path.rglob("*.db")) or any(tmp_path.iterdir())
+    with sqlite3.connect(tmp_path / "retort.db") as kept:
+        rows = kept.execute("SELECT run_name, step, metrics FROM metrics").fetchall()
+    assert [(run, step, json.loads(metrics)) for run, step, metrics in rows] == [("first", 10, {"loss": 2.0})]
