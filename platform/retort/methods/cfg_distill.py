@@ -214,7 +214,7 @@ class CFGDistillation(Task):
             teacher = LiveTeacher(model, method, seed=(given.seed << 16) + place.rank)
         batches = stream_of(rows, student.config, batch, seed=given.seed, place=place, prompt_rows=prompt_rows)
         lineage = opened.lineage(
-            "cfg_distill",
+            method.kind,
             taught_with=method.guidance if method.needs_teacher else None,
             is_choice_of_layers=isinstance(given.student, PrunedTeacher),
         )

@@ -258,7 +258,7 @@ class MultilevelDistillation(Task):
             teacher = TracedTeacher(in_precision(opened.teacher.model, place.dtype).to(place.device), method)
         batches = stream_of(rows, student.config, given.batch, seed=given.seed, place=place, prompt_rows=prompt_rows)
         lineage = opened.lineage(
-            "multilevel_distill",
+            method.kind,
             taught_with=method.guidance if method.needs_teacher else None,
             is_choice_of_layers=True,
         )
