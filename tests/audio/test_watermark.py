@@ -169,6 +169,14 @@ def test_the_weights_that_are_loaded_are_those_of_the_file(seal: AudioSeal, seal
     assert not np.array_equal(marked(AudioSeal(tmp_path, message=0b1011), SOUND), marked(seal, SOUND))
 
 
+def test_nothing_is_compiled_while_somebody_waits(seal: AudioSeal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("torch.compile was called")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    seal.detect(marked(seal, SOUND[:1000]))
+
+
 def test_audioseal_with_random_weights_runs_its_detector(seal_folder: Path) -> None:
     found = AudioSeal(seal_folder, message=3).detect(babble(0.5))
     assert 0.0 <= found.score <= 1.0

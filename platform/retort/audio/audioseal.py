@@ -44,8 +44,12 @@ class AudioSeal:
     def __init__(self, folder: Path, *, message: int) -> None:
         try:
             from audioseal.builder import create_detector, create_generator
+            from audioseal.libs.moshi.utils import compile as compiling
         except ImportError as error:
             raise MissingRequirementError("AudioSeal is not installed; run: pip install audioseal") from error
+        # Else its layers are compiled during the first request, for minutes, by a compiler that may be missing.
+        # For good, not by its context: that is one switch for all threads.
+        compiling._compile_disabled = True
         tree = _card(folder)
         with torch.random.fork_rng(devices=[]):
             self._generator = _filled(create_generator(_typed(tree)), folder / "generator.safetensors")
