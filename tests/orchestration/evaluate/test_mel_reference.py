@@ -1,5 +1,6 @@
 """Denoisers that share codes and noise are compared mel by mel."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from retort.evaluation.results import Pair, summarise
 from retort.orchestration.evaluate.job import EvaluationWorker, read_piece
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system
 from retort.run_config import EvaluateConfig
+from retort.store.artifact import describe_artifact, write_artifact
 from tests.inference.speaking import STUDENT, speaking_denoiser
 
 
@@ -34,8 +36,17 @@ def evaluation(root: Path, *systems: dict[str, Any], **changes: JsonValue) -> Ev
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("mel_reference")
-    speaking_denoiser(folder)
+    write_speaking_inputs(folder)
     return folder
+
+
+def write_speaking_inputs(folder: Path, **lineage: Any) -> Path:
+    """A denoiser, whose folder is returned, and the token set ``data`` as a result."""
+    model = speaking_denoiser(folder, **lineage)
+    (folder / "data").rename(folder / "tokens")
+    info = describe_artifact("tokens", "data", "1", inputs={}, config={})
+    write_artifact(folder / "data", info, lambda target: shutil.copytree(folder / "tokens", target, dirs_exist_ok=True))
+    return model
 
 
 def judged(config: EvaluateConfig, folder: Path) -> list[str]:
@@ -96,7 +107,7 @@ def test_a_reference_that_cannot_share_codes_is_refused_at_once(root: Path, tmp_
 
 
 def test_speed_of_a_denoiser_is_told_by_its_own_figures(tmp_path: Path) -> None:
-    model = speaking_denoiser(tmp_path, **STUDENT)
+    model = write_speaking_inputs(tmp_path, **STUDENT)
     plain = {"name": "slow", "kind": "model", "role": "student", "model": str(model)}
     speed = {"batch_sizes": [1, 2], "num_frames": 8, "rounds": 1}
     measured = EvaluationWorker(evaluation(tmp_path, plain, speed=speed).model_dump(mode="json"), 1).speed()["slow"]

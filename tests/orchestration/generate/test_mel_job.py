@@ -77,14 +77,20 @@ def made_config(made, output, source, **changes):
     return validate(tree_of(made, output, source, **changes), GenerateMelsConfig, where="test")
 
 
-class _NoSession:
-    """The chunks of a job, done one after the other in this process."""
+class _ThisProcess:
+    """A workplace without Ray: the work is done here."""
+
+    def __init__(self, *_):
+        pass
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         return None
+
+    def run(self, work):
+        return work(Lines())
 
 
 def in_process(config):
@@ -99,7 +105,7 @@ def in_process(config):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunked, "run_chunks", run_chunks)
-        patch.setattr(chunked, "ray_session", _NoSession)
+        patch.setattr(chunked, "workplace", _ThisProcess)
         return run_generate_mels(config, Lines())
 
 

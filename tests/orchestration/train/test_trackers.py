@@ -105,7 +105,7 @@ def test_a_password_in_the_uri_is_refused_and_not_repeated() -> None:
 
 
 def test_mlflow_keeps_the_metrics(tmp_path: Path) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="MLflow is an extra: pip install 'retort[mlflow]'")
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed: pip install mlflow-skinny")
     config = MLflowConfig(kind="mlflow", uri=f"sqlite:///{tmp_path}/runs.db")
     tracker = open_tracker(config, "first")
     assert isinstance(tracker, MLflowTracker)
@@ -121,7 +121,7 @@ def test_mlflow_keeps_the_metrics(tmp_path: Path) -> None:
 
 def test_trackio_keeps_the_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))  # read when it is imported
-    pytest.importorskip("trackio", reason="Trackio is an extra: pip install 'retort[trackio]'")
+    pytest.importorskip("trackio", reason="Trackio is not installed: pip install trackio")
     tracker = open_tracker(CONFIG, "first")
     assert isinstance(tracker, TrackioTracker)
     tracker.log(10, {"loss": 2.0})
