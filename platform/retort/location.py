@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PosixPath
 from typing import Annotated, Any, Self, get_args, get_origin
 
-from pydantic import WrapValidator
-
 from retort.errors import StorageError
 
 SCHEME = "s3"
@@ -103,7 +101,16 @@ def _read(value: Any, handler: Callable[[Any], Path]) -> Path:
     return handler(value)
 
 
-_READER = WrapValidator(_read)
+class _Reader:
+    """How pydantic reads a :data:`Location`. The command line uses this module, and must start without pydantic."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Callable[[Any], Any]) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_wrap_validator_function(_read, handler(source))
+
+
+_READER = _Reader()
 Location = Annotated[Path, _READER]
 """A field of a configuration that may lie in a store; a plain ``Path`` is local."""
 

@@ -85,7 +85,7 @@ def prepare(corpus: Path) -> dict[str, Any]:
 
 PRETRAIN = {
     "job": "pretrain", "output": f"{ROOT}/teacher", "data": f"{ROOT}/data", "model": SHAPE,
-    "training": {**TRAINING, "batch": {**TRAINING["batch"], "drop_text": 0.1}},
+    "training": {**TRAINING, "batch": {**TRAINING["batch"], "drop_both": 0.1}},
 }  # fmt: skip
 GENERATE = {
     "job": "generate", "output": f"{ROOT}/synthetic", "teacher": f"{ROOT}/teacher", "data": f"{ROOT}/data",
