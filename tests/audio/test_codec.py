@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from retort.audio.codec import CodecConfig, EncodecConfig, MelRVQConfig, open_codec
+from retort.audio.codec import CodecConfig, EncodecConfig, MelRVQConfig, new_codec, open_codec
 from retort.audio.mel_rvq import MelRVQ, fit_mel_rvq
 from retort.errors import DataError
 
@@ -26,6 +26,20 @@ def test_kind_chooses_the_config() -> None:
         adapter.validate_json('{"kind": "mp3"}')
     with pytest.raises(ValidationError, match="bandwidth_kbps"):
         adapter.validate_json('{"kind": "mel_rvq", "bandwidth_kbps": 3.0}')
+
+
+def test_recordings_are_asked_for_at_the_rate_of_the_codec_that_is_fitted(codec: MelRVQ, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def recordings(sample_rate: int) -> list[torch.Tensor]:
+        asked.append(sample_rate)
+        generator = torch.Generator().manual_seed(0)
+        return [torch.randn(16000, generator=generator) * 0.1 for _ in range(2)]
+
+    assert new_codec(codec.config, recordings).fingerprint() == codec.fingerprint()
+    with pytest.raises(DataError, match="nowhere"):
+        new_codec(EncodecConfig(checkpoint=tmp_path / "nowhere"), recordings)
+    assert asked == [codec.sample_rate], "published weights need no recordings"
 
 
 def edit_config(**changes: object) -> Callable[[Path], None]:

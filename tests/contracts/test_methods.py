@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.data.mel_stream import MelBatch
-from retort.losses.divergence import TopK, top_k_of
+from retort.losses.divergence import SkewKL, TopK, top_k_of
 from retort.methods import guided_distill, interval_distill, mel_pretrain, progressive_distill
 from retort.methods.baked_guidance import ConditionedGuidance
 from retort.methods.cfg_distill import (
@@ -164,6 +164,8 @@ CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
         "with_cross_entropy": lambda: build_distill(CFGDistillConfig(guidance=TWO, ce_weight=0.5)),
         "cross_entropy_alone": lambda: build_distill(CFGDistillConfig(guidance=TWO, kl_weight=0.0, ce_weight=1.0)),
         "warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, temperature=2.0)),
+        "skewed": lambda: build_distill(CFGDistillConfig(guidance=TWO, divergence=SkewKL())),
+        "cached_skewed": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached", divergence=SkewKL())),
         "cached": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached")),
         "cached_warm": lambda: build_distill(CFGDistillConfig(guidance=TWO, targets="cached", temperature=2.0)),
         "scale_as_input": lambda: build_distill(CFGDistillConfig(guidance=TWO, guidance_scales=(1.0, 1.5, 2.0))),
@@ -173,7 +175,9 @@ CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
     MultilevelDistillConfig: {
         "multilevel": lambda: build_multilevel(MultilevelDistillConfig()),
         "multilevel_as_published": lambda: build_multilevel(MultilevelDistillConfig(relative=False, matching="static")),
-        "multilevel_guided": lambda: build_multilevel(MultilevelDistillConfig(guidance=TWO, direction="reverse")),
+        "multilevel_guided": lambda: build_multilevel(
+            MultilevelDistillConfig(guidance=TWO, divergence=SkewKL(direction="reverse"))
+        ),
     },
     PretrainMelsConfig: {
         "mel_pretrain": lambda: build_mel_pretrain(MelPretrainConfig(unconditioned_fraction=0.3)),

@@ -14,7 +14,7 @@ from retort.data.logit_cache import (
     spread_tail,
 )
 from retort.errors import DataError
-from retort.losses.divergence import TopK, legal_log_softmax, token_forward_kl_top_k, top_k_of
+from retort.losses.divergence import ForwardKL, TopK, legal_log_softmax, token_divergence, top_k_of
 
 
 def _top(logits_SKV, k):
@@ -134,7 +134,7 @@ def test_the_loss_of_a_student_hardly_moves_when_the_targets_went_through_the_ca
     top = _top(teacher, 24)
     decoded = decode_top_k(encode_top_k(top, codebook_size=64))
     exact, cached = (
-        token_forward_kl_top_k(student[None], TopK(t.ids[None], t.log_probs[None], t.log_tail[None])).mean()
+        token_divergence(ForwardKL(), student[None], TopK(t.ids[None], t.log_probs[None], t.log_tail[None])).mean()
         for t in (top, decoded)
     )
     assert abs(float(exact - cached)) < 5e-3 * float(exact)

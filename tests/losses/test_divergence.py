@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import pytest
 import torch
@@ -6,16 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retort.losses.divergence import (
+    AnyDivergence,
+    DivergenceConfig,
     legal_log_softmax,
     masked_mean,
     per_codebook_mean,
     token_cross_entropy,
+    token_divergence,
     token_forward_kl,
-    token_forward_kl_top_k,
     top_k_of,
 )
 
 B, S, K, V = 3, 5, 2, 7
+EVERY: list[type[AnyDivergence]] = list(get_args(get_args(DivergenceConfig)[0]))
+every_divergence = pytest.mark.parametrize("kind", EVERY)
 
 
 def logits(seed: int, scale: float = 2.0) -> torch.Tensor:
@@ -28,8 +33,14 @@ def mask() -> torch.Tensor:
     return m
 
 
-def test_kl_of_equal_distributions_is_zero() -> None:
-    assert token_forward_kl(logits(0), logits(0)).abs().max() < 1e-6
+def test_laws_are_asked_of_every_divergence() -> None:
+    assert len(EVERY) >= 2
+
+
+@every_divergence
+def test_a_divergence_is_zero_for_equal_distributions_and_positive_for_others(kind: type[AnyDivergence]) -> None:
+    assert token_divergence(kind(), logits(0), logits(0)).abs().max() < 1e-6
+    assert token_divergence(kind(), logits(0), logits(1)).min() > 1e-3
 
 
 @settings(max_examples=25, deadline=None)
@@ -64,11 +75,12 @@ def test_the_mean_ignores_padding_and_how_a_batch_is_split() -> None:
     assert torch.allclose(whole, sum(p * n for p, n in zip(parts, counts, strict=True)) / valid.sum())
 
 
-def test_illegal_tokens_get_no_probability_and_no_gradient() -> None:
+@every_divergence
+def test_illegal_tokens_get_no_probability_and_no_gradient(kind: type[AnyDivergence]) -> None:
     student = logits(0).requires_grad_()
     teacher = logits(1)
     teacher[:, :, 1:, -1] = math.inf  # must not matter: it is sliced off
-    loss = token_forward_kl(student, teacher).sum()
+    loss = token_divergence(kind(), student, teacher).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert student.grad is not None
@@ -95,15 +107,18 @@ def test_cross_entropy_equals_the_log_probability() -> None:
     assert torch.allclose(got, -log_q.gather(-1, targets.transpose(1, 2)[..., None])[..., 0])
 
 
+@every_divergence
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 10_000), k=st.integers(1, V))
-def test_top_k_kl_never_exceeds_the_full_one_and_tends_to_it(seed: int, k: int) -> None:
+def test_from_a_top_k_it_never_exceeds_the_full_one_and_tends_to_it(
+    kind: type[AnyDivergence], seed: int, k: int
+) -> None:
     student, teacher = logits(seed), logits(seed + 1)
-    full = token_forward_kl(student, teacher)
-    part = token_forward_kl_top_k(student, top_k_of(teacher, k))
+    full = token_divergence(kind(), student, teacher)
+    part = token_divergence(kind(), student, top_k_of(teacher, k))
     assert (part <= full + 1e-4).all()
     assert (part >= -1e-5).all()
-    whole = token_forward_kl_top_k(student, top_k_of(teacher, V))
+    whole = token_divergence(kind(), student, top_k_of(teacher, V))
     assert torch.allclose(whole, full, atol=2e-3)
 
 

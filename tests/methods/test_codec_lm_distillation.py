@@ -62,7 +62,7 @@ def test_a_pruned_student_starts_from_the_layers_that_were_chosen(tmp_path: Path
     assert lineage_of(problem).distilled_at == job.method.guidance
     batch = problem.batches.batch(0)
     out = problem.objective(batch, problem.teacher.targets(batch))
-    assert set(out.metrics) == {"ce", "skew_kl", "latent", "attention", "embedding"}
+    assert set(out.metrics) == {"ce", "logit", "latent", "attention", "embedding"}
     other = job.replace(student={**student, "layers": str(tmp_path / "prune"), "criterion": "random"})
     assert lineage_of(problem_of(other)).kept_layers == (0,)
     assert lineage_of(problem_of(other)).selected_by is None

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.errors import ConfigError
-from retort.losses.divergence import token_forward_kl, token_skew_kl
+from retort.losses.divergence import SkewKL, token_divergence, token_forward_kl
 from retort.losses.features import attention_mse, latent_mse
 from retort.methods.multilevel_distill import (
     MultilevelDistillConfig,
@@ -66,12 +66,14 @@ def test_the_small_weight_of_the_skew_stands_on_the_first_argument() -> None:
         return (p * (p / (0.1 * p + 0.9 * q)).log()).sum()
 
     shaped = [x.view(1, 1, 1, 4) for x in (student, teacher)]
-    torch.testing.assert_close(token_skew_kl(*shaped).squeeze(), by_hand(teacher, student))
-    torch.testing.assert_close(token_skew_kl(*shaped, direction="reverse").squeeze(), by_hand(student, teacher))
+    torch.testing.assert_close(token_divergence(SkewKL(), *shaped).squeeze(), by_hand(teacher, student))
+    torch.testing.assert_close(
+        token_divergence(SkewKL(direction="reverse"), *shaped).squeeze(), by_hand(student, teacher)
+    )
     p, q = teacher.softmax(0), student.softmax(0)
     swapped = (p * (p / (0.9 * p + 0.1 * q)).log()).sum()
-    assert token_skew_kl(*shaped).squeeze() > 10 * swapped, "swapped weights look like fast convergence"
-    near = token_skew_kl(*shaped, skew=1e-6).squeeze()
+    assert token_divergence(SkewKL(), *shaped).squeeze() > 10 * swapped, "swapped weights look like fast convergence"
+    near = token_divergence(SkewKL(skew=1e-6), *shaped).squeeze()
     torch.testing.assert_close(near, token_forward_kl(*shaped).squeeze(), rtol=1e-3, atol=1e-4)
 
 
@@ -80,7 +82,7 @@ def test_a_copy_of_the_teacher_has_no_loss_but_its_cross_entropy() -> None:
     config = MultilevelDistillConfig()
     objective = MultilevelObjective(model(), (0, 1, 2, 3), 4, config)
     out = objective(batch(), TracedTeacher(teacher, config).targets(batch()))
-    for name in ("skew_kl", "latent", "attention", "embedding"):
+    for name in ("logit", "latent", "attention", "embedding"):
         assert float(out.metrics[name]) == pytest.approx(0.0, abs=1e-6)
     assert float(out.loss.detach()) == pytest.approx(0.25 * float(out.metrics["ce"]), rel=1e-5)
 
@@ -140,7 +142,7 @@ def test_guidance_enters_the_logits_and_not_the_features() -> None:
     ]
     assert outs[0]["latent"] == outs[1]["latent"]
     assert outs[0]["attention"] == outs[1]["attention"]
-    assert outs[0]["skew_kl"] != outs[1]["skew_kl"]
+    assert outs[0]["logit"] != outs[1]["logit"]
 
 
 class MapsAlive(TorchDispatchMode):

@@ -240,7 +240,7 @@ def test_another_head_starts_at_zero() -> None:
     assert not student(noise(conditions), TIMES, conditions).any()
 
 
-@pytest.mark.parametrize("method", ["guided_distill", "progressive_distill", "interval_distill"])
+@pytest.mark.parametrize("method", ["guided_distill", "progressive_distill", "interval_distill", "added_since"])
 def test_a_student_refuses_guidance(method: str) -> None:
     student = LINEAGE.replace(
         method=method, teacher_fingerprint="f", distilled_at=RampedGuidance(), num_steps=4, solver="ddim"

@@ -1,5 +1,6 @@
 """The codec seam: audio to codes and back, whichever codec it is."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, assert_never
 
@@ -7,14 +8,25 @@ from pydantic import Field
 from torch import Tensor
 
 from retort.audio.codec_files import CONFIG_NAME, CURE
-from retort.audio.encodec_codec import EncodecConfig, load_saved_encodec
-from retort.audio.mel_rvq import MelRVQ, MelRVQConfig, load_mel_rvq
+from retort.audio.encodec_codec import EncodecConfig, load_encodec, load_saved_encodec
+from retort.audio.mel_rvq import MelRVQ, MelRVQConfig, fit_mel_rvq, load_mel_rvq
 from retort.config import Config, load_config
 from retort.errors import ConfigError, DataError
 
-__all__ = ["Codec", "CodecConfig", "EncodecConfig", "MelRVQConfig", "OutsideCodecConfig", "open_codec", "outside_codec"]
+__all__ = [
+    "AnyCodecConfig",
+    "Codec",
+    "CodecConfig",
+    "EncodecConfig",
+    "MelRVQConfig",
+    "OutsideCodecConfig",
+    "new_codec",
+    "open_codec",
+    "outside_codec",
+]
 
-CodecConfig = Annotated[MelRVQConfig | EncodecConfig, Field(discriminator="kind")]
+AnyCodecConfig = MelRVQConfig | EncodecConfig
+CodecConfig = Annotated[AnyCodecConfig, Field(discriminator="kind")]
 """Any codec, told apart by ``kind``."""
 _OUTSIDE = "outside-"
 
@@ -111,6 +123,24 @@ def mel_codec(codec: Codec, *, who: str) -> MelRVQ:
             )
 
 
+def new_codec(config: AnyCodecConfig, recordings: Callable[[int], Iterable[Tensor]]) -> Codec:
+    """The codec of a config: fitted, or of published weights.
+
+    Args:
+        config: of any kind.
+        recordings: from a sample rate in Hz to recordings [N] to fit on; not called by kinds that are not fitted.
+
+    Raises:
+        DataError: the recordings are too few, or a checkpoint is missing or of another model.
+        StorageError: published weights could not be fetched.
+    """
+    match config:
+        case MelRVQConfig():
+            return fit_mel_rvq(recordings(config.mel.sample_rate), config)
+        case EncodecConfig():
+            return load_encodec(config)
+
+
 def open_codec(folder: Path) -> Codec:
     """Open a saved codec, whichever kind it is.
 
@@ -123,7 +153,7 @@ def open_codec(folder: Path) -> Codec:
     try:
         # JSON is YAML, and one reader means one set of error messages.
         kind: Any = CodecConfig
-        config: MelRVQConfig | EncodecConfig = load_config(path, kind)
+        config: AnyCodecConfig = load_config(path, kind)
     except ConfigError as error:
         raise DataError(f"{error}; {CURE}") from error
     match config:

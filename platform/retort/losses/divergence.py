@@ -6,12 +6,14 @@ entry, and only codebook 0 may emit it.
 """
 
 import math
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from retort.config import Config
 from retort.nn.top_k import TopK as TopK
 
 _NEVER = -1e30
@@ -53,55 +55,72 @@ def token_cross_entropy(logits_BSKV: Tensor, targets_BKS: Tensor) -> Tensor:
     return torch.cat(parts, dim=2)
 
 
-def token_forward_kl(student_BSKV: Tensor, teacher_BSKV: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of each token from full logits, times temperature squared, [B, S, K]."""
-    parts = []
-    students = legal_logits(student_BSKV, temperature=temperature)
-    for student, teacher in zip(students, legal_logits(teacher_BSKV, temperature=temperature), strict=True):
-        log_p, log_q = functional.log_softmax(teacher, dim=-1), functional.log_softmax(student, dim=-1)
-        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
-    return temperature**2 * torch.cat(parts, dim=2)
+class ForwardKL(Config):
+    """KL(teacher || student)."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """What each event adds to it, with teacher p and student q; of any shape."""
+        return log_p.exp() * (log_p - log_q)
 
 
-def token_skew_kl(
-    student_BSKV: Tensor,
-    teacher_BSKV: Tensor,
-    *,
-    skew: float = 0.1,
-    direction: Literal["forward", "reverse"] = "forward",
-    temperature: float = 1.0,
-) -> Tensor:
-    """Skew KL of each token (DistiLLM, arXiv 2402.03898), times temperature squared, [B, S, K].
+class SkewKL(Config):
+    """Skew KL (DistiLLM, arXiv 2402.03898).
 
     With teacher p and student q, forward is KL(p || skew p + (1 - skew) q) and reverse KL(q || skew q + (1 - skew) p):
     the small weight stands on the first argument (METHODS.md, trap 7).
     """
+
+    kind: Literal["skew_kl"] = "skew_kl"
+    skew: float = Field(default=0.1, gt=0, lt=1)
+    direction: Literal["forward", "reverse"] = "forward"
+
+    def terms(self, log_p: Tensor, log_q: Tensor) -> Tensor:
+        """What each event adds to it, with teacher p and student q; of any shape."""
+        first, second = (log_p, log_q) if self.direction == "forward" else (log_q, log_p)
+        mixed = torch.logaddexp(first + math.log(self.skew), second + math.log1p(-self.skew))
+        return first.exp() * (first - mixed)
+
+
+AnyDivergence = ForwardKL | SkewKL
+DivergenceConfig = Annotated[AnyDivergence, Field(discriminator="kind")]
+"""What methods on codec language models may ask for; all are sums over events, of full logits or of a top-k."""
+
+
+def token_divergence(
+    divergence: AnyDivergence, student_BSKV: Tensor, teacher: Tensor | TopK, *, temperature: float = 1.0
+) -> Tensor:
+    """Divergence of each token, times temperature squared, [B, S, K].
+
+    From a top-k it is that of the partition {top-k tokens, everything else}. By the data-processing inequality it never
+    exceeds the full one; for the forward KL the difference is at most the tail mass times the log-ratio inside the
+    tail, which is what :func:`retort.data.logit_cache` bounds when it writes.
+
+    Args:
+        divergence: which.
+        student_BSKV: logits.
+        teacher: logits of the same shape, or the top-k, whose log-probabilities were taken at the same temperature.
+        temperature: of both softmaxes.
+    """
+    if isinstance(teacher, TopK):
+        log_q = legal_log_softmax(student_BSKV, temperature=temperature).gather(-1, teacher.ids)
+        # log(1 - sum q_top), computed as a sum over the complement would cost V; log1p of the negative mass is exact
+        # enough because the mass is clamped away from one.
+        log_q_tail = torch.log1p(-log_q.exp().sum(-1).clamp(max=1.0 - 1e-6))
+        top = divergence.terms(teacher.log_probs, log_q).sum(-1)
+        return temperature**2 * (top + divergence.terms(teacher.log_tail, log_q_tail))
     parts = []
     students = legal_logits(student_BSKV, temperature=temperature)
-    for student, teacher in zip(students, legal_logits(teacher_BSKV, temperature=temperature), strict=True):
-        log_p, log_q = functional.log_softmax(teacher, dim=-1), functional.log_softmax(student, dim=-1)
-        first, second = (log_p, log_q) if direction == "forward" else (log_q, log_p)
-        mixed = torch.logaddexp(first + math.log(skew), second + math.log1p(-skew))
-        parts.append((first.exp() * (first - mixed)).sum(-1))
+    for student, taught in zip(students, legal_logits(teacher, temperature=temperature), strict=True):
+        log_p, log_q = functional.log_softmax(taught, dim=-1), functional.log_softmax(student, dim=-1)
+        parts.append(divergence.terms(log_p, log_q).sum(-1))
     return temperature**2 * torch.cat(parts, dim=2)
 
 
-def token_forward_kl_top_k(student_BSKV: Tensor, teacher: TopK, *, temperature: float = 1.0) -> Tensor:
-    """KL(teacher || student) of each token over the partition {top-k tokens, everything else}, [B, S, K].
-
-    By the data-processing inequality it never exceeds the full KL; the difference is at most the tail mass times the
-    log-ratio inside the tail, which is what :func:`retort.data.logit_cache` bounds when it writes. The teacher's
-    log-probabilities must have been taken at the same temperature.
-    """
-    log_q = legal_log_softmax(student_BSKV, temperature=temperature)
-    log_q_top = log_q.gather(-1, teacher.ids)
-    # log(1 - sum q_top), computed as a sum over the complement would cost V; log1p of the negative mass is exact enough
-    # because the mass is clamped away from one.
-    mass = log_q_top.exp().sum(-1).clamp(max=1.0 - 1e-6)
-    log_q_tail = torch.log1p(-mass)
-    p_top, p_tail = teacher.log_probs.exp(), teacher.log_tail.exp()
-    kl = (p_top * (teacher.log_probs - log_q_top)).sum(-1) + p_tail * (teacher.log_tail - log_q_tail)
-    return temperature**2 * kl
+def token_forward_kl(student_BSKV: Tensor, teacher_BSKV: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) of each token from full logits, times temperature squared, [B, S, K]."""
+    return token_divergence(ForwardKL(), student_BSKV, teacher_BSKV, temperature=temperature)
 
 
 def top_k_of(logits_BSKV: Tensor, k: int, *, temperature: float = 1.0) -> TopK:

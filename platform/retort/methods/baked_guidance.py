@@ -86,7 +86,7 @@ def check_teacher_guidance(guidance: BakedGuidance, teacher: MelDiffusionLineage
 
 
 def student_lineage(
-    method: Literal["guided_distill", "progressive_distill", "interval_distill"],
+    method: str,
     guidance: BakedGuidance,
     teacher: MelDiffusionLineage,
     teacher_fingerprint: str,
@@ -94,7 +94,16 @@ def student_lineage(
     num_steps: int | None,
     solver: Literal["any", "ddim", "interval"],
 ) -> MelDiffusionLineage:
-    """The student's lineage; a teacher's own baked guidance stays baked in."""
+    """The student's lineage; a teacher's own baked guidance stays baked in.
+
+    Args:
+        method: ``kind`` of the method's config.
+        guidance: that it is taught under.
+        teacher: lineage of its teacher.
+        teacher_fingerprint: of its teacher.
+        num_steps: the only ones that it knows; None for any.
+        solver: the only one that it knows.
+    """
     scale_range: tuple[float, float] | None = None
     distilled_at: DiffusionGuidance | None = teacher.distilled_at
     match guidance:

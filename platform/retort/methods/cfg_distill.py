@@ -1,10 +1,10 @@
 """CFG distillation of codec language models (Henriksson et al., SSW13 2025; METHODS.md section 1).
 
 The student learns, with one conditional pass per token, the distribution that the teacher gives with classifier-free
-guidance: forward KL to ``softmax(guided logits / T)``, times T squared, summed over the vocabulary and averaged over
+guidance: a divergence to ``softmax(guided logits / T)``, times T squared, summed over the vocabulary and averaged over
 valid (utterance, codebook, step) triples, plus an optional cross-entropy on the batch's own tokens.
 
-Departures, where the paper is silent: the KL direction, T = 1 and the cross-entropy weight are options; histories are
+Departures, where the paper is silent: the divergence, T = 1 and the cross-entropy weight are options; histories are
 real tokens or sequences sampled from the guided teacher, whichever the batch holds; condition drops are off, because
 the target is conditional (trap 15). The guidance may be fixed, or an input of the student (as in Kyutai's DSM).
 """
@@ -22,12 +22,13 @@ from retort.data.batches import LMBatch
 from retort.data.synthetic import SyntheticSet
 from retort.errors import ConfigError
 from retort.losses.divergence import (
+    DivergenceConfig,
+    ForwardKL,
     TopK,
     masked_mean,
     per_codebook_mean,
     token_cross_entropy,
-    token_forward_kl,
-    token_forward_kl_top_k,
+    token_divergence,
 )
 from retort.methods.codec_lm_data import stream_of
 from retort.methods.codec_lm_distillation import (
@@ -58,7 +59,9 @@ class CFGDistillConfig(Config):
     guidance_scales: tuple[float, ...] = ()
     """Scales that the student takes as an input, drawn uniformly per row; empty for a fixed guidance."""
     temperature: float = Field(default=1.0, gt=0)
+    divergence: DivergenceConfig = ForwardKL()
     kl_weight: float = Field(default=1.0, ge=0)
+    """Of the divergence, which is called kl in the metrics as well, whichever it is."""
     ce_weight: float = Field(default=0.0, ge=0)
     targets: Literal["live", "cached"] = "live"
     """``cached`` reads the top-k guided logits that `retort generate` wrote; ``live`` runs the teacher."""
@@ -139,7 +142,7 @@ class CachedTeacher(Teacher[LMBatch, GuidedTargets]):
 
 
 class CFGDistillObjective(nn.Module):
-    """Forward KL to the guided teacher, and cross-entropy on the batch's tokens, each with its weight."""
+    """A divergence to the guided teacher, and cross-entropy on the batch's tokens, each with its weight."""
 
     def __init__(self, student: CodecLM, config: CFGDistillConfig) -> None:
         super().__init__()
@@ -168,10 +171,9 @@ class CFGDistillObjective(nn.Module):
         return StepOutput(loss, metrics)
 
     def _token_kl(self, logits: Tensor, targets: GuidedTargets) -> Tensor:
-        if targets.top_k is not None:
-            return token_forward_kl_top_k(logits, targets.top_k, temperature=self.config.temperature)
-        assert targets.logits_BSKV is not None, "a KL needs logits"
-        return token_forward_kl(logits, targets.logits_BSKV, temperature=self.config.temperature)
+        teacher = targets.logits_BSKV if targets.top_k is None else targets.top_k
+        assert teacher is not None, "a KL needs logits"
+        return token_divergence(self.config.divergence, logits, teacher, temperature=self.config.temperature)
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,7 @@ class CFGDistillation(Task):
             teacher = LiveTeacher(model, method, seed=(given.seed << 16) + place.rank)
         batches = stream_of(rows, student.config, batch, seed=given.seed, place=place, prompt_rows=prompt_rows)
         lineage = opened.lineage(
-            "cfg_distill",
+            method.kind,
             taught_with=method.guidance if method.needs_teacher else None,
             is_choice_of_layers=isinstance(given.student, PrunedTeacher),
         )

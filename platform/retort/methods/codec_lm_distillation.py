@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -75,7 +74,7 @@ class Opened:
 
     def lineage(
         self,
-        method: Literal["cfg_distill", "multilevel_distill"],
+        method: str,
         *,
         taught_with: GuidanceConfig | None,
         is_choice_of_layers: bool,
@@ -83,7 +82,7 @@ class Opened:
         """What the student's weights will stand for.
 
         Args:
-            method: what teaches it.
+            method: ``kind`` of what teaches it.
             taught_with: guidance of the teacher; None where nothing but its weights was used.
             is_choice_of_layers: whether which layers it holds was decided, rather than spaced evenly.
         """

@@ -124,7 +124,7 @@ def lineage_of(
     """What the student's weights stand for."""
     num_steps = config.num_steps if config.times == "grid" else None
     return student_lineage(
-        "guided_distill", config.guidance, teacher, teacher_fingerprint, num_steps=num_steps, solver="any"
+        config.kind, config.guidance, teacher, teacher_fingerprint, num_steps=num_steps, solver="any"
     )
 
 

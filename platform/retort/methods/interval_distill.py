@@ -125,7 +125,7 @@ def lineage_of(
 ) -> MelDiffusionLineage:
     """What the student's weights stand for: any number of jumps."""
     return student_lineage(
-        "interval_distill", config.guidance, teacher, teacher_fingerprint, num_steps=None, solver="interval"
+        config.kind, config.guidance, teacher, teacher_fingerprint, num_steps=None, solver="interval"
     )
 
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from retort.config import Config
 from retort.data.batches import LMBatch
 from retort.errors import ConfigError
-from retort.losses.divergence import masked_mean, token_cross_entropy, token_skew_kl
+from retort.losses.divergence import DivergenceConfig, SkewKL, masked_mean, token_cross_entropy, token_divergence
 from retort.losses.features import attention_mse, latent_mse, valid_columns
 from retort.methods.codec_lm_data import stream_of
 from retort.methods.codec_lm_distillation import (
@@ -58,8 +58,8 @@ class MultilevelDistillConfig(Config):
     latent_weight: float = Field(default=1.0, ge=0)
     attention_weight: float = Field(default=1.0, ge=0)
     embedding_weight: float = Field(default=1.0, ge=0)
-    skew: float = Field(default=0.1, gt=0, lt=1)
-    direction: Literal["forward", "reverse"] = "forward"
+    divergence: DivergenceConfig = SkewKL()
+    """Of the logits."""
     temperature: float = Field(default=1.0, gt=0)
     matching: Literal["dynamic", "static"] = "dynamic"
     relative: bool = True
@@ -76,7 +76,7 @@ class MultilevelDistillConfig(Config):
         """The weight of each term that a teacher is needed for."""
         share = (1.0 - self.ce_weight) / 4.0
         named = {
-            "skew_kl": self.logit_weight,
+            "logit": self.logit_weight,
             "latent": self.latent_weight,
             "attention": self.attention_weight,
             "embedding": self.embedding_weight,
@@ -191,15 +191,11 @@ class MultilevelObjective(nn.Module):
         config, weights = self.config, self.config.term_weights
         valid_BT = valid_columns(trace.columns.prefix_valid_BC, batch.mask_BKS)
         terms: dict[str, Tensor] = {}
-        if weights["skew_kl"]:
-            kl_BSK = token_skew_kl(
-                trace.logits_BSKV,
-                targets.logits_BSKV,
-                skew=config.skew,
-                direction=config.direction,
-                temperature=config.temperature,
+        if weights["logit"]:
+            logit_BSK = token_divergence(
+                config.divergence, trace.logits_BSKV, targets.logits_BSKV, temperature=config.temperature
             )
-            terms["skew_kl"] = masked_mean(kl_BSK, batch.mask_BKS)
+            terms["logit"] = masked_mean(logit_BSK, batch.mask_BKS)
         if weights["latent"]:
             terms["latent"] = self._over_layers(
                 lambda n, t: latent_mse(
@@ -258,7 +254,7 @@ class MultilevelDistillation(Task):
             teacher = TracedTeacher(in_precision(opened.teacher.model, place.dtype).to(place.device), method)
         batches = stream_of(rows, student.config, given.batch, seed=given.seed, place=place, prompt_rows=prompt_rows)
         lineage = opened.lineage(
-            "multilevel_distill",
+            method.kind,
             taught_with=method.guidance if method.needs_teacher else None,
             is_choice_of_layers=True,
         )

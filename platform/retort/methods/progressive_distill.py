@@ -111,7 +111,7 @@ def lineage_of(
 ) -> MelDiffusionLineage:
     """What the student's weights stand for: it knows N steps of DDIM and nothing else."""
     return student_lineage(
-        "progressive_distill",
+        config.kind,
         config.guidance,
         teacher,
         teacher_fingerprint,

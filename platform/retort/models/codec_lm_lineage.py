@@ -5,6 +5,8 @@ A student carries the guidance that it was distilled at, and refuses to be guide
 
 from typing import Literal
 
+from pydantic import Field
+
 from retort.config import Config
 from retort.errors import ConfigError
 from retort.nn.guidance import Guidance, GuidanceConfig
@@ -13,8 +15,9 @@ from retort.nn.guidance import Guidance, GuidanceConfig
 class CodecLMLineage(Config):
     """What a codec language model was made from, and how."""
 
-    method: Literal["pretrain", "cfg_distill", "multilevel_distill", "layer_pruning", "fine_tune", "import"]
-    """``layer_pruning`` is a pruned model that was not trained; ``fine_tune`` is cross-entropy without a teacher."""
+    method: str = Field(min_length=1)
+    """``kind`` of the method that distilled it; or ``pretrain``, ``import``, ``layer_pruning`` (a pruned model that was
+    not trained) or ``fine_tune`` (cross-entropy without a teacher)."""
     codec_fingerprint: str
     text_fingerprint: str
     teacher_fingerprint: str | None = None

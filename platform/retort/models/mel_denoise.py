@@ -56,7 +56,7 @@ class GuidedDenoise:
         """Clean mel and noise; ``until_B`` is where the step goes, for students of intervals."""
         config = self.mels.model.config
         if (until_B is not None) != config.takes_interval:
-            needed = "interval" if config.takes_interval else "ddim, ancestral or dpm"
+            needed = "interval" if config.takes_interval else "ddim, or any other but interval"
             raise ConfigError(f"a denoiser with takes_interval {config.takes_interval} needs solver kind: {needed}")
         is_scaled = config.takes_guidance or num_passes(self.guidance) > 1
         scale_B = scale_at(self.guidance, u_B, self.num_steps) if is_scaled else None

@@ -18,7 +18,9 @@ from retort.nn.diffusion_guidance import (
 class MelDiffusionLineage(Config):
     """What a denoiser's weights stand for; samplers, `say`, evaluation and serving read it."""
 
-    method: Literal["mel_pretrain", "guided_distill", "progressive_distill", "interval_distill"]
+    method: str = Field(min_length=1)
+    """``kind`` of the method that trained it. What follows from a method has a key of its own here: nothing but
+    ``mel_pretrain``, a teacher, is known by name."""
     lm_fingerprint: str
     """Of the codec LM whose latents it reads."""
     codec_fingerprint: str
@@ -75,7 +77,7 @@ class MelDiffusionLineage(Config):
                 f"guidance scale {scale} needs a denoiser trained with method.unconditioned_fraction above 0"
             )
 
-    def check_steps(self, solver: Literal["ddim", "ancestral", "dpm", "interval"], num_steps: int) -> None:
+    def check_steps(self, solver: str, num_steps: int) -> None:
         """Refuse a solver or a step count that these weights were not made for.
 
         Raises:

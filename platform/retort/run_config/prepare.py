@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from retort.audio.codec import EncodecConfig, MelRVQConfig
+from retort.audio.codec import AnyCodecConfig
 from retort.config import Config
 from retort.data.readers import CorpusConfig
 from retort.data.recordings import AudioConfig
@@ -36,7 +36,7 @@ class PrepareConfig(Config):
     output: Path
     corpus: CorpusConfig
     audio: AudioConfig = AudioConfig()
-    codec: Annotated[MelRVQConfig | EncodecConfig | SavedCodec, Field(discriminator="kind")]
+    codec: Annotated[AnyCodecConfig | SavedCodec, Field(discriminator="kind")]
     codec_fit_utterances: int = Field(default=1000, ge=1)
     """Training utterances that a fitted codec sees."""
     text: Annotated[CharactersConfig | PhonemesConfig | SavedText, Field(discriminator="kind")]

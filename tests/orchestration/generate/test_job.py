@@ -16,7 +16,7 @@ from retort.data.synthetic import SAMPLED, TARGETS, SyntheticDescription, Synthe
 from retort.data.tokens import TokenSet, record_to_row
 from retort.errors import ConfigError, DataError
 from retort.inference.decode import Decoded
-from retort.losses.divergence import legal_log_softmax, token_forward_kl_top_k
+from retort.losses.divergence import ForwardKL, legal_log_softmax, token_divergence
 from retort.methods.cfg_distill import CachedTeacher
 from retort.models.weights import load_codec_lm
 from retort.nn.guided_rows import guided_logits
@@ -134,7 +134,7 @@ def test_the_stream_by_id_gives_the_student_the_prompt_that_the_target_was_made_
     for batch in stream.iterate(0, 5):
         with torch.no_grad():
             logits = guided_logits(model, batch.conditions, batch.inputs_BKS, _config(made, tmp_path).guidance.build())
-        kl_BSK = token_forward_kl_top_k(logits, cached.targets(batch).top_k)
+        kl_BSK = token_divergence(ForwardKL(), logits, cached.targets(batch).top_k)
         # The teacher's own guided logits lose nothing against what was cached of them.
         assert float(kl_BSK[batch.mask_BKS.transpose(1, 2)].max()) < 1e-3
 

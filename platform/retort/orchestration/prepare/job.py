@@ -7,14 +7,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 import numpy as np
 import torch
 
-from retort.audio.codec import Codec, EncodecConfig, MelRVQConfig, open_codec
-from retort.audio.encodec_codec import load_encodec
-from retort.audio.mel_rvq import fit_mel_rvq
+from retort.audio.codec import Codec, new_codec, open_codec
 from retort.data.references import ReferencePlan, forget_plan, plan_references, reader_rejects
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.data.utterance import Reject
@@ -129,25 +127,20 @@ def _codec(config: PrepareConfig, plan: ReferencePlan, work: Path, progress: Pro
 
 def _new_codec(config: PrepareConfig, plan: ReferencePlan, work: Path, progress: Progress) -> Codec:
     match config.codec:
-        case MelRVQConfig() as shape:
-            total = sum(len(places) for places in plan.fit.values())
-            progress.log(f"fitting the codec on {total} training utterances")
-            return fit_mel_rvq(_fitting_recordings(config, plan, work, shape.mel.sample_rate, progress), shape)
-        case EncodecConfig() as shape:
-            return load_encodec(shape)
         case SavedCodec(path=path):
             return open_codec(path if (path / "model.safetensors").is_file() else result_of(path) / CODEC)
-        case _:
-            assert_never(config.codec)
+        case shape:
+            return new_codec(shape, functools.partial(_fitting_recordings, config, plan, work, progress))
 
 
 def _fitting_recordings(
-    config: PrepareConfig, plan: ReferencePlan, work: Path, sample_rate: int, progress: Progress
+    config: PrepareConfig, plan: ReferencePlan, work: Path, progress: Progress, sample_rate: int
 ) -> Iterator[torch.Tensor]:
     """Samples of the training rows that the codec is fitted on, decoded by the workers, in a fixed order."""
     items = [{"chunk": chunk, "places": places} for chunk, places in plan.fit.items()]
     make = functools.partial(samples_for_fitting, config.model_dump(mode="json"), work, sample_rate)
     total = sum(len(places) for places in plan.fit.values())
+    progress.log(f"fitting the codec on {total} training utterances")
     for done, samples in enumerate(stream_through_actors(items, make, config.pool), start=1):
         progress.update(done, total, "recordings decoded for the codec")
         yield torch.from_numpy(np.frombuffer(samples, dtype="<f4").astype(np.float32))
