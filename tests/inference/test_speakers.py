@@ -78,6 +78,10 @@ def test_the_facts_are_those_of_the_folder(cases: dict[str, Case]) -> None:
     facts = cases["teacher"].speaker.facts
     assert (facts.family, facts.num_layers, facts.lineage.method) == ("codec_lm", 2, "pretrain")
     assert facts.parameters == sum(p.numel() for p in cases["teacher"].speaker.synthesizer.loaded.model.parameters())
+    whole = cases["mel_student"].speaker
+    pair = whole.synthesizer.loaded.model, whole.synthesizer.lm.loaded.model
+    assert whole.facts.num_layers == sum(model.config.num_layers for model in pair)
+    assert whole.facts.parameters > sum(p.numel() for p in pair[1].parameters())
     fingerprints = {name: case.speaker.facts.fingerprint for name, case in cases.items()}
     assert fingerprints["teacher"] == fingerprints["guided"] == fingerprints["student"], "of the weights alone"
     assert fingerprints["mel_guided"] == fingerprints["mel_student"] != fingerprints["teacher"]

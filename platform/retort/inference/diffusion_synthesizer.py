@@ -77,9 +77,9 @@ class DiffusionSynthesizer:
     def facts(self) -> Facts:
         """What it is: both networks together."""
         own, writer = self.loaded.model, self.lm.loaded.model
-        sizes = {count_parameters(writer): writer.config.num_layers, _size(own): own.config.num_layers}
         parameters = count_parameters(writer) + _size(own)
-        return Facts(self.loaded.fingerprint, "mel_diffusion", self.loaded.lineage, parameters, sizes[max(sizes)])
+        num_layers = writer.config.num_layers + own.config.num_layers
+        return Facts(self.loaded.fingerprint, "mel_diffusion", self.loaded.lineage, parameters, num_layers)
 
     @property
     def guidance_scales(self) -> tuple[float, ...] | None:
