@@ -6,9 +6,12 @@ import sys
 
 import pytest
 
+# What a shell starts in the background inherits that SIGINT is ignored, and Python then leaves it so.
 JOB = """
+import signal
 import time
 from retort.errors import PreemptedError
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from retort.orchestration.cluster import ray_session
 try:
     with ray_session(num_cpus=1):
