@@ -19,7 +19,7 @@ export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install demo demo-prune demo-diffusion demo-tune doctor check lint quick test checks-and-tours most-tests format clean
+.PHONY: help install demo demo-prune demo-diffusion demo-tune doctor check lint quick test faults checks-and-tours most-tests format clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -69,10 +69,14 @@ test: .venv/.stamp ## Everything: the checks, and every test, in two lanes
 LONGEST := tests/e2e tests/orchestration/tune/test_job.py tests/serving/test_app.py tests/serving/test_layouts.py
 SELECTED := $(if $(PYTEST_ARGUMENTS),$(PYTEST_ARGUMENTS) || [ $$? -eq 5 ])
 checks-and-tours: lint
-	$(BIN)/pytest -q $(LONGEST) $(SELECTED)
+	$(BIN)/pytest -q $(LONGEST) --ignore=$(FAULTS) $(SELECTED)
 
 most-tests: .venv/.stamp
 	$(BIN)/pytest -q --durations=15 $(addprefix --ignore=,$(LONGEST)) $(SELECTED)
+
+FAULTS := tests/e2e/test_faults.py
+faults: .venv/.stamp ## One of each fault of benchmarks/faults.py; minutes each
+	$(BIN)/pytest -q --durations=0 $(FAULTS)
 
 format: .venv/.stamp ## Format, and mend what ruff can
 	$(BIN)/ruff format .

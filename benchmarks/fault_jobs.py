@@ -24,6 +24,7 @@ from retort.store.checkpoints import CheckpointFolder
 
 ANYTHING = {"stability": {"max_s_per_word": 1e6, "min_s_per_word": 0.0, "max_repeat_ratio": 1.0}}
 _POLL_S = 0.02
+_NOTICED_S = 8.0
 
 
 @dataclass
@@ -216,11 +217,11 @@ def cut_a_file(folder: Path, pattern: str, random_numbers: random.Random) -> Pat
 
 
 def end_all_of(process: "subprocess.Popen[bytes]") -> None:
-    """SIGKILL the driver, and wait until what it started has noticed."""
+    """SIGKILL the driver; what it started and has not noticed after a while is killed too."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    _, alive = psutil.wait_procs(children, timeout=60)
+    _, alive = psutil.wait_procs(children, timeout=_NOTICED_S)
     for child in alive:
         child.kill()
 
