@@ -88,13 +88,7 @@ class TinyJob(ABC):
 
     def kill_worker(self, process: "subprocess.Popen[bytes]") -> None:
         """SIGKILL one worker below the driver."""
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                if self.worker_title in " ".join(child.cmdline()):
-                    child.kill()
-                    return
-            except psutil.Error:
-                continue
+        kill_below(process.pid, self.worker_title)
 
     def log(self) -> str:
         """What all starts have said."""
@@ -214,6 +208,17 @@ def cut_a_file(folder: Path, pattern: str, random_numbers: random.Random) -> Pat
     path = random_numbers.choice(files)
     os.truncate(path, random_numbers.randrange(path.stat().st_size))
     return path
+
+
+def kill_below(pid: int, title: str) -> None:
+    """SIGKILL the first process below another one whose command line holds ``title``."""
+    for child in psutil.Process(pid).children(recursive=True):
+        try:
+            if title in " ".join(child.cmdline()):
+                child.kill()
+                return
+        except psutil.Error:
+            continue
 
 
 def end_all_of(process: "subprocess.Popen[bytes]") -> None:

@@ -27,10 +27,11 @@ from benchmarks.fault_jobs import (
     cut_a_file,
     end_all_of,
     flip_a_byte,
+    kill_below,
     read_records,
     write_inputs,
 )
-from retort.errors import PreemptedError, ResourceError
+from retort.errors import HeadLostError, PreemptedError, ResourceError
 from retort.store.commit import is_committed
 
 RECORDS = Path(__file__).with_name("faults.json")
@@ -58,13 +59,40 @@ def kill_driver(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
     outcome.exit_codes.append(-signal.SIGKILL)
 
 
+def kill_head(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """SIGKILL to the head of the driver's Ray: the driver must notice, and say so by its code."""
+    process = _begun(job, moment, {"RAY_gcs_rpc_server_reconnect_timeout_s": "12"})
+    kill_below(process.pid, "gcs_server")
+    _expect(process, outcome, HeadLostError.exit_code)
+
+
+def kill_node(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """A cluster whose only node with CPUs is killed, and another one comes: the job itself goes on there."""
+    from ray.cluster_utils import Cluster
+
+    health = {"health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, "_system_config": health}
+    )
+    try:
+        node = cluster.add_node(num_cpus=2)
+        process = _begun(job, moment, {"RAY_ADDRESS": str(cluster.address)})
+        committed = job.committed() if isinstance(job, TrainingJob) else 0
+        cluster.remove_node(node, allow_graceful=False)
+        time.sleep(moment.uniform(0.0, 5.0))
+        cluster.add_node(num_cpus=2)
+        outcome.exit_codes.append(process.wait())
+        if isinstance(job, TrainingJob):
+            outcome.steps_lost = job.steps_lost(committed, restarted=False)
+    finally:
+        cluster.shutdown()
+
+
 def sigterm(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
     """SIGTERM to the driver: it must end by itself, and say so by its code."""
     process = _begun(job, moment)
     process.terminate()
-    outcome.exit_codes.append(process.wait())
-    if outcome.exit_codes[-1] not in (0, PreemptedError.exit_code):
-        outcome.wrong_outputs += 1
+    _expect(process, outcome, PreemptedError.exit_code)
 
 
 def corrupt_byte(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
@@ -98,9 +126,7 @@ def disk_full(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
                 file.flush()
         except OSError:
             pass
-    outcome.exit_codes.append(process.wait())
-    if outcome.exit_codes[-1] not in (0, ResourceError.exit_code):
-        outcome.wrong_outputs += 1
+    _expect(process, outcome, ResourceError.exit_code)
     filler.unlink()
 
 
@@ -109,6 +135,10 @@ FAULTS: dict[str, tuple[type[TinyJob], Fault]] = {
     "worker of a pool killed": (RowsJob, kill_worker),
     "driver of a training killed": (TrainingJob, kill_driver),
     "driver of a pool killed": (RowsJob, kill_driver),
+    "head of a training killed": (TrainingJob, kill_head),
+    "head of a pool killed": (RowsJob, kill_head),
+    "node of a training killed": (TrainingJob, kill_node),
+    "node of a pool killed": (RowsJob, kill_node),
     "SIGTERM to a training": (TrainingJob, sigterm),
     "SIGTERM to a pool": (RowsJob, sigterm),
     "corrupt byte in a checkpoint": (TrainingJob, corrupt_byte),
@@ -170,9 +200,16 @@ def table(records: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _begun(job: TinyJob, moment: random.Random) -> "subprocess.Popen[bytes]":
+def _expect(process: "subprocess.Popen[bytes]", outcome: Outcome, code: int) -> None:
+    """Wait for the end; a job that neither got done nor said what happened to it is wrong."""
+    outcome.exit_codes.append(process.wait())
+    if outcome.exit_codes[-1] not in (0, code):
+        outcome.wrong_outputs += 1
+
+
+def _begun(job: TinyJob, moment: random.Random, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
     """Start the job and wait for a random moment in its work."""
-    process = job.start()
+    process = job.start(environment)
     if not job.wait_until(process, moment.randrange(1, job.size)):
         raise SystemExit(f"{job.output.name} ended before it could be harmed:\n{job.log()[-2000:]}")
     time.sleep(moment.uniform(0.0, _JITTER_S))
