@@ -133,7 +133,7 @@ def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype:
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
     )
-    _seed(training.seed, ranks.rank)
+    seed_rank(training.seed, ranks.rank)
     listener = StopListener(config.output, ranks, run=assignment.run)
     loop = TrainingLoop(config, problem, optimizer, checkpoints, listener, num_parameters)
     _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
@@ -293,7 +293,7 @@ def _describe(config: TrainJob, optimizer: DeepSpeedOptimizer, ranks: Ranks) -> 
     )
 
 
-def _seed(seed: int, rank: int) -> None:
+def seed_rank(seed: int, rank: int) -> None:
     """Ranks draw different dropout masks; the batches have generators of their own."""
     own = (seed << 16) + rank
     torch.manual_seed(own)
