@@ -67,7 +67,8 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
     does not depend on the number of workers.
 
     Raises:
-        DataError: the corpus is not there, or more rows than ``max_reject_fraction`` cannot be used.
+        DataError: the corpus is not there, more rows than ``max_reject_fraction`` cannot be used, or splits share what
+            must be kept apart.
         ConfigError: the output is another configuration's.
     """
     artifact, _ = run_once(config, progress, lambda: _prepare(config, progress))
@@ -88,6 +89,7 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
             on_rows=lambda count: progress.update(count, count + 1, "rows of the corpus read"),
         )
         _refuse_too_many(plan, None, config, output / REJECTS_FILE, work)
+        _refuse_leak(plan, work, progress)
         _save_once(work / TEXT, front_end)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
             codec = place.run(lambda heard: _codec(config, plan, work, heard))
@@ -175,6 +177,22 @@ def _refuse_too_many(
     raise DataError(f"{fault}; see {path}")
 
 
+def _refuse_leak(plan: ReferencePlan, work: Path, progress: Progress) -> None:
+    """Stop if splits share what must be kept apart; say so where they share speakers and may.
+
+    Raises:
+        DataError: with the speakers or texts, and the cure.
+    """
+    if plan.leak is not None:
+        forget_plan(work / REFERENCES)
+        raise DataError(plan.leak)
+    if plan.num_shared_speakers:
+        progress.log(
+            f"speakers in more than one split: {plan.num_shared_speakers}; tests are of known voices "
+            "(splits.by: speaker keeps them apart)"
+        )
+
+
 def _fault(
     plan: ReferencePlan, records: Sequence[ChunkRecord], config: PrepareConfig, codes: Counter[str]
 ) -> str | None:
@@ -201,6 +219,7 @@ def _figures(
         "rows_read": plan.num_rows + plan.num_rejected,
         "rows_kept": sum(splits.values()),
         "splits": splits,
+        "shared_speakers": plan.num_shared_speakers,
         "rejected": dict(Counter(reject.code for reject in rejects).most_common()),
         "audio_seconds": round(numbers["audio_seconds"], 3),
         "tokens": int(numbers["tokens"]),
