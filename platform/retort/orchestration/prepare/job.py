@@ -17,6 +17,7 @@ from retort.data.references import ReferencePlan, forget_plan, plan_references, 
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.data.utterance import Reject
 from retort.errors import DataError
+from retort.evaluation.speaker import encoder_name
 from retort.orchestration.chunks import (
     ChunkFolder,
     ChunkRecord,
@@ -246,6 +247,7 @@ def _write_result(
         codebook_size=codec.codebook_size,
         sample_rate=codec.sample_rate,
         frame_rate=codec.frame_rate,
+        speaker_encoder=None if config.speaker_encoder is None else encoder_name(config.speaker_encoder),
     )
 
     def fill(target: Path) -> None:
