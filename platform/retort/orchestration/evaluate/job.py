@@ -157,8 +157,7 @@ def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
     import ray
 
     options = {
-        "num_cpus": config.pool.cpus_per_worker,
-        "num_gpus": config.pool.gpus_per_worker,
+        **Demand.of_pool(config.pool).options,
         "runtime_env": {"env_vars": worker_environment(threads, use_gpu=config.pool.gpus_per_worker > 0)},
         # Anywhere with room: inside a trial of a sweep the default would be the trial's own small placement group.
         "scheduling_strategy": "DEFAULT",

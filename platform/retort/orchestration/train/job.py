@@ -178,14 +178,17 @@ def _fit(assignment: Assignment, output: Path) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        resources = {"CPU": workers.cpus_per_worker, **({"GPU": workers.gpus_per_worker} if workers.use_gpu else {})}
+        demand = Demand.of_training(workers)
         environment = worker_environment(workers.threads_per_worker, use_gpu=workers.use_gpu)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=assignment.to_tree(),
             torch_config=_torch_config(),
             scaling_config=ScalingConfig(
-                num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
+                num_workers=workers.num_workers,
+                use_gpu=workers.use_gpu,
+                resources_per_worker=demand.resources,
+                label_selector=dict(demand.labels) or None,
             ),
             run_config=RunConfig(
                 name=assignment.run,
