@@ -18,6 +18,7 @@ from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.metrics import METRICS
 from retort.evaluation.model_card import card_text
+from retort.evaluation.preference import check_gate, parse_gate
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, summarise
 from retort.evaluation.scoring import Scorers
 from retort.evaluation.speaker import (
@@ -147,6 +148,10 @@ def test_three_utterances_are_too_few_wherever_figures_are_shown(tmp_path: Path)
     texts = [finding["text"] for finding in summary["findings"]]
     assert texts[0] == "3 utterances, 2 systems. n too small for intervals."
     assert any("n too small to judge" in text for text in texts[1:])
+    assert [check.passed for check in check_gate(parse_gate("wer<=1, failure_rate<=1"), summary["systems"][0])] == [
+        False,
+        False,
+    ]
     figures = {"wer": {"value": 0.0, "ci95": None}, "rtf": {"value": 0.1, "ci95": None}}
     card = {
         "name": "m", "note": None, "model": {}, "utterances": 3, "figures": figures, "scorers": [], "evaluation": "e",
