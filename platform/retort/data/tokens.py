@@ -168,11 +168,11 @@ class TokenSet(Sequence[TokenRow]):
             raise DataError(f"{folder} holds no rows; run `retort prepare` again")
         tables = [pq.read_table(shard, memory_map=True, schema=token_schema()) for shard in shards]
         table = pa.concat_tables(tables)
-        ids = Counter(table.column("id").to_pylist())
-        if len(ids) < len(table):
-            doubled = [name for name, count in ids.most_common(3) if count > 1]
+        ids = table.column("id").to_pylist()
+        if len(set(ids)) < len(ids):
+            doubled = [name for name, count in Counter(ids).most_common(3) if count > 1]
             raise DataError(
-                f"{folder}: {len(table) - len(ids)} of {len(table)} rows have the id of another "
+                f"{folder}: {len(ids) - len(set(ids))} of {len(ids)} rows have the id of another "
                 f"({', '.join(doubled)}); ids must differ: was a shard copied? Run `retort prepare` again"
             )
         return cls(description, table)

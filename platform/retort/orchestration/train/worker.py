@@ -209,7 +209,8 @@ class TrainingLoop:
         """Note the step that is at fault: this one, or the one before if that one's gradient spoiled the weights."""
         batches, accumulation = self._problem.batches, self._optimizer.config.accumulation
         done = self._optimizer.step
-        is_spoiled = isinstance(error, BadWeightsError) or not self._optimizer.is_finite_here()
+        # What is saved is finite, so a gradient that spoiled the weights came later.
+        is_spoiled = done > self._saved and (isinstance(error, BadWeightsError) or not self._optimizer.is_finite_here())
         step = done if is_spoiled else done + 1
         numbers = tuple(range((step - 1) * accumulation, step * accumulation))
         if not is_spoiled:
