@@ -177,6 +177,10 @@ def test_the_manifests_of_the_clone_hold_no_secret(file: Path) -> None:
         ["--set", "output=https://me:{secret}@host/x"],
         ["--s3-endpoint", "https://me:{secret}@host"],
         ["--s3-endpoint", "https://host/?key={secret}"],
+        ["--s3-secret", "{secret}"],  # its value in the place of its name
+        ["--queue", "{secret}"],
+        ["--s3-region", "{secret}/+="],
+        ["--node-selector", "a={secret}/+="],
     ],
     ids=lambda options: " ".join(options),
 )

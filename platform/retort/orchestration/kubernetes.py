@@ -30,6 +30,8 @@ _APPLY_S = 120.0
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|_KEY(_ID)?$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\bA[KS]IA[0-9A-Z]{16}\b|://[^/@\s:]*:[^/@\s]+@|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
 _QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
@@ -55,11 +57,20 @@ class Placing:
     s3_region: str | None = None
 
     def check(self, execution: Execution) -> None:
-        """Refuse what cannot be together.
+        """Refuse what cannot be together, and what is no name: a value of a secret in its place is not repeated.
 
         Raises:
             ConfigError: names what, and the cure.
         """
+        for option, name in (("--namespace", self.namespace), ("--queue", self.queue), ("--s3-secret", self.s3_secret)):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ConfigError(f"{option}: expected the name of an object, of small letters, digits, - and .")
+        for option, text in (
+            ("--s3-region", self.s3_region),
+            *(("--node-selector", v) for v in self.node_selector.values()),
+        ):
+            if text is not None and (_SECRET_VALUE.search(text) or not _LABEL_VALUE.fullmatch(text)):
+                raise ConfigError(f"{option}: expected letters, digits, -, _ and ., at most 63")
         if self.queue is not None and execution.retries:
             raise ConfigError(
                 f"--retries {execution.retries} with --queue {self.queue}: another cluster would take what others wait "
