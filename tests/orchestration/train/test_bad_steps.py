@@ -94,6 +94,24 @@ def test_a_bad_batch_costs_its_step_and_nothing_else(root: Path, kind: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "sharded"])
+def test_a_gradient_that_is_none_is_found_by_what_it_did(root: Path, kind: str) -> None:
+    """Its own loss is a number; the next one is none, or the weights are none when they are saved."""
+    workers, optimizer, world_size = KINDS[kind]
+    for number, name in ((5, "in between"), (7, "before a checkpoint")):
+        job, told = (
+            pretrain(root, f"{kind} {name} {i}", steps=8, workers=workers, optimizer={**AVERAGED, **optimizer})
+            for i in range(2)
+        )
+        train(root, job, world_size, {"bad_gradient_at": [number], "broken": world_size - 1})
+        assert bad_steps(job.output) == (number + 1,)
+        told.output.mkdir()
+        note_bad_step(told.output, bad(number + 1))
+        train(root, told, world_size, {})
+        assert weight_bytes(job) == weight_bytes(told)
+
+
+@pytest.mark.slow
 def test_the_last_step_the_step_of_a_checkpoint_and_the_first_may_be_bad(root: Path) -> None:
     job = pretrain(root, "ends", steps=8, optimizer=AVERAGED)
     train(root, job, 1, {"nan_at": [0, 3, 7]})
