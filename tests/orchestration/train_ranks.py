@@ -3,8 +3,8 @@
 Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
 (RANK, WORLD_SIZE, ...) are set. A run may name faults, each with the batch whose fetching brings it about: ``die_at``
 kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
-sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of the batches of ``nan_at`` and ``bad_gradient_at`` on rank
-``broken``, the loss or the gradient is not a number. A run may be
+sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of the batches of ``nan_at`` and
+``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number. A run may be
 ``is_taught_by_its_average``, which no run file can ask for.
 """
 
