@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from retort.errors import QualityGateError, StorageError
-from retort.orchestration.failures import read_failure
+from retort.orchestration.failures import clear_failure, read_failure
 from retort.orchestration.train.bad_steps import (
     FOLDER,
     Allowance,
@@ -57,6 +57,7 @@ def train(root: Path, job: TrainJob, world_size: int, faults: dict[str, Any]) ->
     progress = Lines()
     allowance = Allowance(job.training.max_bad_steps, job.training.steps)
     job.output.mkdir(exist_ok=True)
+    clear_failure(job.output)
     train_around_bad_steps(start, job.output, job.output / "checkpoints", allowance, progress)
     return progress
 
