@@ -23,7 +23,7 @@ from retort.store.artifact import read_artifact
 from retort.store.checkpoints import CheckpointFolder
 from retort.training.seam import Place
 from tests.orchestration.tiny_runs import Lines
-from tests.orchestration.train_runs import losses_of, pretrain, run_ranks, weight_bytes, write_tokens
+from tests.orchestration.train_runs import events_of, losses_of, pretrain, run_ranks, weight_bytes, write_tokens
 
 AVERAGED = {"ema_decay": 0.8}
 KINDS = {
@@ -114,19 +114,20 @@ def test_a_gradient_that_is_none_is_found_by_what_it_did(root: Path, kind: str) 
 
 @pytest.mark.slow
 def test_the_last_step_the_step_of_a_checkpoint_and_the_first_may_be_bad(root: Path) -> None:
-    job = pretrain(root, "ends", steps=8, optimizer=AVERAGED)
+    job = pretrain(root, "ends", steps=8, optimizer=AVERAGED, checkpoint_every=2)
     train(root, job, 1, {"nan_at": [0, 3, 7]})
     assert len(losses_of(job, without=[1, 4, 8])) == 5
     kept = CheckpointFolder(job.output / "checkpoints").latest_good()
     assert kept is not None
     assert kept.step == 8
-    again = pretrain(root, "ends-told", steps=8, optimizer=AVERAGED)
+    again = pretrain(root, "ends-told", steps=8, optimizer=AVERAGED, checkpoint_every=2)
     again.output.mkdir()
     for step in (1, 4, 8):
         note_bad_step(again.output, bad(step))
     # A run that is killed and goes on counts the same steps.
     assert run_ranks(root, [(again, {"die_at": 6})], 1) == [-9]
     assert run_ranks(root, [(again, {})], 1) == [0]
+    assert "resuming after step 6" in events_of(again)
     assert weight_bytes(job) == weight_bytes(again)
 
 
