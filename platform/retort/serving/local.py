@@ -6,12 +6,12 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from retort.config import validate
+from retort.config import apply_overrides, validate
 from retort.errors import DataError, MissingRequirementError, RetortError
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outputs import absolute_paths
@@ -29,23 +29,33 @@ _LOOK_S = 5.0
 """Between looks into the registry."""
 
 
-def demo_config(runs: Path) -> ServeConfig:
+def demo_config(runs: Path, overrides: Sequence[str] = ()) -> ServeConfig:
     """The students of ``make demo``, in one process: less memory and a sooner first sound, for a laptop's few clients.
 
     Raises:
         DataError: there are none yet.
+        ConfigError: an override does not fit.
     """
     found = [name for name in _DEMO_MODELS if (runs / name / "result").is_dir()]
     if not found:
         raise DataError(f"{runs} holds no students; run `make demo` first, or name a file: retort serve CONFIG")
     models = tuple(ServedModel(name=name, path=runs / name, part_characters=_DEMO_CHARACTERS) for name in found)
-    return ServeConfig(models=models, default_model=found[-1], layout="together")
+    tree = ServeConfig(models=models, default_model=found[-1], layout="together").model_dump(mode="json")
+    return validate(apply_overrides(tree, overrides), ServeConfig, where=str(runs))
 
 
-def registry_config(folder: Path) -> ServeConfig | None:
+def registry_config(folder: Path, overrides: Sequence[str] = ()) -> ServeConfig | None:
     """The versions in use of a registry, the one that was promoted last as the default; None if it holds none.
 
     Each is served as it was judged: its guidance, its sampler, and parts no longer than what it learnt.
+
+    Args:
+        folder: of the registry, or its place in a store.
+        overrides: such as ``port=9000``.
+
+    Raises:
+        DataError: a pointer is damaged.
+        ConfigError: an override does not fit.
     """
     registry = Registry(folder)
     found = [registry.current(name) for name in registry.names()]
@@ -57,7 +67,8 @@ def registry_config(folder: Path) -> ServeConfig | None:
         tree = {key: value for key, value in card["serving"].items() if value is not None}
         models.append({"name": current.name, "path": str(current.path), **tree})
     newest = max(found, key=lambda current: current.promoted_at)
-    return validate({"models": models, "default_model": newest.name}, ServeConfig, where=str(folder))
+    tree = apply_overrides({"models": models, "default_model": newest.name}, overrides)
+    return validate(tree, ServeConfig, where=str(folder))
 
 
 class Follower:
@@ -69,10 +80,13 @@ class Follower:
         folder: of the registry.
         config: what is served now.
         log: is told of what changes.
+        overrides: with which ``config`` was read.
     """
 
-    def __init__(self, folder: Path, config: ServeConfig, log: Callable[[str], None]) -> None:
-        self._folder, self._served, self._log = folder, config, log
+    def __init__(
+        self, folder: Path, config: ServeConfig, log: Callable[[str], None], overrides: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._served, self._log, self._overrides = folder, config, log, overrides
         self._complaint = ""
 
     def __call__(self) -> None:
@@ -81,7 +95,7 @@ class Follower:
         So does a registry that cannot be read, or not yet.
         """
         try:
-            newest = registry_config(self._folder)
+            newest = registry_config(self._folder, self._overrides)
         except (RetortError, OSError, ValueError, KeyError) as error:
             if str(error) != self._complaint:
                 self._log(f"{self._folder} cannot be read, so what is served stays: {error}")

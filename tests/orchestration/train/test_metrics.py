@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retort.orchestration.outputs import METRICS_FILE
-from retort.orchestration.train.metrics import (
-    EVENTS_FILE,
-    TENSORBOARD,
-    MetricsWriter,
-    RunningMeans,
-    read_metrics,
-    shown,
-)
+from retort.orchestration.outputs import EVENTS_FILE, METRICS_FILE, TENSORBOARD
+from retort.orchestration.train.metrics import MetricsWriter, RunningMeans, read_metrics, shown
 from retort.orchestration.train.ranks import Ranks
 from retort.training.seam import StepOutput
 

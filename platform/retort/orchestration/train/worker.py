@@ -18,16 +18,17 @@ from retort.errors import PreemptedError, QualityGateError, RetortError
 from retort.nn.precision import pick_dtype
 from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.failures import read_failure, write_failure
-from retort.orchestration.outputs import CHECKPOINTS
+from retort.orchestration.outputs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, TENSORBOARD
 from retort.orchestration.train.checkpoints import Asked, RunState, TrainingCheckpoints, accumulation_for
 from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
-from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
+from retort.orchestration.train.metrics import MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.store.artifact import describe_artifact, write_artifact
-from retort.store.place import workplace
+from retort.store.place import push, workplace
 from retort.store.results import RESULT
+from retort.store.uploads import Mirror
 from retort.training.fit import fit, student_of, student_weights
 from retort.training.seam import Batch, Place, Problem, StepOutput
 
@@ -64,7 +65,7 @@ class Assignment:
         """Inverse of :meth:`to_tree`; the configuration is validated again."""
         config: TrainJob = validate(tree["config"], TrainJob, where="the driver's configuration")  # type: ignore[arg-type]
         # This node's folder of an output in a store; a worker knows no other.
-        config = config.replace(output=workplace(config.output))
+        config = config.replace(output=workplace(config.output, tree["run"]))
         return cls(config, tree["recorded_config"], tree["inputs"], tree["run"])
 
 
@@ -303,10 +304,17 @@ def _seed(seed: int, rank: int) -> None:
 
 @contextlib.contextmanager
 def _events(output: Path, ranks: Ranks) -> Iterator[None]:
-    """Let what rank 0 logs reach the driver, which shows the file."""
+    """Let what rank 0 logs and measures reach the driver, on whichever node it is."""
     if ranks.rank:
         yield
         return
+    with Mirror([output / EVENTS_FILE, output / METRICS_FILE]), _logged(output):
+        yield
+        push(output / TENSORBOARD)
+
+
+@contextlib.contextmanager
+def _logged(output: Path) -> Iterator[None]:
     logger = logging.getLogger("retort")
     handler = logging.FileHandler(output / EVENTS_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
