@@ -1,6 +1,5 @@
 """A tour whose jobs write, and read what the ones before wrote, below another root: a folder, or a place in a store."""
 
-import os
 from pathlib import Path
 
 from retort.errors import ConfigError
@@ -18,11 +17,12 @@ def moved(tour: DemoConfig, root: Path) -> DemoConfig:
     Raises:
         ConfigError: a job reads what no job before it writes, which other nodes could not see; it is named.
     """
-    common = Path(os.path.commonpath([path.absolute() for path in (tour.output, *(job.output for job in tour.jobs))]))
+    outputs, here = [job.output.absolute() for job in tour.jobs], tour.output.absolute()
+    common = next(p for p in (here, *here.parents) if all(output.is_relative_to(p) for output in outputs))
     written: list[Path] = []
 
     def place(path: Path) -> Path:
-        return root.joinpath(*path.absolute().relative_to(common).parts)
+        return root / path.absolute().relative_to(common)
 
     def change(name: str, path: Path, is_location: bool) -> Path:
         is_output = name.endswith(".output")
@@ -34,7 +34,7 @@ def moved(tour: DemoConfig, root: Path) -> DemoConfig:
         return place(path)
 
     jobs = []
-    for number, job in enumerate(tour.jobs):
+    for number, (job, output) in enumerate(zip(tour.jobs, outputs, strict=True)):
         jobs.append(with_paths(job, change, prefix=f"jobs.{number}."))
-        written.append(job.output.absolute())
+        written.append(output)
     return tour.replace(output=place(tour.output), jobs=jobs)

@@ -1,5 +1,6 @@
 """Jobs whose inputs and outputs all lie in a store: a real S3 service on the loopback, and nothing kept on the disk."""
 
+import json
 import logging
 import pickle
 import shutil
@@ -12,18 +13,26 @@ import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 
+from retort import cli
 from retort.config import validate
 from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
-from retort.location import RemotePath
+from retort.inference.opening import open_speaker
+from retort.location import RemotePath, parse_location
 from retort.orchestration.chunks import ChunkFolder, ChunkResult, arrived, sent
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.jobs import refuse_existing_output, run_job
 from retort.orchestration.outputs import job_output
+from retort.orchestration.train.metrics import MetricsWriter, shown
+from retort.orchestration.train.reports import reports_of
+from retort.orchestration.train.trackers import followed
 from retort.run_config import RunConfig
 from retort.store.artifact import read_artifact
-from retort.store.place import cache_folder, local_of, store_of
+from retort.store.place import cache_folder, local_of, store_of, workplace
 from retort.store.results import result_of
+from retort.store.uploads import Mirror
+from tests.inference.speaking import speaking_model
+from tests.orchestration.promotions import write_evaluation
 from tests.orchestration.tiny_runs import Lines, write_ljspeech
 
 BUCKET = "retort-test"
@@ -216,6 +225,51 @@ def test_a_driver_that_fails_leaves_to_the_next_what_it_has_done(node: Path, mon
         (output / "audio").mkdir()
         (output / "audio" / "a.wav").write_bytes(b"sound")
     assert keys("interrupted") == {"run.yaml", "metrics.jsonl", "audio/a.wav"}
+
+
+def test_the_reports_of_a_training_on_another_node_are_seen_by_the_driver(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, lines = RemotePath("s3:", BUCKET, "runs", "reported"), Lines()
+    store_of(BUCKET).write_bytes("runs/reported/metrics.jsonl", b'{"step": 1, "loss": 9.0}\n')
+    with (
+        reports_of(place) as reports,
+        followed(reports.folder, None, lines, run="r"),
+        shown(reports.folder, lines, total=10),
+    ):
+        here = cache_folder().parent
+        _another_node(node, monkeypatch)
+        output = workplace(place, "run")
+        with Mirror([output / "metrics.jsonl", output / "train.log"]):
+            (output / "train.log").write_text("resuming after step 1\n")
+            with MetricsWriter(output, 1) as writer:
+                writer.write({"step": 2, "loss": float("nan")})
+        monkeypatch.setenv("XDG_CACHE_HOME", str(here))
+        reports.refresh()
+    assert "resuming after step 1" in lines.lines
+    assert any(line.startswith("ALERT step 2: loss is not a number") for line in lines.lines)
+    assert not local_of(place).exists(), "the driver's node wrote nothing, so it has nothing to overwrite it with"
+    stored = store_of(BUCKET).read_bytes("runs/reported/metrics.jsonl").decode().splitlines()
+    assert [json.loads(line)["step"] for line in stored] == [1, 2]
+
+
+def test_what_is_promoted_into_a_store_is_what_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = f"{ROOT}/registry"
+    assert cli.run(["serve", "--registry", registry, "--dry-run"]) == DataError.exit_code
+    assert f"{registry} holds no model; put one there: retort promote" in capsys.readouterr().err
+    model = speaking_model(tmp_path)
+    judged = write_evaluation(tmp_path / "judged", {"m": model}, wrong=0)
+    options = ["--as", "small", "--evaluation", str(judged), "--registry", registry]
+    assert cli.run(["promote", str(model), *options]) == 0
+    capsys.readouterr()
+    assert cli.run(["serve", "--registry", registry, "--set", "port=9123", "--dry-run"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["port"], config["models"][0]["path"]) == (9123, f"{registry}/small/1")
+    assert config["models"][0]["decoding"]["sampler"]["temperature"] == 0.7, "as it was judged"
+    served = open_speaker(result_of(parse_location(config["models"][0]["path"])))
+    assert served.facts.fingerprint == open_speaker(model).facts.fingerprint
+    (tmp_path / "serve.yaml").write_text("job: serve\nmodels: []\n")
+    assert cli.run(["serve", str(tmp_path / "serve.yaml"), "--registry", registry]) == ConfigError.exit_code
 
 
 def test_an_input_that_is_not_there_is_told_with_its_url() -> None:
