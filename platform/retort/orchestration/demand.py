@@ -19,6 +19,7 @@ class Demand:
         cpus: of each.
         gpus: of each.
         wait_for_nodes_s: how long a cluster without room may take to grow.
+        is_pool: whether an item stays with the worker that has it, though its node is lost, until that has room again.
     """
 
     name: str
@@ -27,11 +28,13 @@ class Demand:
     cpus: float
     gpus: float
     wait_for_nodes_s: float
+    is_pool: bool = False
 
     @classmethod
     def of_pool(cls, pool: PoolConfig) -> "Demand":
         """Actors that take items one by one: one of them is enough."""
-        return cls("workers", pool.size, 1, pool.cpus_per_worker, pool.gpus_per_worker, pool.wait_for_nodes_s)
+        each = pool.cpus_per_worker, pool.gpus_per_worker
+        return cls("workers", pool.size, 1, *each, pool.wait_for_nodes_s, is_pool=True)
 
     @classmethod
     def of_training(cls, workers: WorkersConfig) -> "Demand":
