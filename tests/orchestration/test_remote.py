@@ -1,7 +1,6 @@
 """Jobs whose inputs and outputs all lie in a store: a real S3 service on the loopback, and nothing kept on the disk."""
 
 import json
-import logging
 import pickle
 import shutil
 import uuid
@@ -11,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
 from retort import cli
 from retort.config import validate
@@ -33,9 +31,9 @@ from retort.store.results import result_of
 from retort.store.uploads import Mirror
 from tests.inference.speaking import speaking_model
 from tests.orchestration.promotions import write_evaluation
+from tests.orchestration.s3_node import BUCKET, s3_service
 from tests.orchestration.tiny_runs import Lines, write_ljspeech
 
-BUCKET = "retort-test"
 ROOT = f"s3://{BUCKET}/runs"
 GUIDANCE = {"kind": "two_term", "scale": 1.5}
 # A teacher with random weights says nonsense of any length.
@@ -54,21 +52,10 @@ SHAPE = {"kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim":
 @pytest.fixture(scope="module", autouse=True)
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An S3 service, an empty bucket, and a node with an empty cache and an empty current folder."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
     folder = tmp_path_factory.mktemp("node")
     (folder / "here").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        store_of.cache_clear()
-        store_of(BUCKET)._client.create_bucket(Bucket=BUCKET)
+    with s3_service(folder / "cache"):
         yield folder
-    store_of.cache_clear()
-    server.stop()
 
 
 def keys(name: str) -> set[str]:

@@ -110,16 +110,24 @@ def workplace(path: Path, run: str) -> Path:
     """
     folder = local_of(path)
     if isinstance(path, RemotePath):
-        mark, guard = folder / f"{_RUN_MARK}{run}", folder.with_name(f"{folder.name}.lock")
-        with os_error_as_storage_error(folder, "make the folder"):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with guard.open("ab") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                if not mark.exists():
-                    shutil.rmtree(folder, ignore_errors=True)
-                    folder.mkdir(exist_ok=True)
-                    mark.touch()
+        mark = folder / f"{_RUN_MARK}{run}"
+        with _alone_on_this_node(folder), os_error_as_storage_error(folder, "make the folder"):
+            if not mark.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(exist_ok=True)
+                mark.touch()
     return folder
+
+
+@contextlib.contextmanager
+def _alone_on_this_node(folder: Path) -> Iterator[None]:
+    """Let one process of this node at a time do what is in the block."""
+    with os_error_as_storage_error(folder, "make the folder's parent"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(f"{folder.name}.lock").open("ab")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def claim(folder: Path, run: str) -> None:
@@ -193,6 +201,25 @@ def pull(path: Path) -> None:
     store = store_of(remote.bucket)
     for key in store.list(remote.key):
         store.get_file(key, local_of(RemotePath("s3:", remote.bucket, *key.split("/"))))
+
+
+def pull_folder(path: Path) -> None:
+    """Bring a committed folder here as the store has it, in place of another one; several may ask at once.
+
+    Raises:
+        StorageError: it was never finished, is damaged, or the store refuses.
+        ResourceError: no room for it here.
+    """
+    remote = behind(path)
+    if remote is None:
+        return
+    store = store_of(remote.bucket)
+    with _alone_on_this_node(path):
+        marker = path / MARKER_NAME
+        if marker.is_file() and marker.read_bytes() == store.read_bytes(f"{remote.key}/{MARKER_NAME}"):
+            return
+        remove_tree(path)
+        store.get_folder(remote.key, path)
 
 
 def content_of(path: Path) -> bytes | None:

@@ -11,8 +11,9 @@ from typing import Self
 
 from retort.errors import StorageError
 from retort.location import RemotePath
+from retort.store.commit import is_leftover
 from retort.store.manifest import MARKER_NAME
-from retort.store.place import behind, push_files, store_of
+from retort.store.place import behind, pull_folder, push_files, store_of
 
 _RETRY_S = 5.0
 _MIRROR_EVERY_S = 3.0
@@ -107,17 +108,32 @@ class Uploads:
             store_of(self._root.bucket).delete_prefix(f"{self._root.key}/step-{step:08d}")
 
 
-def fetch_newest(root: RemotePath, is_here: Callable[[int], bool], target: Callable[[int], Path]) -> None:
-    """Bring the newest whole checkpoint of a store here; one that is damaged is passed over with a warning."""
+def fetch_newest(root: RemotePath, target: Callable[[int], Path]) -> None:
+    """Bring the newest whole checkpoint of a store here, in place of another one of its step.
+
+    One that is damaged is passed over with a warning.
+    """
     for step in reversed(stored_steps(root)):
-        if is_here(step):
-            return
         try:
-            store_of(root.bucket).get_folder(f"{root.key}/step-{step:08d}", target(step))
+            pull_folder(target(step))
         except StorageError as error:
             _log.warning("checkpoint of step %d in %s is not usable, trying an earlier one: %s", step, root, error)
         else:
             return
+
+
+def sweep_parts(root: RemotePath, *, keep: str) -> None:
+    """Delete what ranks that died left of checkpoints that nobody put together.
+
+    Args:
+        root: of the checkpoints.
+        keep: the attempt that is alive.
+    """
+    store = store_of(root.bucket)
+    for key in store.list(root.key):
+        name = key.removeprefix(f"{root.key}/").split("/")[0]
+        if is_leftover(name) and not name.endswith(keep):
+            store.delete_prefix(key)
 
 
 class Mirror:
