@@ -13,6 +13,7 @@ import argparse
 import os
 import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from benchmarks.moved_tour import moved
 from benchmarks.nodes_apart import NodesApart, clean_environment, why_not
 from benchmarks.seaweedfs import WEED, SeaweedFS
 from benchmarks.tour_run import TourRun, sound_digest, table
+from retort.errors import NodeLostError
 from retort.location import RemotePath
 from retort.orchestration.jobs import load_job
 from retort.run_config import DemoConfig
@@ -47,35 +49,47 @@ class TooEarlyError(Exception):
     """The job was over before it could be harmed."""
 
 
-def harmed(run: TourRun, nodes: NodesApart, job: str, *, after: int, down_s: float) -> int:
-    """Run the tour, killing the second node during ``job``; returns the exit code.
+def harmed(run: TourRun, nodes: NodesApart, args: argparse.Namespace) -> int:
+    """Run the tour, and kill the second node during a job; returns the exit code.
 
     Raises:
         TooEarlyError: nothing was killed.
     """
-    place = next(one.output for one in run.tour.jobs if job in (one.output.name, one.job))
-    assert isinstance(place, RemotePath)
+    job = next(one for one in run.tour.jobs if args.kill_during in (one.output.name, one.job))
     process = run.start(RAY_ADDRESS=nodes.address)
+    if not _killed(process, job.output, nodes, after=args.after):
+        code = process.wait()
+        if code:
+            return code
+        raise TooEarlyError(f"{job.output.name} was over before {args.after} were stored and the second node worked")
+    if not args.gone:
+        time.sleep(args.down_s)
+        nodes.second.start()
+        print(f"the second node is back after {args.down_s:g} s, with an empty disk", flush=True)
+        return process.wait()
+    if process.wait() == NodeLostError.exit_code:
+        print("the tour ended as it must when a lost node is not replaced; the same command again", flush=True)
+        return run.start(RAY_ADDRESS=nodes.address).wait()
+    return process.returncode
+
+
+def _killed(process: "subprocess.Popen[bytes]", output: Path, nodes: NodesApart, *, after: int) -> bool:
+    """Kill the second node as soon as it works on a job that has so much in the store; False if that never was."""
+    assert isinstance(output, RemotePath)
     while process.poll() is None:
-        keys = store_of(place.bucket).list(place.key)
-        below = [key.removeprefix(f"{place.key}/") for key in keys]
+        keys = store_of(output.bucket).list(output.key)
+        below = [key.removeprefix(f"{output.key}/") for key in keys]
         done, work = sum(_UNIT.fullmatch(key) is not None for key in below), nodes.second.work()
         if "result/COMMITTED" in below:
-            break
+            return False
         if done >= after and work:
-            had_rank_zero = nodes.second.has(f"cache/retort/outputs/{place.bucket}/{place.key}/train.log")
+            has_rank_zero = nodes.second.has(f"cache/retort/outputs/{output.bucket}/{output.key}/train.log")
             nodes.second.kill()
-            ranks = " (rank 0 among them)" if had_rank_zero else ""
-            print(f"killed the second node at {done} of {place.name}: {', '.join(work)}{ranks}", flush=True)
-            time.sleep(down_s)
-            nodes.second.start()
-            print(f"the second node is back after {down_s:g} s, with an empty disk", flush=True)
-            return process.wait()
+            ranks = ", rank 0 among them" if has_rank_zero else ""
+            print(f"killed the second node at {done} of {output.name}: {', '.join(work)}{ranks}", flush=True)
+            return True
         time.sleep(_POLL_S)
-    code = process.wait()
-    if code:
-        return code
-    raise TooEarlyError(f"{place.name} was over before the store had {after} of it, and the second node worked")
+    return False
 
 
 def one_node(tour: DemoConfig, folder: Path, environment: dict[str, str]) -> TourRun:
@@ -93,7 +107,7 @@ def two_nodes(tour: DemoConfig, folder: Path, environment: dict[str, str], args:
     began = time.monotonic()
     with NodesApart(folder, cpus=args.cpus, environment=environment) as nodes:
         if args.kill_during:
-            code = harmed(run, nodes, args.kill_during, after=args.after, down_s=args.down_s)
+            code = harmed(run, nodes, args)
         else:
             code = run.start(RAY_ADDRESS=nodes.address).wait()
     print(f"two nodes, store: {time.monotonic() - began:.0f} s", flush=True)
@@ -132,6 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kill-during", default="generate", help="a job's verb or the name of its output; '' for none")
     parser.add_argument("--after", type=int, default=2, help="stored chunks, pieces or checkpoints before the kill")
     parser.add_argument("--down-s", type=float, default=5.0, help="how long the node stays away")
+    parser.add_argument("--gone", action="store_true", help="it never comes back, and the tour is started again")
     parser.add_argument("--cpus", type=int, default=1, help="of each node")
     parser.add_argument("--gate", default="parameters<=1G", help="of the promotion")
     parser.add_argument("--no-serve", action="store_true", help="leave the server out")

@@ -1,5 +1,6 @@
 """Serve on this machine: Ray, Ray Serve and the application, until it is interrupted."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -7,7 +8,6 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -116,7 +116,7 @@ class Follower:
             self._log("now serving " + ", ".join(f"{model.name}@{model.path.name}" for model in changed))
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[str]:
     """Serve inside the block; gives the address once every model is ready.
 
@@ -165,7 +165,7 @@ def _variables(*, uses_haproxy: bool, folder: str) -> dict[str, str]:
     return kept | {"RAY_SERVE_ENABLE_HA_PROXY": str(int(uses_haproxy))}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set inside the block, and afterwards as before."""
     before = {name: os.environ.get(name) for name in variables}
@@ -240,13 +240,29 @@ def _reason() -> str:
     return " ".join([application.message, *(message.splitlines()[-1] for message in told if message)])
 
 
+class _OverError(BaseException):
+    """Breaks off what is done while waiting; nothing on the way may take it for a fault."""
+
+
 def wait_for_the_end(meanwhile: Callable[[], None] | None = None) -> None:
-    """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds. A second signal interrupts."""
-    over = threading.Event()
+    """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds. A second signal interrupts.
+
+    A look that takes long, as into a registry in a store that is out, is broken off.
+    """
+    over, is_looking = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        over.set()
+        if is_looking.is_set():
+            raise _OverError
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
-    while not over.wait(None if meanwhile is None else _LOOK_S):
-        if meanwhile is not None:
-            meanwhile()
+        signal.signal(number, end)
+    with contextlib.suppress(_OverError):
+        while not over.wait(None if meanwhile is None else _LOOK_S):
+            if meanwhile is not None:
+                is_looking.set()
+                meanwhile()
+                is_looking.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
