@@ -45,23 +45,15 @@ _NOTEWORTHY = (
 )
 
 
-class TooEarlyError(Exception):
-    """The job was over before it could be harmed."""
-
-
 def harmed(run: TourRun, nodes: NodesApart, args: argparse.Namespace) -> int:
-    """Run the tour, and kill the second node during a job; returns the exit code.
-
-    Raises:
-        TooEarlyError: nothing was killed.
-    """
+    """Run the tour, and kill the second node during a job; returns the exit code."""
     job = next(one for one in run.tour.jobs if args.kill_during in (one.output.name, one.job))
     process = run.start(RAY_ADDRESS=nodes.address)
     if not _killed(process, job.output, nodes, after=args.after):
         code = process.wait()
         if code:
             return code
-        raise TooEarlyError(f"{job.output.name} was over before {args.after} were stored and the second node worked")
+        raise SystemExit(f"{job.output.name} was over before {args.after} were stored and the second node worked on it")
     if not args.gone:
         time.sleep(args.down_s)
         nodes.second.start()
@@ -106,10 +98,7 @@ def two_nodes(tour: DemoConfig, folder: Path, environment: dict[str, str], args:
     run = TourRun(moved(tour, RemotePath("s3:", BUCKET, "tour")), folder, environment)
     began = time.monotonic()
     with NodesApart(folder, cpus=args.cpus, environment=environment) as nodes:
-        if args.kill_during:
-            code = harmed(run, nodes, args)
-        else:
-            code = run.start(RAY_ADDRESS=nodes.address).wait()
+        code = harmed(run, nodes, args) if args.kill_during else run.start(RAY_ADDRESS=nodes.address).wait()
     print(f"two nodes, store: {time.monotonic() - began:.0f} s", flush=True)
     for line in run.log.read_text(errors="replace").splitlines():
         if any(word in line for word in _NOTEWORTHY):
@@ -169,10 +158,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         two = two_nodes(tour, _made(folder / "two"), environment, args)
         one = one_node(tour, _made((args.reference or folder / "one").absolute()), environment)
         differing = compare(one, two, gate=args.gate, serve=not args.no_serve)
+    except BaseException:
+        print(f"what the commands said is kept in {folder}", file=sys.stderr)
+        raise
     finally:
         weed.kill()
-        shutil.rmtree(folder, ignore_errors=True)
     print("everything is the same" if not differing else f"{differing} rows differ")
+    shutil.rmtree(folder, ignore_errors=True)
     return int(differing > 0)
 
 
