@@ -35,7 +35,12 @@ def job(root: Path, name: str, *, remote: bool) -> PretrainConfig:
 def expected(root: Path) -> bytes:
     unbroken = job(root, "unbroken", remote=False)
     assert run_ranks(root, [(unbroken, {})], 2) == [0, 0], (root / "rank-0.txt").read_text()[-3000:]
-    return weight_bytes(unbroken)
+    weights = weight_bytes(unbroken)
+    # As if the group were started again because a rank died after the result was written.
+    assert run_ranks(root, [(unbroken, {})], 2) == [0, 0]
+    assert not (unbroken.output / "failure.json").exists()
+    assert weight_bytes(unbroken) == weights
+    return weights
 
 
 @pytest.mark.slow
@@ -67,6 +72,12 @@ def test_killed_ranks_go_on_with_the_same_bits_on_whichever_node_they_are(
     assert "resuming after step" in log
     if "lost" in fate:
         assert "resuming after step 4" in log, "what rank 0 has on its disk is not lost"
+    # As if the group were started again because a rank died after the result was written.
+    stored = store_of(BUCKET).read_bytes(f"{place.key}/result/COMMITTED")
+    for again in (caches, [tmp_path / "d", tmp_path / "e"]):
+        assert run_ranks(root, [(apart, {})], 2, again) == [0, 0], (root / "rank-0.txt").read_text()[-3000:]
+        assert "failure.json" not in {key.rpartition("/")[2] for key in store_of(BUCKET).list(place.key)}
+        assert store_of(BUCKET).read_bytes(f"{place.key}/result/COMMITTED") == stored
     # No rank keeps its part of a checkpoint that is in the store.
     parts = [path for cache in caches for path in cache.rglob("step-*.tmp-*")]
     assert parts == []

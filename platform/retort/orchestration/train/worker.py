@@ -26,7 +26,8 @@ from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.store.artifact import describe_artifact, write_artifact
-from retort.store.place import push, workplace
+from retort.store.commit import is_committed
+from retort.store.place import behind, is_finished, push, workplace
 from retort.store.results import RESULT
 from retort.store.uploads import Mirror
 from retort.training.fit import fit, student_of, student_weights
@@ -265,10 +266,10 @@ def _write_result(
     metrics: Mapping[str, float],
 ) -> None:
     """Gather the averaged (or last) fp32 weights and commit them as the job's artifact."""
+    config = assignment.config
     optimizer.use_average()
     weights = optimizer.weights()
-    if ranks.rank == 0:
-        config = assignment.config
+    if ranks.rank == 0 and not _is_written(config.output / RESULT):
         trained = problem.trained(student_weights(weights))
         batches, stop = problem.batches, config.training.steps * optimizer.config.accumulation
         info = describe_artifact(
@@ -285,6 +286,17 @@ def _write_result(
         )
         write_artifact(config.output / RESULT, info, trained.save)
     ranks.barrier()
+
+
+def _is_written(result: Path) -> bool:
+    """Whether an attempt of this very run wrote the result, and lost a rank before all of them had ended."""
+    remote = behind(result)
+    if remote is not None and is_finished(remote):
+        return True
+    if is_committed(result):
+        push(result)
+        return True
+    return False
 
 
 def _describe(config: TrainJob, optimizer: DeepSpeedOptimizer, ranks: Ranks) -> str:
