@@ -285,6 +285,44 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(node: Node, raw_s3: An
     assert found.step == 2
 
 
+def test_a_checkpoint_that_the_store_has_otherwise_is_taken_from_there(node: Node, proxy: FaultProxy) -> None:
+    """Ranks on several nodes must go on from the same bytes, whatever an earlier attempt left on their disks."""
+    root = node.place("runs/a/checkpoints")
+    here = CheckpointFolder(local_of(root))
+    save(here, 4)
+    assert here.close(60)
+    first = node.cache
+    node.become_another()
+    CheckpointFolder(local_of(root)).save(4, lambda target: fill(target, {"rank.bin": b"other"}), {})
+    store_of(node.bucket).delete_prefix(f"{root.key}/step-00000004")
+    push(local_of(root) / "step-00000004")
+    node.monkeypatch.setenv("XDG_CACHE_HOME", str(first))
+    for fetched in (1, 0):
+        proxy.requests.clear()
+        found = CheckpointFolder(local_of(root)).latest_good()
+        assert found is not None
+        assert (found.path / "rank.bin").read_bytes() == b"other"
+        assert proxy.count("GET", "rank.bin") == fetched
+
+
+def test_parts_of_a_checkpoint_that_nobody_put_together_are_swept(node: Node) -> None:
+    root, attempt = node.place("runs/a/checkpoints"), "a" * 32
+    ours = CheckpointFolder(local_of(root), attempt=attempt)
+    save(ours, 2)
+    assert ours.close(60)
+    for name in (f"step-00000004.tmp-{'0' * 32}", f"step-00000004.tmp-{attempt}"):
+        store_of(node.bucket).write_bytes(f"{root.key}/{name}/rank_00001.safetensors", b"part")
+    found = CheckpointFolder(local_of(root), attempt=attempt).latest_good()
+    assert found is not None
+    assert found.step == 2
+    parts = [key for key in store_of(node.bucket).list(root.key) if ".tmp-" in key]
+    assert parts == [f"{root.key}/step-00000004.tmp-{attempt}/rank_00001.safetensors"]
+    folder = ours.begin(4)
+    fill(folder, {"rank_00001.safetensors": b"part"})
+    ours.leave(4)
+    assert not folder.exists()
+
+
 def test_training_goes_on_through_an_outage_and_the_newest_checkpoint_is_uploaded_later(
     node: Node, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
