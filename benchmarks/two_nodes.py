@@ -33,6 +33,8 @@ from retort.store.place import store_of
 BUCKET = "runs"
 _UNIT = re.compile(r"work/.+/records/\d+\.json|pieces/[^/]+\.jsonl|checkpoints/step-\d+/COMMITTED")
 """What a job has stored for good before its result is: a chunk, a judged piece, a checkpoint."""
+_SHARES = ("work/*/*/records/*.json", "pieces/*.jsonl", ".run-*")
+"""What lies on a node that has done something of a job: a chunk, a piece, the mark of a training's rank."""
 _POLL_S = 0.2
 _NOTEWORTHY = (
     "is lost",
@@ -53,7 +55,7 @@ def harmed(run: TourRun, nodes: NodesApart, args: argparse.Namespace) -> int:
         code = process.wait()
         if code:
             return code
-        raise SystemExit(f"{job.output.name} was over before {args.after} were stored and the second node worked on it")
+        raise SystemExit(f"{job.output.name} was over before {args.after} were stored and the second node did its part")
     if not args.gone:
         time.sleep(args.down_s)
         nodes.second.start()
@@ -71,14 +73,15 @@ def _killed(process: "subprocess.Popen[bytes]", output: Path, nodes: NodesApart,
     while process.poll() is None:
         keys = store_of(output.bucket).list(output.key)
         below = [key.removeprefix(f"{output.key}/") for key in keys]
-        done, work = sum(_UNIT.fullmatch(key) is not None for key in below), nodes.second.work()
+        done = sum(_UNIT.fullmatch(key) is not None for key in below)
         if "result/COMMITTED" in below:
             return False
-        if done >= after and work:
-            has_rank_zero = nodes.second.has(f"cache/retort/outputs/{output.bucket}/{output.key}/train.log")
+        there = f"cache/retort/outputs/{output.bucket}/{output.key}"
+        if done >= after and any(nodes.second.has(f"{there}/{share}") for share in _SHARES):
+            work = ", ".join(nodes.second.work()) or "between two items"
+            ranks = ", rank 0" if nodes.second.has(f"{there}/train.log") else ""
             nodes.second.kill()
-            ranks = ", rank 0 among them" if has_rank_zero else ""
-            print(f"killed the second node at {done} of {output.name}: {', '.join(work)}{ranks}", flush=True)
+            print(f"killed the second node when {done} of {output.name} were stored ({work}{ranks})", flush=True)
             return True
         time.sleep(_POLL_S)
     return False

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from benchmarks.moved_tour import moved
-from benchmarks.tour_run import table
+from benchmarks.tour_run import TourRun, table
 from retort.config import Config, load_config, load_tree, validate
 from retort.errors import ConfigError
 from retort.location import RemotePath
 from retort.orchestration.outputs import with_paths
 from retort.run_config import DemoConfig
+from tests.orchestration.promotions import write_evaluation
 
 RUN_FILES = ("benchmarks/two_nodes.yaml", "jobs/configs/demo.yaml", "jobs/configs/demo_prune.yaml")
 
@@ -50,6 +51,21 @@ def test_what_no_job_writes_is_refused_by_name() -> None:
         moved(tour(jobs[1], jobs[0]), Path("/x"))
     with pytest.raises(ConfigError, match=r"jobs\.0\.corpus\.path: .* writes /data/LJSpeech"):
         moved(tour({**jobs[0], "corpus": {"kind": "ljspeech", "path": "/data/LJSpeech"}}), Path("/x"))
+
+
+def test_word_errors_are_compared_utterance_by_utterance(tmp_path: Path) -> None:
+    evaluation = load_tree(Path("benchmarks/two_nodes.yaml"))["jobs"][-1]
+    runs = []
+    for name, wrong in (("a", 3), ("b", 3), ("c", 4)):
+        tree = {"job": "demo", "output": "runs/t", "jobs": [{**evaluation, "output": str(tmp_path / name)}]}
+        runs.append(TourRun(validate(tree, DemoConfig, where="test"), tmp_path, {}).figures)
+        write_evaluation(tmp_path / name, {"m": tmp_path / "model"}, wrong=wrong)
+    a, b, c = ({row.partition(": ")[2]: value for row, value in figures().items()} for figures in runs)
+    assert a["wer_corpus of m"] == "0.050000"
+    assert table(a, b)[1] == 0
+    text, differing = table(a, c)
+    assert differing == 4, text  # three figures, and what was heard; nothing was said in these
+    assert "| 60 utterances of m |" in text
 
 
 def test_the_table_counts_what_differs_or_is_missing() -> None:

@@ -31,7 +31,7 @@ def test_a_killed_node_changes_no_bit_of_what_comes_out() -> None:
     )
     said = f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     assert done.returncode == 0, said
-    assert "killed the second node at" in done.stdout, said
+    assert "killed the second node when" in done.stdout, said
     assert "everything is the same" in done.stdout, said
     for row in ("teacher: model", "student: model", "evaluation: wer_corpus of student", "served from the registry"):
         assert f"| {row} |" in done.stdout, said
