@@ -7,6 +7,7 @@ host name and its address differ too. What they share is the network, the proces
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -181,7 +182,11 @@ def _title(process: psutil.Process) -> str:
 
 
 def clean_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """This process's variables without those that lead to somebody's cluster or store, and with ``changes``."""
+    """This process's variables without those that lead to somebody's cluster or store, with a new token of Ray's.
+
+    A second node has no home in which to find the first one's token.
+    """
     ours = ("RAY_", "AWS_", "RETORT_", "XDG_CACHE_HOME")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | dict(changes)
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | token | dict(changes)
