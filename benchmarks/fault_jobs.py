@@ -134,7 +134,7 @@ class TrainingJob(TinyJob):
 
     def compare(self, reference: TinyJob, outcome: Outcome) -> None:
         """The same bits."""
-        if _digest(self.output) != _digest(reference.output):
+        if digest_of(self.output / "result") != digest_of(reference.output / "result"):
             outcome.wrong_outputs += 1
 
 
@@ -178,7 +178,7 @@ class RowsJob(TinyJob):
         found, expected = self.rows(), reference.rows()
         outcome.rows_lost += sum((expected - found).values())
         outcome.rows_doubled += sum((found - expected).values())
-        if _digest(self.output) != _digest(reference.output):
+        if digest_of(self.output / "result") != digest_of(reference.output / "result"):
             outcome.wrong_outputs += 1
 
 
@@ -231,12 +231,12 @@ def end_all_of(process: "subprocess.Popen[bytes]") -> None:
         child.kill()
 
 
-def _digest(output: Path) -> str:
+def digest_of(result: Path) -> str:
     """Of the tensors and tables of a result; what records dates is left out."""
     total = hashlib.sha256()
-    for path in sorted((output / "result").rglob("*")):
+    for path in sorted(result.rglob("*")):
         if path.suffix in (".safetensors", ".parquet"):
-            total.update(str(path.relative_to(output)).encode() + path.read_bytes())
+            total.update(str(path.relative_to(result)).encode() + path.read_bytes())
     return total.hexdigest()
 
 

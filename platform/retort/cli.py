@@ -12,7 +12,7 @@ import typer
 from retort import __version__
 from retort.cli_output import echo_summary, explain_failure, job_streams
 from retort.cli_submit import SubmitOptions, command_of, jobs_app, run_submit
-from retort.errors import ConfigError, QualityGateError
+from retort.errors import ConfigError, DataError, QualityGateError
 from retort.location import parse_location
 
 if TYPE_CHECKING:
@@ -27,6 +27,10 @@ ResumeOption = Annotated[
     bool, typer.Option("--resume/--no-resume", help="Go on where an earlier run stopped, or refuse if there is one.")
 ]
 ConfigArgument = Annotated[Path, typer.Argument(metavar="CONFIG", help="A run file; see jobs/configs.")]
+
+RegistryOption = Annotated[
+    Path, typer.Option(parser=parse_location, help="The registry: a folder, or s3://bucket/key.")
+]
 
 _DEMO = Path("jobs/configs/demo.yaml")
 _REGISTRY = Path("runs/registry")
@@ -242,9 +246,7 @@ def promote(
         Path | None, typer.Option(parser=parse_location, help="The evaluation whose figures count.")
     ] = None,
     system: Annotated[str | None, typer.Option(help="Its name there, if the model stands under several.")] = None,
-    registry: Annotated[
-        Path, typer.Option(parser=parse_location, help="The registry: a folder, or s3://bucket/key.")
-    ] = _REGISTRY,
+    registry: RegistryOption = _REGISTRY,
     as_json: JsonOption = False,
 ) -> None:
     """Take a model through the quality gate into the registry, from where `retort serve` takes it."""
@@ -261,6 +263,7 @@ def serve(
         Path | None,
         typer.Argument(metavar="[CONFIG]", help="See serve/local.yaml; left out: what was promoted, or the demo."),
     ] = None,
+    registry: RegistryOption = _REGISTRY,
     overrides: SetOption = None,
     dry_run: DryRunOption = False,
 ) -> None:
@@ -269,19 +272,22 @@ def serve(
     from retort.serving.local import Follower, demo_config, registry_config, serving, wait_for_the_end
     from retort.serving.settings import ServeConfig
 
-    if config is None and overrides:
-        raise ConfigError("--set changes a file; name one: retort serve serve/local.yaml --set port=9000")
-    promoted = registry_config(_REGISTRY) if config is None else None
-    if config is None:
-        settings = promoted or demo_config(Path("runs/demo"))
+    if config is not None and registry != _REGISTRY:
+        raise ConfigError(f"{config} says which models are served: leave it out, or --registry {registry}")
+    changes = overrides or ()
+    promoted = registry_config(registry, changes) if config is None else None
+    if config is not None:
+        settings = load_config(config, ServeConfig, overrides=changes)
+    elif promoted is None and registry != _REGISTRY:
+        raise DataError(f"{registry} holds no model; put one there: retort promote … --registry {registry}")
     else:
-        settings = load_config(config, ServeConfig, overrides=overrides or ())
+        settings = promoted or demo_config(Path("runs/demo"), changes)
     if dry_run:
         echo_summary(settings.model_dump(mode="json"), as_json=True)
         return
     with serving(settings) as address:
         typer.echo(f"{', '.join(model.name for model in settings.models)} at {address} (stop with Ctrl-C)")
-        wait_for_the_end(None if promoted is None else Follower(_REGISTRY, promoted, typer.echo))
+        wait_for_the_end(None if promoted is None else Follower(registry, settings, typer.echo, changes))
         typer.echo("finishing what has begun (Ctrl-C again stops at once)")
 
 

@@ -1,6 +1,6 @@
 """Jobs whose inputs and outputs all lie in a store: a real S3 service on the loopback, and nothing kept on the disk."""
 
-import logging
+import json
 import pickle
 import shutil
 import uuid
@@ -10,23 +10,30 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 
+from retort import cli
 from retort.config import validate
 from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
-from retort.location import RemotePath
+from retort.inference.opening import open_speaker
+from retort.location import RemotePath, parse_location
 from retort.orchestration.chunks import ChunkFolder, ChunkResult, arrived, sent
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.jobs import refuse_existing_output, run_job
 from retort.orchestration.outputs import job_output
+from retort.orchestration.train.metrics import MetricsWriter, shown
+from retort.orchestration.train.reports import reports_of
+from retort.orchestration.train.trackers import followed
 from retort.run_config import RunConfig
 from retort.store.artifact import read_artifact
-from retort.store.place import cache_folder, local_of, store_of
+from retort.store.place import cache_folder, local_of, store_of, workplace
 from retort.store.results import result_of
+from retort.store.uploads import Mirror
+from tests.inference.speaking import speaking_model
+from tests.orchestration.promotions import write_evaluation
+from tests.orchestration.s3_node import BUCKET, s3_service
 from tests.orchestration.tiny_runs import Lines, write_ljspeech
 
-BUCKET = "retort-test"
 ROOT = f"s3://{BUCKET}/runs"
 GUIDANCE = {"kind": "two_term", "scale": 1.5}
 # A teacher with random weights says nonsense of any length.
@@ -45,21 +52,10 @@ SHAPE = {"kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim":
 @pytest.fixture(scope="module", autouse=True)
 def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An S3 service, an empty bucket, and a node with an empty cache and an empty current folder."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
     folder = tmp_path_factory.mktemp("node")
     (folder / "here").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.get_host_and_port()[1]}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "testing-key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing-secret")
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        store_of.cache_clear()
-        store_of(BUCKET)._client.create_bucket(Bucket=BUCKET)
+    with s3_service(folder / "cache"):
         yield folder
-    store_of.cache_clear()
-    server.stop()
 
 
 def keys(name: str) -> set[str]:
@@ -216,6 +212,51 @@ def test_a_driver_that_fails_leaves_to_the_next_what_it_has_done(node: Path, mon
         (output / "audio").mkdir()
         (output / "audio" / "a.wav").write_bytes(b"sound")
     assert keys("interrupted") == {"run.yaml", "metrics.jsonl", "audio/a.wav"}
+
+
+def test_the_reports_of_a_training_on_another_node_are_seen_by_the_driver(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, lines = RemotePath("s3:", BUCKET, "runs", "reported"), Lines()
+    store_of(BUCKET).write_bytes("runs/reported/metrics.jsonl", b'{"step": 1, "loss": 9.0}\n')
+    with (
+        reports_of(place) as reports,
+        followed(reports.folder, None, lines, run="r"),
+        shown(reports.folder, lines, total=10),
+    ):
+        here = cache_folder().parent
+        _another_node(node, monkeypatch)
+        output = workplace(place, "run")
+        with Mirror([output / "metrics.jsonl", output / "train.log"]):
+            (output / "train.log").write_text("resuming after step 1\n")
+            with MetricsWriter(output, 1) as writer:
+                writer.write({"step": 2, "loss": float("nan")})
+        monkeypatch.setenv("XDG_CACHE_HOME", str(here))
+        reports.refresh()
+    assert "resuming after step 1" in lines.lines
+    assert any(line.startswith("ALERT step 2: loss is not a number") for line in lines.lines)
+    assert not local_of(place).exists(), "the driver's node wrote nothing, so it has nothing to overwrite it with"
+    stored = store_of(BUCKET).read_bytes("runs/reported/metrics.jsonl").decode().splitlines()
+    assert [json.loads(line)["step"] for line in stored] == [1, 2]
+
+
+def test_what_is_promoted_into_a_store_is_what_is_served(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    registry = f"{ROOT}/registry"
+    assert cli.run(["serve", "--registry", registry, "--dry-run"]) == DataError.exit_code
+    assert f"{registry} holds no model; put one there: retort promote" in capsys.readouterr().err
+    model = speaking_model(tmp_path)
+    judged = write_evaluation(tmp_path / "judged", {"m": model}, wrong=0)
+    options = ["--as", "small", "--evaluation", str(judged), "--registry", registry]
+    assert cli.run(["promote", str(model), *options]) == 0
+    capsys.readouterr()
+    assert cli.run(["serve", "--registry", registry, "--set", "port=9123", "--dry-run"]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert (config["port"], config["models"][0]["path"]) == (9123, f"{registry}/small/1")
+    assert config["models"][0]["decoding"]["sampler"]["temperature"] == 0.7, "as it was judged"
+    served = open_speaker(result_of(parse_location(config["models"][0]["path"])))
+    assert served.facts.fingerprint == open_speaker(model).facts.fingerprint
+    (tmp_path / "serve.yaml").write_text("job: serve\nmodels: []\n")
+    assert cli.run(["serve", str(tmp_path / "serve.yaml"), "--registry", registry]) == ConfigError.exit_code
 
 
 def test_an_input_that_is_not_there_is_told_with_its_url() -> None:

@@ -167,7 +167,7 @@ def test_a_lost_node_is_told_once_and_ends_the_job_only_if_it_is_not_replaced() 
     watching.look(View(50.0, [*gone, node(3, 1)]), 50.0)  # a replacement: the wait begins anew
     watching.look(View(60.0, gone), 60.0)
     watching.look(View(159.0, gone), 159.0)
-    with pytest.raises(NodeLostError, match=r"node 10.0.0.2 \(02\) is lost and was not replaced.*too small") as end:
+    with pytest.raises(NodeLostError, match=r"node 10.0.0.2 \(02\) is lost and not replaced.*too small") as end:
         watching.look(View(161.0, gone), 161.0)
     assert end.value.exit_code == 9
 
@@ -195,6 +195,24 @@ def test_silence_is_told_and_news_ends_it() -> None:
     heard.last = 70.0
     watching.look(View(95.0, [node(1, 2)]), 95.0)
     assert len(lines.lines) == 2
+
+
+def test_a_pool_whose_worker_is_gone_for_good_is_not_waited_for_for_ever() -> None:
+    heard, two, one = Heard(Lines()), [node(1, 1), node(2, 1)], [node(1, 1), node(2, 1, alive=False)]
+    heard.last = 0.0
+    watching = watch(pool(4, wait_s=100), Lines(), *two, heard=heard)
+    watching.look(View(900.0, two), 900.0)  # a long item on a whole cluster
+    heard.last = 1000.0
+    watching.look(View(1099.0, one), 1099.0)
+    watching.look(View(1100.0, [*one, node(3, 1)]), 1100.0)  # replaced: the worker goes on there
+    with pytest.raises(
+        NodeLostError, match=r"for 101 s .* 1 of 2 workers have room.*run the same command again"
+    ) as end:
+        watching.look(View(1101.0, one), 1101.0)
+    assert end.value.exit_code == 9
+    # Workers of a training go on, or are started again, by themselves.
+    training_on = watch(training(1, wait_s=1), Lines(), *two, heard=heard)
+    training_on.look(View(2000.0, one), 2000.0)
 
 
 def test_work_runs_beside_and_its_end_is_its_own() -> None:

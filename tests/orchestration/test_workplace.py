@@ -120,7 +120,7 @@ def test_a_lost_node_is_told_and_ends_the_job_if_it_is_not_replaced(cluster: Any
     cluster.remove_node(nodes[0], allow_graceful=False)
     assert job.end() == 9, job.said()
     assert f"({nodes[0].node_id[:8]}) is lost" in job.said()
-    assert "is lost and was not replaced: the cluster is too small after" in job.said()
+    assert "is lost and not replaced: the cluster is too small after" in job.said()
 
 
 def test_a_lost_head_is_told_as_what_it_is(cluster: Any, tmp_path: Path) -> None:

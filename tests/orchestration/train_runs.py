@@ -14,6 +14,7 @@ from torch import Tensor
 
 from retort.config import validate
 from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
+from retort.location import RemotePath
 from retort.models.codec_lm import CodecLM
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
@@ -118,17 +119,24 @@ def distill(root: Path, name: str, *, method: dict[str, Any] | None = None, **ch
     return validate(tree, DistillConfig, where=name)
 
 
-def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, Any]]], world_size: int) -> list[int]:
+def run_ranks(
+    root: Path,
+    runs: Sequence[tuple[TrainJob, dict[str, Any]]],
+    world_size: int,
+    caches: Sequence[Path] = (),
+) -> list[int]:
     """Run the jobs one after another on plain processes; returns their exit codes (-9: killed).
 
     Args:
         root: where the list of runs and the processes' output are written.
         runs: each a job and what :mod:`tests.orchestration.train_ranks` can do to it; ``{}`` for nothing.
         world_size: number of processes.
+        caches: where each process keeps its copies, as if it were on a node of its own.
     """
     assignments = [Assignment(job, job.model_dump(mode="json"), {"data": "d"}, "run") for job, _ in runs]
     for job, _ in runs:
-        job.output.mkdir(exist_ok=True)
+        if not isinstance(job.output, RemotePath):
+            job.output.mkdir(exist_ok=True)
     plan = root / "runs.json"
     plan.write_text(
         json.dumps([{"assignment": a.to_tree(), **faults} for a, (_, faults) in zip(assignments, runs, strict=True)])
@@ -140,6 +148,7 @@ def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, Any]]], world
     for rank in range(world_size):
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1}
+        names |= {"XDG_CACHE_HOME": caches[rank]} if caches else {}
         script = [sys.executable, "-m", "tests.orchestration.train_ranks", plan, str(rank), str(world_size)]
         command = ["env", *(f"{k}={v}" for k, v in names.items()), *script]
         with (root / f"rank-{rank}.txt").open("ab") as output:

@@ -1,5 +1,9 @@
 """What is promoted is served, also while the server runs."""
 
+import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -7,7 +11,7 @@ import pytest
 
 from retort.inference.synthesizer import Synthesizer
 from retort.orchestration.promote import promote
-from retort.serving.local import Follower, registry_config, serving
+from retort.serving.local import Follower, registry_config, serving, wait_for_the_end
 from tests.inference.speaking import speaking_model
 from tests.orchestration.promotions import write_evaluation
 from tests.serving.running import paused
@@ -43,3 +47,27 @@ def test_the_registry_is_served_and_a_promotion_replaces_the_version_in_service(
         follower()
         follower()
         assert len(lines) == 2, "a registry that cannot be read is told once, and changes nothing"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_end_does_not_wait_for_a_registry_that_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    monkeypatch.setattr("retort.serving.local._LOOK_S", 0.01)
+    looked, before = [], {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)}
+
+    def look() -> None:
+        looked.append(1)
+        if len(looked) == 3:
+            threading.Timer(0.1, os.kill, (os.getpid(), number)).start()
+            try:
+                time.sleep(10_000)
+            except Exception:  # noqa: BLE001 - as a store that tries again whatever happens
+                looked.append(2)
+
+    try:
+        wait_for_the_end(look)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert looked == [1, 1, 1]

@@ -12,9 +12,22 @@ from retort.errors import DataError, StorageError
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from retort.store.checkpoints import CheckpointFolder, steps_at
 from retort.store.commit import is_committed
-from retort.store.place import behind, cache_folder, local_of, localise, open_output, pull, push, store_of
+from retort.store.place import (
+    behind,
+    cache_folder,
+    claim,
+    local_of,
+    localise,
+    open_output,
+    pull,
+    push,
+    push_files,
+    store_of,
+    workplace,
+)
 from retort.store.registry import Card, Registry
 from retort.store.results import result_of
+from retort.store.uploads import Mirror
 from tests.store.conftest import CONTENT, FaultProxy, Node, fill, read_tree
 
 
@@ -89,6 +102,87 @@ def test_an_output_opens_with_what_the_store_has_and_nothing_else(node: Node) ->
             "run.yaml": b"a: 1",
             "work/key/plan.json": b"{}",
         }
+
+
+def test_what_another_run_left_on_a_node_is_not_trusted(node: Node) -> None:
+    """As when a job was killed there, and its output was deleted from the store and is written anew."""
+    root = node.place("runs/a/checkpoints")
+    old = CheckpointFolder(workplace(node.place("runs/a"), "first") / "checkpoints")
+    save(old, 6)
+    assert old.close(60)
+    store_of(node.bucket).delete_prefix("runs/a")
+    for run, expected in (("first", 6), ("second", None), ("second", None)):
+        found = CheckpointFolder(workplace(node.place("runs/a"), run) / "checkpoints").latest_good()
+        assert (found.step if found else None) == expected
+    # Who opened the output has just taken from the store what is there.
+    fill(open_output(node.place("runs/a"), kept_apart=()), {"run.yaml": b"a: 1"})
+    claim(local_of(node.place("runs/a")), "third")
+    assert "run.yaml" in read_tree(workplace(node.place("runs/a"), "third"))
+    push_files(local_of(node.place("runs/a")))
+    assert store_of(node.bucket).list("runs/a") == ("runs/a/run.yaml",)
+    assert steps_at(root) == []
+
+
+def test_an_output_leaves_alone_the_outputs_that_lie_in_it(node: Node, raw_s3: Any) -> None:
+    """A tour's: it neither fetches nor sends them, nor their leases, nor ends their uploads."""
+    inside = {"corpus/result/tokens.bin": b"x", "corpus.lock": b"{}", "deep/er/run.yaml": b"y", "times.json": b"{}"}
+    for name, content in inside.items():
+        store_of(node.bucket).write_bytes(f"runs/tour/{name}", content)
+    raw_s3.create_multipart_upload(Bucket=node.bucket, Key="runs/tour/corpus/checkpoints/big.bin")
+    output = open_output(node.place("runs/tour"), kept_apart=("result",), others=("corpus", "deep"))
+    assert read_tree(output) == {"times.json": b"{}"}
+    fill(output, {"corpus.lock": b"of another time"})
+    push_files(output)
+    assert store_of(node.bucket).read_bytes("runs/tour/corpus.lock") == b"{}"
+    assert len(raw_s3.list_multipart_uploads(Bucket=node.bucket)["Uploads"]) == 1
+
+
+def test_files_that_grow_are_mirrored_and_go_on_on_another_node(node: Node, proxy: FaultProxy) -> None:
+    place = node.place("runs/a")
+
+    def there() -> bytes:
+        found = store_of(node.bucket).read_tagged("runs/a/log.txt")
+        return b"" if found is None else found[0]
+
+    with Mirror([local_of(place) / "log.txt", local_of(place) / "never.txt"], every_s=0.05):
+        fill(local_of(place), {"log.txt": b"one\n"})
+        deadline = time.monotonic() + 100
+        while there() != b"one\n" and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert there() == b"one\n"
+        # An unchanged file is not sent again.
+        proxy.requests.clear()
+        time.sleep(0.3)
+        assert proxy.count("PUT") == 0
+        fill(local_of(place), {"log.txt": b"one\ntwo\n"})
+    assert there() == b"one\ntwo\n"
+    first = node.cache
+    node.become_another()
+    with Mirror([local_of(place) / "log.txt"], every_s=60), (local_of(place) / "log.txt").open("ab") as file:
+        file.write(b"three\n")
+    assert there() == b"one\ntwo\nthree\n"
+    # Back on the first node, whose own file is shorter than what the second one wrote.
+    node.monkeypatch.setenv("XDG_CACHE_HOME", str(first))
+    with Mirror([local_of(place) / "log.txt"], every_s=60):
+        pass
+    assert (local_of(place) / "log.txt").read_bytes() == b"one\ntwo\nthree\n"
+
+
+def test_a_mirror_does_not_hold_up_its_job_and_asks_for_no_store_where_there_is_none(
+    node: Node, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    with Mirror([tmp_path / "log.txt"], every_s=0.01):
+        (tmp_path / "log.txt").write_text("one")
+    assert proxy.requests == []
+
+    def fail() -> None:
+        with Mirror([local_of(node.place("runs/a")) / "log.txt"]):
+            fill(local_of(node.place("runs/a")), {"log.txt": b"last words"})
+            raise RuntimeError("of the job")
+
+    with pytest.raises(RuntimeError, match="of the job"):
+        fail()
+    assert store_of(node.bucket).read_bytes("runs/a/log.txt") == b"last words"
 
 
 def test_an_equal_file_is_neither_sent_nor_fetched_again(node: Node, proxy: FaultProxy) -> None:
@@ -189,6 +283,44 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(node: Node, raw_s3: An
     found = CheckpointFolder(local_of(root)).latest_good()
     assert found is not None
     assert found.step == 2
+
+
+def test_a_checkpoint_that_the_store_has_otherwise_is_taken_from_there(node: Node, proxy: FaultProxy) -> None:
+    """Ranks on several nodes must go on from the same bytes, whatever an earlier attempt left on their disks."""
+    root = node.place("runs/a/checkpoints")
+    here = CheckpointFolder(local_of(root))
+    save(here, 4)
+    assert here.close(60)
+    first = node.cache
+    node.become_another()
+    CheckpointFolder(local_of(root)).save(4, lambda target: fill(target, {"rank.bin": b"other"}), {})
+    store_of(node.bucket).delete_prefix(f"{root.key}/step-00000004")
+    push(local_of(root) / "step-00000004")
+    node.monkeypatch.setenv("XDG_CACHE_HOME", str(first))
+    for fetched in (1, 0):
+        proxy.requests.clear()
+        found = CheckpointFolder(local_of(root)).latest_good()
+        assert found is not None
+        assert (found.path / "rank.bin").read_bytes() == b"other"
+        assert proxy.count("GET", "rank.bin") == fetched
+
+
+def test_parts_of_a_checkpoint_that_nobody_put_together_are_swept(node: Node) -> None:
+    root, attempt = node.place("runs/a/checkpoints"), "a" * 32
+    ours = CheckpointFolder(local_of(root), attempt=attempt)
+    save(ours, 2)
+    assert ours.close(60)
+    for name in (f"step-00000004.tmp-{'0' * 32}", f"step-00000004.tmp-{attempt}"):
+        store_of(node.bucket).write_bytes(f"{root.key}/{name}/rank_00001.safetensors", b"part")
+    found = CheckpointFolder(local_of(root), attempt=attempt).latest_good()
+    assert found is not None
+    assert found.step == 2
+    parts = [key for key in store_of(node.bucket).list(root.key) if ".tmp-" in key]
+    assert parts == [f"{root.key}/step-00000004.tmp-{attempt}/rank_00001.safetensors"]
+    folder = ours.begin(4)
+    fill(folder, {"rank_00001.safetensors": b"part"})
+    ours.leave(4)
+    assert not folder.exists()
 
 
 def test_training_goes_on_through_an_outage_and_the_newest_checkpoint_is_uploaded_later(

@@ -83,7 +83,7 @@ class TestStrings:
             DataError: both names and the cure.
         """
         theirs = self.description.speaker_encoder
-        if self.embeddings and theirs is not None and theirs != name:
+        if self._embeddings and theirs is not None and theirs != name:
             raise DataError(
                 f"speaker_encoder is {name}, but the voices of {self.folder} were embedded by {theirs}; similarities "
                 "of different encoders do not compare: evaluate with that one, or prepare the data with this one"

@@ -22,8 +22,9 @@ from retort import errors
 from retort.data.utterance import Reject
 from retort.errors import ResourceError, RetortError
 from retort.orchestration.cluster import worker_environment
-from retort.orchestration.demand import Demand, Node, room
+from retort.orchestration.demand import Demand
 from retort.orchestration.progress import Progress
+from retort.orchestration.workplace import workers_for
 from retort.run_config import PoolConfig
 from retort.store.commit import sha256_file, write_bytes_atomic, write_json_atomic
 from retort.store.disk import fresh_name, full_disk_as_resource_error
@@ -235,7 +236,7 @@ def stream_through_actors(items: Sequence[Mapping[str, Any]], make: Make, pool: 
         fn_constructor_kwargs={"make": make},
         batch_size=1,
         # One to start with, so that a cluster that has room for fewer than all still begins.
-        compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=_fitting(size, pool)),
+        compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=workers_for(pool, len(items))),
         **Demand.of_pool(pool).options,
         runtime_env={"env_vars": worker_environment(pool.threads_per_worker, use_gpu=use_gpu)},
     )
@@ -245,13 +246,6 @@ def stream_through_actors(items: Sequence[Mapping[str, Any]], make: Make, pool: 
             name, _, message = row["error"].partition("\n")
             raise getattr(errors, name)(message)
         yield row["value"]
-
-
-def _fitting(size: int, pool: PoolConfig) -> int:
-    """How many actors the cluster has room for now, at least one."""
-    import ray
-
-    return max(1, min(size, room([Node.from_ray(entry) for entry in ray.nodes()], Demand.of_pool(pool))))
 
 
 class _Actor:

@@ -42,6 +42,7 @@ class Demand:
         wait_for_nodes_s: how long a cluster without room may take to grow.
         memory_gib: main memory that is set aside for each.
         labels: of the nodes that they run on.
+        is_pool: whether an item stays with the worker that has it, though its node is lost, until that has room again.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Demand:
     wait_for_nodes_s: float
     memory_gib: float = 0.0
     labels: Mapping[str, str] = field(default_factory=dict)
+    is_pool: bool = False
 
     @classmethod
     def of_pool(cls, pool: PoolConfig) -> "Demand":
@@ -65,6 +67,7 @@ class Demand:
             pool.wait_for_nodes_s,
             pool.memory_gib_per_worker or 0.0,
             _labels(pool),
+            is_pool=True,
         )
 
     @classmethod

@@ -25,7 +25,11 @@ from retort.store.results import RESULT, RUN_FILE, result_of
 C = TypeVar("C", bound=Config)
 
 METRICS_FILE = "metrics.jsonl"
+EVENTS_FILE = "train.log"
+TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
+_OF_RANK_ZERO = (METRICS_FILE, EVENTS_FILE, TENSORBOARD, CHECKPOINTS)
+"""What a training worker writes and stores, on whichever node it is."""
 _UNFINISHED = ("work", "pieces", "ray")
 """Folders in an output that a finished job has no use for."""
 
@@ -49,23 +53,27 @@ class JobConfig(Protocol):
 
 
 @contextlib.contextmanager
-def job_output(config: JobConfig) -> Iterator[Path]:
+def job_output(config: JobConfig, *, others: Sequence[str] = ()) -> Iterator[Path]:
     """Hold ``config.output`` against other runs and write ``run.yaml``; yields the folder as an absolute path.
 
     Of an output in a store it is this node's folder, with what an earlier run left in the store; what is written
     there as it is done goes to the store (:mod:`retort.store.place`), and small files beside the result at the end.
+
+    Args:
+        config: the job.
+        others: names in its output under which other jobs' outputs lie, which hold themselves.
 
     Raises:
         StorageError: another run holds it, or it cannot be written.
     """
     where = config.output.absolute()
     with hold(where) as held:
-        output = open_output(where, kept_apart=(RESULT, CHECKPOINTS))
+        output = open_output(where, kept_apart=(RESULT, CHECKPOINTS), others=others)
         tree = config.model_dump(mode="json")
         text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, default_flow_style=False)
         write_bytes_atomic(output / RUN_FILE, text.encode())
         push(output / RUN_FILE)
-        with pushed_at_the_end(output, except_for=(RESULT, CHECKPOINTS, *_UNFINISHED)):
+        with pushed_at_the_end(output, except_for=(RESULT, *_OF_RANK_ZERO, *_UNFINISHED, *others)):
             yield output
             held.check()
 
@@ -148,7 +156,7 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Se
 
 def absolute_paths(config: C) -> C:
     """``config`` with every path in it made absolute, for workers that run in another folder; urls stay."""
-    return _with_paths(config, lambda path, _: path.absolute())
+    return with_paths(config, lambda _, path, __: path.absolute())
 
 
 def with_results(config: C) -> C:
@@ -157,25 +165,39 @@ def with_results(config: C) -> C:
     Raises:
         DataError: as :func:`retort.store.results.result_of`.
     """
-    return _with_paths(config, lambda path, is_location: result_of(path) if is_location else path)
+
+    def found(name: str, path: Path, is_location: bool) -> Path:
+        if name == "output":
+            return path.absolute()
+        return result_of(path) if is_location else path
+
+    return with_paths(config, found)
 
 
-def _with_paths(config: C, change: Callable[[Path, bool], Path], *, is_top: bool = True) -> C:
-    def changed(value: Any, is_location: bool) -> Any:
+def with_paths(config: C, change: Callable[[str, Path, bool], Path], prefix: str = "") -> C:
+    """``config`` with every path in it changed.
+
+    Args:
+        config: of any kind.
+        change: is given a path's dotted name, the path, and whether it may lie in a store.
+        prefix: of the names.
+    """
+
+    def changed(name: str, value: Any, is_location: bool) -> Any:
         if isinstance(value, Path):
-            return change(value, is_location)
+            return change(name, value, is_location)
         if isinstance(value, Config):
-            return _with_paths(value, change, is_top=False)
-        return [changed(item, is_location) for item in value] if isinstance(value, tuple) else value
+            return with_paths(value, change, f"{name}.")
+        if isinstance(value, tuple):
+            return [changed(f"{name}.{number}", item, is_location) for number, item in enumerate(value)]
+        return value
 
-    fields = {name: field for name, field in type(config).model_fields.items() if not (is_top and name == "output")}
-    changes = {
-        name: changed(getattr(config, name), not local_only(field.annotation, field.metadata))
-        for name, field in fields.items()
-    }
-    if is_top and "output" in type(config).model_fields:
-        changes["output"] = getattr(config, "output").absolute()  # noqa: B009 - not every configuration has one
-    return config.replace(**changes)
+    return config.replace(
+        **{
+            name: changed(f"{prefix}{name}", getattr(config, name), not local_only(field.annotation, field.metadata))
+            for name, field in type(config).model_fields.items()
+        }
+    )
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from retort.orchestration.outputs import job_output
 from retort.orchestration.progress import Progress
 from retort.run_config import DemoConfig, EvaluateConfig
 from retort.store.commit import write_bytes_atomic, write_json_atomic
+from retort.store.place import push
 from retort.store.results import result_of
 
 TIMES_FILE = "times.json"
@@ -23,7 +24,7 @@ def run_demo(config: DemoConfig, progress: Progress) -> dict[str, Any]:
 
     Returns the last evaluation's headline figures, the seconds of each job (over all runs), and where the report is.
     """
-    with job_output(config) as output:
+    with job_output(config, others=_names_within(config)) as output:
         seconds = _read_times(output)
         results: dict[str, Any] = {}
         with ray_session():
@@ -34,12 +35,20 @@ def run_demo(config: DemoConfig, progress: Progress) -> dict[str, Any]:
                 results[job.output.name] = run_job(job, progress)
                 seconds[job.output.name] = round(seconds.get(job.output.name, 0.0) + time.monotonic() - start, 1)
                 write_json_atomic(output / TIMES_FILE, seconds)
+                push(output / TIMES_FILE)
         evaluations = [job for job in config.jobs if isinstance(job, EvaluateConfig)]
         if not evaluations:
             return {"jobs": results, "seconds": seconds}
         last = evaluations[-1]
         report = _publish(result_of(last.output), output)
         return {"evaluation": results[last.output.name], "seconds": seconds, "report": str(report)}
+
+
+def _names_within(config: DemoConfig) -> list[str]:
+    """Names in the tour's folder under which its jobs' outputs lie."""
+    where = config.output.absolute()
+    outputs = [job.output.absolute() for job in config.jobs]
+    return [output.relative_to(where).parts[0] for output in outputs if where in output.parents]
 
 
 def _read_times(output: Path) -> dict[str, float]:

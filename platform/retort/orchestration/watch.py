@@ -42,7 +42,7 @@ class View:
     free_cpus: float = 0.0
     draining: Mapping[str, int] = field(default_factory=dict)
     silent_since: float | None = None
-    """When the head's port could first not be reached, if it still cannot."""
+    """When the head's port could last be reached, if it cannot now."""
 
 
 class Heard:
@@ -92,6 +92,7 @@ class Watch:
         self._demand, self._progress, self._heard = demand, progress, heard
         self._can_grow, self._on_drain, self._patience = can_grow, on_drain, patience
         self._head_lost_after_s = _head_lost_after_s() if head_lost_after_s is None else head_lost_after_s
+        self._room = room(first.nodes, demand)
         self._known_dead = {node.node_id for node in first.nodes if not node.alive}
         self._lost: list[Node] = []
         self._drained: set[str] = set()
@@ -112,6 +113,7 @@ class Watch:
         if now - view.at < self._patience.line_every_s:
             self._look_at_room(view, now)
             self._look_at_silence(view, now)
+            self._look_at_pool(view, now)
 
     def _look_at_head(self, silent_s: float, now: float) -> None:
         if silent_s >= self._head_lost_after_s:
@@ -153,8 +155,7 @@ class Watch:
         if short_s >= wait_s:
             text = too_small(view.nodes, self._demand, waited_s=short_s)
             if self._lost:
-                names = ", ".join(node.name for node in self._lost)
-                raise NodeLostError(f"node {names} is lost and was not replaced: {text}")
+                raise NodeLostError(f"{self._names_lost()} lost and not replaced: {text}")
             raise ResourceError(text)
         if self._is_time(now):
             self._progress.log(
@@ -171,6 +172,22 @@ class Watch:
                 f"no news of the {self._demand.name} for {silent_s:.0f} s: needed are {self._demand}, "
                 f"there is {there(view.nodes)}, of which {view.free_cpus:g} CPUs are free"
             )
+
+    def _look_at_pool(self, view: View, now: float) -> None:
+        """End a pool that waits for a worker whose node is gone for good: what it was doing is done by nobody else."""
+        if self._heard is None or not self._demand.is_pool or not self._lost:
+            return
+        silent_s, fits = now - self._heard.last, room(view.nodes, self._demand)
+        if fits < self._room and silent_s >= self._demand.wait_for_nodes_s:
+            raise NodeLostError(
+                f"{self._names_lost()} lost and not replaced, and nothing was finished for {silent_s:.0f} s "
+                f"(wait_for_nodes_s): {fits} of {self._room} workers have room. What is finished is kept: run the same "
+                "command again, and the workers that have room do the rest"
+            )
+
+    def _names_lost(self) -> str:
+        names = ", ".join(node.name for node in self._lost)
+        return f"node {names} is" if len(self._lost) == 1 else f"nodes {names} are"
 
     def _is_time(self, now: float, every_s: float | None = None) -> bool:
         """Whether the last line is old enough for another one; then it counts as said."""
@@ -213,12 +230,15 @@ class HeadListener:
 
     def _knock(self) -> None:
         host, _, port = self._address.rpartition(":")
+        # Ray ends this process some time after the head was last there, so that is when the silence begins.
+        last_there = time.monotonic()
         while not self._stop.wait(self._every_s):
             try:
+                began = time.monotonic()
                 socket.create_connection((host.strip("[]"), int(port)), timeout=_KNOCK_S).close()
-                self._silent_since = None
+                self._silent_since, last_there = None, began
             except OSError:
-                self._silent_since = self._silent_since or time.monotonic()
+                self._silent_since = self._silent_since or last_there
 
     def close(self) -> None:
         """Ask no more; a question that a lost head leaves open is not waited for."""

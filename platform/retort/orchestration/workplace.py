@@ -14,6 +14,7 @@ from retort.orchestration.progress import Progress
 from retort.orchestration.room import PATIENCE, Patience, wait_for_room
 from retort.orchestration.shared_place import check_shared_place
 from retort.orchestration.watch import HeadListener, Heard, View, Watch, ask_head, head_address, run_beside
+from retort.run_config import PoolConfig
 
 T = TypeVar("T")
 
@@ -102,6 +103,14 @@ def find_place(output: Path, demand: Demand, progress: Progress, *, patience: Pa
         nodes = wait_for_room(lambda: ask_head().nodes, demand, progress, can_grow=can_grow, patience=patience)
     check_shared_place(output, nodes, demand)
     return Workplace(demand, ask_head(), head_address(), can_grow, progress, patience)
+
+
+def workers_for(pool: PoolConfig, items: int) -> int:
+    """How many actors of a pool to start for so many items; Ray must be up.
+
+    No more than have room: an actor without it takes items like the others, and never begins.
+    """
+    return max(1, min(items, room(ask_head().nodes, Demand.of_pool(pool))))
 
 
 @contextlib.contextmanager

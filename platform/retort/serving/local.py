@@ -1,17 +1,17 @@
 """Serve on this machine: Ray, Ray Serve and the application, until it is interrupted."""
 
+import contextlib
 import os
 import shutil
 import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from retort.config import validate
+from retort.config import apply_overrides, validate
 from retort.errors import DataError, MissingRequirementError, RetortError
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outputs import absolute_paths
@@ -29,23 +29,33 @@ _LOOK_S = 5.0
 """Between looks into the registry."""
 
 
-def demo_config(runs: Path) -> ServeConfig:
+def demo_config(runs: Path, overrides: Sequence[str] = ()) -> ServeConfig:
     """The students of ``make demo``, in one process: less memory and a sooner first sound, for a laptop's few clients.
 
     Raises:
         DataError: there are none yet.
+        ConfigError: an override does not fit.
     """
     found = [name for name in _DEMO_MODELS if (runs / name / "result").is_dir()]
     if not found:
         raise DataError(f"{runs} holds no students; run `make demo` first, or name a file: retort serve CONFIG")
     models = tuple(ServedModel(name=name, path=runs / name, part_characters=_DEMO_CHARACTERS) for name in found)
-    return ServeConfig(models=models, default_model=found[-1], layout="together")
+    tree = ServeConfig(models=models, default_model=found[-1], layout="together").model_dump(mode="json")
+    return validate(apply_overrides(tree, overrides), ServeConfig, where=str(runs))
 
 
-def registry_config(folder: Path) -> ServeConfig | None:
+def registry_config(folder: Path, overrides: Sequence[str] = ()) -> ServeConfig | None:
     """The versions in use of a registry, the one that was promoted last as the default; None if it holds none.
 
     Each is served as it was judged: its guidance, its sampler, and parts no longer than what it learnt.
+
+    Args:
+        folder: of the registry, or its place in a store.
+        overrides: such as ``port=9000``.
+
+    Raises:
+        DataError: a pointer is damaged.
+        ConfigError: an override does not fit.
     """
     registry = Registry(folder)
     found = [registry.current(name) for name in registry.names()]
@@ -57,7 +67,8 @@ def registry_config(folder: Path) -> ServeConfig | None:
         tree = {key: value for key, value in card["serving"].items() if value is not None}
         models.append({"name": current.name, "path": str(current.path), **tree})
     newest = max(found, key=lambda current: current.promoted_at)
-    return validate({"models": models, "default_model": newest.name}, ServeConfig, where=str(folder))
+    tree = apply_overrides({"models": models, "default_model": newest.name}, overrides)
+    return validate(tree, ServeConfig, where=str(folder))
 
 
 class Follower:
@@ -69,10 +80,13 @@ class Follower:
         folder: of the registry.
         config: what is served now.
         log: is told of what changes.
+        overrides: with which ``config`` was read.
     """
 
-    def __init__(self, folder: Path, config: ServeConfig, log: Callable[[str], None]) -> None:
-        self._folder, self._served, self._log = folder, config, log
+    def __init__(
+        self, folder: Path, config: ServeConfig, log: Callable[[str], None], overrides: Sequence[str] = ()
+    ) -> None:
+        self._folder, self._served, self._log, self._overrides = folder, config, log, overrides
         self._complaint = ""
 
     def __call__(self) -> None:
@@ -81,7 +95,7 @@ class Follower:
         So does a registry that cannot be read, or not yet.
         """
         try:
-            newest = registry_config(self._folder)
+            newest = registry_config(self._folder, self._overrides)
         except (RetortError, OSError, ValueError, KeyError) as error:
             if str(error) != self._complaint:
                 self._log(f"{self._folder} cannot be read, so what is served stays: {error}")
@@ -102,7 +116,7 @@ class Follower:
             self._log("now serving " + ", ".join(f"{model.name}@{model.path.name}" for model in changed))
 
 
-@contextmanager
+@contextlib.contextmanager
 def serving(config: ServeConfig) -> Iterator[str]:
     """Serve inside the block; gives the address once every model is ready.
 
@@ -151,7 +165,7 @@ def _variables(*, uses_haproxy: bool, folder: str) -> dict[str, str]:
     return kept | {"RAY_SERVE_ENABLE_HA_PROXY": str(int(uses_haproxy))}
 
 
-@contextmanager
+@contextlib.contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
     """Set inside the block, and afterwards as before."""
     before = {name: os.environ.get(name) for name in variables}
@@ -226,13 +240,29 @@ def _reason() -> str:
     return " ".join([application.message, *(message.splitlines()[-1] for message in told if message)])
 
 
+class _OverError(BaseException):
+    """Breaks off what is done while waiting; nothing on the way may take it for a fault."""
+
+
 def wait_for_the_end(meanwhile: Callable[[], None] | None = None) -> None:
-    """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds. A second signal interrupts."""
-    over = threading.Event()
+    """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds. A second signal interrupts.
+
+    A look that takes long, as into a registry in a store that is out, is broken off.
+    """
+    over, is_looking = threading.Event(), threading.Event()
+
+    def end(*_: object) -> None:
+        over.set()
+        if is_looking.is_set():
+            raise _OverError
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: over.set())
-    while not over.wait(None if meanwhile is None else _LOOK_S):
-        if meanwhile is not None:
-            meanwhile()
+        signal.signal(number, end)
+    with contextlib.suppress(_OverError):
+        while not over.wait(None if meanwhile is None else _LOOK_S):
+            if meanwhile is not None:
+                is_looking.set()
+                meanwhile()
+                is_looking.clear()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)

@@ -26,7 +26,7 @@ from retort.store.commit import (
 from retort.store.disk import full_disk_as_resource_error, lock_folder, os_error_as_storage_error, remove_tree
 from retort.store.manifest import RESERVED_NAMES, Manifest
 from retort.store.place import behind
-from retort.store.uploads import Uploads, fetch_newest, stored_steps
+from retort.store.uploads import Uploads, fetch_newest, stored_steps, sweep_parts
 
 META_FILE = "meta.json"
 
@@ -139,6 +139,11 @@ class CheckpointFolder:
         self._committed(target)
         return target
 
+    def leave(self, step: int) -> None:
+        """Remove what this process wrote since :meth:`begin`; where another node has it, and committed it there."""
+        self._release()
+        remove_tree(self._shared(step))
+
     def close(self, timeout_s: float | None = None) -> bool:
         """Wait until the newest checkpoint is in the store behind the folder, if there is one; whether it is."""
         return self._uploads is None or self._uploads.close(timeout_s)
@@ -150,11 +155,13 @@ class CheckpointFolder:
     def latest_good(self) -> Checkpoint | None:
         """The newest checkpoint that verifies in full, or None; a newer one that does not is logged with its fault.
 
-        Of an output in a store, the newest one there is fetched if it is not here.
+        Of an output in a store, the newest one there is fetched if it is not here, and what dead ranks left there of
+        checkpoints that nobody put together is deleted.
         """
         restore_replaced(self._root)
         if self._remote is not None:
-            fetch_newest(self._remote, lambda step: is_committed(self._path(step)), self._path)
+            sweep_parts(self._remote, keep=self._attempt)
+            fetch_newest(self._remote, self._path)
         return self._latest_good_here()
 
     def _latest_good_here(self) -> Checkpoint | None:

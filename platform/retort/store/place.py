@@ -8,6 +8,7 @@ Results are copied to ``CACHE/artifacts/FINGERPRINT``, verified once and shared 
 """
 
 import contextlib
+import fcntl
 import functools
 import json
 import logging
@@ -30,18 +31,25 @@ from retort.store.s3 import S3Store
 
 OUTAGE_VARIABLE = "RETORT_S3_OUTAGE_MINUTES"
 _OUTAGE_MINUTES = 10.0
+_SHORT_OUTAGE_S = LEASE_S / 4
+
+_RUN_MARK = ".run-"
 
 _log = logging.getLogger(__name__)
 
 
 @functools.lru_cache(maxsize=8)
-def store_of(bucket: str) -> S3Store:
+def store_of(bucket: str, *, is_patient: bool = True) -> S3Store:
     """The store of a bucket; endpoint, region and credentials are those of the AWS tools on this machine.
+
+    Args:
+        bucket: its name.
+        is_patient: repeat requests for the whole outage budget; else for some seconds, where others wait for the end.
 
     Raises:
         StorageError: ``RETORT_S3_OUTAGE_MINUTES`` is no number of minutes.
     """
-    return S3Store(f"s3://{bucket}", outage_s=60 * _outage_minutes())
+    return S3Store(f"s3://{bucket}", outage_s=60 * _outage_minutes() if is_patient else _SHORT_OUTAGE_S)
 
 
 def _outage_minutes() -> float:
@@ -91,13 +99,41 @@ def shipped(path: Path) -> Path:
     return behind(path) or path
 
 
-def workplace(path: Path) -> Path:
-    """This node's folder for an output, made if need be."""
+def workplace(path: Path, run: str) -> Path:
+    """This node's folder for an output that a run writes, made if need be.
+
+    What another run left here is removed first: it may be another configuration's, or older than what the store has.
+
+    Args:
+        path: the output.
+        run: tells this run from others; processes of one run may ask at once.
+    """
     folder = local_of(path)
     if isinstance(path, RemotePath):
-        with os_error_as_storage_error(folder, "make the folder"):
-            folder.mkdir(parents=True, exist_ok=True)
+        mark = folder / f"{_RUN_MARK}{run}"
+        with _alone_on_this_node(folder), os_error_as_storage_error(folder, "make the folder"):
+            if not mark.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(exist_ok=True)
+                mark.touch()
     return folder
+
+
+@contextlib.contextmanager
+def _alone_on_this_node(folder: Path) -> Iterator[None]:
+    """Let one process of this node at a time do what is in the block."""
+    with os_error_as_storage_error(folder, "make the folder's parent"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = folder.with_name(f"{folder.name}.lock").open("ab")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def claim(folder: Path, run: str) -> None:
+    """Say that what is in this node's folder of an output is a run's own; for the one who opened it."""
+    if behind(folder) is not None:
+        (folder / f"{_RUN_MARK}{run}").touch()
 
 
 def received(text: str | Path) -> Path:
@@ -109,8 +145,7 @@ def hold(path: Path) -> OutputLock | Lease:
     """What holds an output against a second run, wherever it lies; a context manager."""
     if not isinstance(path, RemotePath):
         return OutputLock(path)
-    # Renewals give up soon and are tried again: whoever waits for the end must not wait for a store that is out.
-    return Lease(S3Store(f"s3://{path.bucket}", outage_s=LEASE_S / 4), path.key)
+    return Lease(store_of(path.bucket, is_patient=False), path.key)
 
 
 def push(path: Path) -> None:
@@ -140,13 +175,18 @@ def push_json(path: Path, tree: Any) -> None:
         store_of(remote.bucket).write_bytes(remote.key, json.dumps(tree, sort_keys=True, allow_nan=False).encode())
 
 
-def push_files(folder: Path) -> None:
+def push_files(folder: Path, *, except_for: Sequence[str] = ()) -> None:
     """Copy the small files that lie in a folder itself, as they are now, into the store behind it: logs may grow on."""
     remote = behind(folder)
     if remote is not None and folder.is_dir():
         for file in sorted(folder.iterdir()):
-            if file.is_file() and not is_leftover(file.name):
+            if file.is_file() and _is_own(file.name) and file.name not in except_for:
                 store_of(remote.bucket).write_bytes(f"{remote.key}/{file.name}", file.read_bytes())
+
+
+def _is_own(name: str) -> bool:
+    """Whether a file in an output belongs to it: marks of this node, and leases of outputs in it, do not."""
+    return not (is_leftover(name) or name.endswith(".lock") or name.startswith(_RUN_MARK))
 
 
 def pull(path: Path) -> None:
@@ -161,6 +201,25 @@ def pull(path: Path) -> None:
     store = store_of(remote.bucket)
     for key in store.list(remote.key):
         store.get_file(key, local_of(RemotePath("s3:", remote.bucket, *key.split("/"))))
+
+
+def pull_folder(path: Path) -> None:
+    """Bring a committed folder here as the store has it, in place of another one; several may ask at once.
+
+    Raises:
+        StorageError: it was never finished, is damaged, or the store refuses.
+        ResourceError: no room for it here.
+    """
+    remote = behind(path)
+    if remote is None:
+        return
+    store = store_of(remote.bucket)
+    with _alone_on_this_node(path):
+        marker = path / MARKER_NAME
+        if marker.is_file() and marker.read_bytes() == store.read_bytes(f"{remote.key}/{MARKER_NAME}"):
+            return
+        remove_tree(path)
+        store.get_folder(remote.key, path)
 
 
 def content_of(path: Path) -> bytes | None:
@@ -230,23 +289,26 @@ def _take_name(own: Path, folder: Path) -> None:
         own.rename(folder)
 
 
-def open_output(where: Path, *, kept_apart: Sequence[str]) -> Path:
+def open_output(where: Path, *, kept_apart: Sequence[str], others: Sequence[str] = ()) -> Path:
     """This node's folder for an output that is held: what the store has of it, and nothing else.
 
     Args:
         where: the output.
         kept_apart: names below it that are fetched when they are asked for.
+        others: names below it that are outputs of other jobs, which are none of this one's business.
     """
     output = local_of(where)
     if not isinstance(where, RemotePath):
         return output
     shutil.rmtree(output, ignore_errors=True)
     store = store_of(where.bucket)
-    # Whoever began an upload below an output that is held now is dead.
-    store.abort_stale_uploads(older_than_s=0.0, prefix=where.key)
+    if not others:
+        # Whoever began an upload below an output that is held now is dead.
+        store.abort_stale_uploads(older_than_s=0.0, prefix=where.key)
     for key in store.list(where.key):
         below = key.removeprefix(f"{where.key}/")
-        if below != key and below.split("/")[0] not in kept_apart:
+        first = below.split("/")[0]
+        if below != key and first not in (*kept_apart, *others) and _is_own(first):
             store.get_file(key, output / below)
     return output
 
@@ -257,15 +319,15 @@ def pushed_at_the_end(output: Path, *, except_for: Sequence[str]) -> Iterator[No
 
     Args:
         output: this node's folder.
-        except_for: what in it is copied when it is made, or not at all.
+        except_for: what in it others copy, or nobody.
     """
     try:
         yield
     except BaseException:
         with contextlib.suppress(StorageError):
-            push_files(output)
+            push_files(output, except_for=except_for)
         raise
-    push_files(output)
+    push_files(output, except_for=except_for)
     if behind(output) is not None:
         for folder in sorted(output.iterdir()):
             if folder.is_dir() and folder.name not in except_for and not is_leftover(folder.name):

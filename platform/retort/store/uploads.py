@@ -1,18 +1,24 @@
-"""Checkpoints on their way to a store: training does not wait for it, and goes on while it is out."""
+"""What a running job writes, on its way to a store: the job does not wait for it, and goes on while it is out."""
 
 import logging
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from retort.errors import StorageError
 from retort.location import RemotePath
+from retort.store.commit import is_leftover
 from retort.store.manifest import MARKER_NAME
-from retort.store.place import push_files, store_of
+from retort.store.place import behind, pull_folder, push_files, store_of
 
 _RETRY_S = 5.0
+_MIRROR_EVERY_S = 3.0
+_MIRROR_SHARE = 0.1
+"""Of its time, that a mirror spends on copying at most."""
 _STEP = re.compile(r"step-([0-9]{8,})")
 
 _log = logging.getLogger(__name__)
@@ -102,14 +108,89 @@ class Uploads:
             store_of(self._root.bucket).delete_prefix(f"{self._root.key}/step-{step:08d}")
 
 
-def fetch_newest(root: RemotePath, is_here: Callable[[int], bool], target: Callable[[int], Path]) -> None:
-    """Bring the newest whole checkpoint of a store here; one that is damaged is passed over with a warning."""
+def fetch_newest(root: RemotePath, target: Callable[[int], Path]) -> None:
+    """Bring the newest whole checkpoint of a store here, in place of another one of its step.
+
+    One that is damaged is passed over with a warning.
+    """
     for step in reversed(stored_steps(root)):
-        if is_here(step):
-            return
         try:
-            store_of(root.bucket).get_folder(f"{root.key}/step-{step:08d}", target(step))
+            pull_folder(target(step))
         except StorageError as error:
             _log.warning("checkpoint of step %d in %s is not usable, trying an earlier one: %s", step, root, error)
         else:
             return
+
+
+def sweep_parts(root: RemotePath, *, keep: str) -> None:
+    """Delete what ranks that died left of checkpoints that nobody put together.
+
+    Args:
+        root: of the checkpoints.
+        keep: the attempt that is alive.
+    """
+    store = store_of(root.bucket)
+    for key in store.list(root.key):
+        name = key.removeprefix(f"{root.key}/").split("/")[0]
+        if is_leftover(name) and not name.endswith(keep):
+            store.delete_prefix(key)
+
+
+class Mirror:
+    """Keeps copies of small files that grow in the store behind them, for whoever follows them from another node.
+
+    Args:
+        files: they need not be there yet; where no store is behind them, nothing is done.
+        every_s: between two looks.
+    """
+
+    def __init__(self, files: Sequence[Path], *, every_s: float = _MIRROR_EVERY_S) -> None:
+        self._places = {file: place for file in files if (place := behind(file)) is not None}
+        self._every_s = every_s
+        self._sent: dict[Path, tuple[int, int]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="mirror", daemon=True)
+
+    def __enter__(self) -> Self:
+        """Begin; of a file that an earlier writer left on another node, what it wrote comes here first.
+
+        Raises:
+            StorageError: the store refuses.
+        """
+        for file, place in self._places.items():
+            found = store_of(place.bucket).read_tagged(place.key)
+            if found is not None and len(found[0]) > (file.stat().st_size if file.is_file() else 0):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(found[0])
+        if self._places:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Copy what is left, as far as the store lets."""
+        self._stop.set()
+        if self._places:
+            self._thread.join()
+            self._copy()
+
+    def _work(self) -> None:
+        pause_s = self._every_s
+        while not self._stop.wait(pause_s):
+            began = time.monotonic()
+            self._copy()
+            pause_s = max(self._every_s, (time.monotonic() - began) / _MIRROR_SHARE)
+
+    def _copy(self) -> None:
+        for file, place in self._places.items():
+            try:
+                state = file.stat()
+                seen = (state.st_size, state.st_mtime_ns)
+                if self._sent.get(file) != seen:
+                    store_of(place.bucket, is_patient=False).write_bytes(place.key, file.read_bytes())
+                    self._sent[file] = seen
+            except FileNotFoundError:
+                continue
+            except (StorageError, OSError) as fault:
+                _log.debug("%s is not copied yet: %s", file, fault)

@@ -8,6 +8,7 @@ from retort.config import load_tree, validate
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
 from retort.evaluation.judge import TestStrings
+from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate.job import run_evaluate
 from retort.orchestration.evaluate.system_facts import describe_system
 from retort.orchestration.progress import QuietProgress
@@ -68,3 +69,23 @@ def test_systems_and_comparisons_must_be_named_consistently(tmp_path: Path, fold
         config(tmp_path, data, [reference], comparisons=[["r", "ghost"]])
     with pytest.raises(ConfigError, match="path of a system"):
         config(tmp_path, data, [{"name": "m", "kind": "model", "role": "student"}])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_pool_that_does_not_fit_is_as_large_as_fits(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    """An actor without room would take its share of the pieces and never begin."""
+    data, _ = folders
+    asked = config(
+        tmp_path / "out",
+        data,
+        [{"name": "r", "kind": "resynthesis"}],
+        batch_size=1,
+        pool={"size": 3},
+        speed=None,
+        speaker_encoder=None,
+        num_resamples=100,
+    )
+    with ray_session(num_cpus=1):
+        assert run_evaluate(asked, QuietProgress())["systems"]["r"]["utterances"] == 3

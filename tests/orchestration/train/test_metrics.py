@@ -6,15 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from retort.orchestration.outputs import METRICS_FILE
-from retort.orchestration.train.metrics import (
-    EVENTS_FILE,
-    TENSORBOARD,
-    MetricsWriter,
-    RunningMeans,
-    read_metrics,
-    shown,
-)
+from retort.orchestration.outputs import EVENTS_FILE, METRICS_FILE, TENSORBOARD
+from retort.orchestration.train.metrics import MetricsWriter, RunningMeans, read_metrics, shown
 from retort.orchestration.train.ranks import Ranks
 from retort.training.seam import StepOutput
 
@@ -58,6 +51,17 @@ def test_a_resumed_run_has_no_step_twice(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / TENSORBOARD))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 30.0)]
+
+
+def test_curves_begin_at_the_first_step_though_the_earlier_attempt_drew_on_another_node(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 2.0}\n')
+    with MetricsWriter(tmp_path, 1) as writer:
+        writer.write({"step": 2, "loss": 20.0})
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / TENSORBOARD))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(1, 1.0), (2, 20.0)]
 
 
 def test_progress_follows_the_files(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ CONFIG = TrackioConfig(kind="trackio")
 
 def test_new_records_go_to_the_tracker_once_and_in_order(tmp_path: Path, kept: Kept) -> None:
     report(tmp_path, 10, 20)
-    with followed(tmp_path, CONFIG, Recorded()):
+    with followed(tmp_path, CONFIG, Recorded(), run="r"):
         report(tmp_path, 30)
         (tmp_path / METRICS_FILE).open("a").write('{"step": 40, "lo')
     assert kept.records == [(30, {"loss": 1.0, "learning_rate": 1e-3})]
@@ -58,7 +58,7 @@ def test_new_records_go_to_the_tracker_once_and_in_order(tmp_path: Path, kept: K
 def test_a_tracker_that_fails_is_left_and_the_job_goes_on(tmp_path: Path, kept: Kept) -> None:
     kept.fails_at = 20
     told = Recorded()
-    with followed(tmp_path, CONFIG, told):
+    with followed(tmp_path, CONFIG, told, run="r"):
         report(tmp_path, 10, 20, 30)
     assert [step for step, _ in kept.records] == [10]
     assert told.lines == ["the tracker fails (ConnectionError: the server is gone); the job goes on without it"]
@@ -66,7 +66,7 @@ def test_a_tracker_that_fails_is_left_and_the_job_goes_on(tmp_path: Path, kept: 
 
 def test_what_looks_wrong_is_told_once_with_or_without_a_tracker(tmp_path: Path) -> None:
     told = Recorded()
-    with followed(tmp_path, None, told):
+    with followed(tmp_path, None, told, run="r"):
         report(tmp_path, 10, loss=float("nan"))
         report(tmp_path, 20, loss=float("nan"))
     assert told.lines == ["ALERT step 10: loss is not a number"]
@@ -74,7 +74,7 @@ def test_what_looks_wrong_is_told_once_with_or_without_a_tracker(tmp_path: Path)
 
 def test_what_the_job_raises_is_raised_and_the_tracker_closed(tmp_path: Path, kept: Kept) -> None:
     def job() -> None:
-        with followed(tmp_path, CONFIG, Recorded()):
+        with followed(tmp_path, CONFIG, Recorded(), run="r"):
             report(tmp_path, 10)
             raise KeyError
 
@@ -94,7 +94,10 @@ def test_a_library_that_is_missing_is_told_before_the_job(
     import sys
 
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingRequirementError, match=f"pip install {module}"), followed(tmp_path, config, Recorded()):
+    with (
+        pytest.raises(MissingRequirementError, match=f"pip install {module}"),
+        followed(tmp_path, config, Recorded(), run="r"),
+    ):
         raise AssertionError("the job began")
 
 

@@ -34,7 +34,7 @@ from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
-from retort.orchestration.workplace import workplace
+from retort.orchestration.workplace import workers_for, workplace
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
 from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, write_artifact
@@ -124,7 +124,7 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
     kept = sorted(ids, key=lambda i: seed_of(config.seed, i))[: config.num_samples]
     missing = [piece for piece in pieces if not (folder / f"{piece[0]}-{piece[1]:04d}.jsonl").is_file()]
     if missing:
-        actors = _actors(config, min(config.pool.size, len(missing)), config.pool.threads_per_worker)
+        actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
         pool = ray.util.ActorPool(actors)
         work = pool.map_unordered(lambda a, p: a.judge.remote(p[0], p[1], p[2], str(shipped(folder)), kept), missing)
         for done, name in enumerate(work, start=1):

@@ -22,9 +22,8 @@ from retort.orchestration.train.master_weights import (
 )
 from retort.orchestration.train.ranks import Ranks
 from retort.store.checkpoints import CheckpointFolder
-from retort.store.commit import is_committed
 from retort.store.disk import full_disk_as_resource_error
-from retort.store.place import behind, drop, pull, push, received, shipped
+from retort.store.place import behind, drop, pull, pull_folder, push, received, shipped
 from retort.training.seam import Teacher
 
 _log = logging.getLogger(__name__)
@@ -86,18 +85,24 @@ class TrainingCheckpoints:
         self._is_shared = behind(root) is None or ranks.see_one_folder(root)
 
     def find(self) -> Found | None:
-        """The newest checkpoint that verifies; rank 0 decides, so that no two ranks differ."""
+        """The newest checkpoint that verifies; rank 0 decides, so that no two ranks differ.
+
+        Raises:
+            StorageError: the store, from which ranks on other nodes take it, refuses.
+        """
         tree: dict[str, Any] | None = None
         if self.ranks.rank == 0:
             good = self._folder.latest_good()
             if good is not None:
+                if not self._is_shared:
+                    push(good.path)  # the upload of one that was just written may have died with its process
                 tree = {"step": good.step, "path": str(shipped(good.path)), "meta": dict(good.meta)}
         tree = self.ranks.from_rank_zero(tree)
         if tree is None:
             return None
         path = received(tree["path"])
-        if not is_committed(path):
-            pull(path)  # another node's rank 0 found it in the store
+        if not self._is_shared:
+            pull_folder(path)
         return Found(tree["step"], path, tree["meta"])
 
     def close(self) -> None:
@@ -139,6 +144,8 @@ class TrainingCheckpoints:
             if not self._is_shared:
                 drop(folder)
         ranks.barrier()
+        if ranks.rank and not self._is_shared:
+            self._folder.leave(step)
 
     def restore(self, found: Found, state: RunState) -> None:
         """Put a checkpoint into fresh optimizers, a fresh teacher, and the random number generators.

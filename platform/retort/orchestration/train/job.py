@@ -19,6 +19,7 @@ from retort.orchestration.outputs import CHECKPOINTS, absolute_paths, differing_
 from retort.orchestration.progress import Progress
 from retort.orchestration.train.bad_steps import Allowance, train_around_bad_steps
 from retort.orchestration.train.metrics import shown
+from retort.orchestration.train.reports import Reports, reports_of
 from retort.orchestration.train.stop import Action, clear_stop, note_sigterm, request_stop
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.orchestration.train.trackers import followed
@@ -27,7 +28,7 @@ from retort.orchestration.workplace import workplace
 from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.checkpoints import steps_at
-from retort.store.place import content_of
+from retort.store.place import claim, content_of, shipped
 from retort.store.results import RUN_FILE, result_of
 
 MAY_CHANGE = (
@@ -67,14 +68,17 @@ def run_distill(config: DistillConfig | DistillMelsConfig, progress: Progress) -
 
 def _run(config: TrainJob, progress: Progress) -> dict[str, Any]:
     def work() -> Artifact:
-        with followed(config.output.absolute(), config.training.tracker, progress):
-            return _train(config, progress)
+        with (
+            reports_of(config.output.absolute()) as reports,
+            followed(reports.folder, config.training.tracker, progress, run=config.output.name),
+        ):
+            return _train(config, progress, reports)
 
     artifact, seconds = run_once(config, progress, work)
     return _summary(config, artifact, seconds)
 
 
-def _train(config: TrainJob, progress: Progress) -> Artifact:
+def _train(config: TrainJob, progress: Progress, reports: Reports) -> Artifact:
     inputs = task_of(config).check()
     refuse_other_run(config)
     with job_output(config) as output:
@@ -82,15 +86,20 @@ def _train(config: TrainJob, progress: Progress) -> Artifact:
         clear_stop(output)
         resolved = _with_absolute_layers(config) if isinstance(config, DistillConfig) else config
         assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
+        claim(output, assignment.run)
         demand = Demand.of_training(config.training.workers)
         with workplace(output, demand, progress) as place, _Sigterm(assignment, output, progress).noted() as told:
             allowance = Allowance(config.training.max_bad_steps, config.training.steps)
 
             def work(heard: Progress) -> None:
-                with shown(output, heard, config.training.steps):
-                    train_around_bad_steps(
-                        lambda: _fit(assignment, output), output, output / CHECKPOINTS, allowance, heard
-                    )
+                def fit() -> None:
+                    try:
+                        _fit(assignment, output)
+                    finally:
+                        reports.refresh()
+
+                with shown(reports.folder, heard, config.training.steps):
+                    train_around_bad_steps(fit, output, output / CHECKPOINTS, allowance, heard)
 
             place.run(work, meanwhile=told.look, on_drain=told.save)
     return read_artifact(output / "result")
@@ -158,7 +167,7 @@ class _Sigterm:
                 f"told to end by SIGTERM: the workers have {self._grace_s:g} s for a checkpoint of the present step"
             )
         if time.monotonic() - self._since >= self._grace_s:
-            steps = steps_at(self._output / CHECKPOINTS)
+            steps = steps_at(shipped(self._output) / CHECKPOINTS)
             kept = f"the last one is of step {steps[-1]}" if steps else "there is none yet"
             raise PreemptedError(
                 f"told to end by SIGTERM, and {self._grace_s:g} s were too short for a checkpoint of the present step "

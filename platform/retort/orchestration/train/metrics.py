@@ -12,14 +12,12 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from retort.orchestration.outputs import METRICS_FILE
+from retort.orchestration.outputs import EVENTS_FILE, METRICS_FILE, TENSORBOARD
 from retort.orchestration.progress import Progress
 from retort.orchestration.train.ranks import Ranks
 from retort.store.commit import write_bytes_atomic
 from retort.training.seam import StepOutput
 
-TENSORBOARD = "tensorboard"
-EVENTS_FILE = "train.log"
 _POLL_S = 0.5
 _TAIL_BYTES = 1 << 14
 
@@ -63,11 +61,14 @@ class MetricsWriter:
     def __init__(self, output: Path, start: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        path = output / METRICS_FILE
-        kept = [line for line, record in read_metrics(path) if record["step"] <= start]
-        write_bytes_atomic(path, "".join(line + "\n" for line in kept).encode())
+        path, board = output / METRICS_FILE, output / TENSORBOARD
+        kept = [(line, record) for line, record in read_metrics(path) if record["step"] <= start]
+        write_bytes_atomic(path, "".join(line + "\n" for line, _ in kept).encode())
         self._file = path.open("a", encoding="utf-8")
-        self._board: Any = SummaryWriter(str(output / TENSORBOARD), purge_step=start + 1)
+        is_lost = not board.is_dir()  # the earlier attempt was on another node
+        self._board: Any = SummaryWriter(str(board), purge_step=start + 1)
+        for _, record in kept if is_lost else []:
+            self._draw(record)
 
     def __enter__(self) -> Self:
         """The writer itself."""
@@ -84,6 +85,9 @@ class MetricsWriter:
         """One record with its ``step``."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        self._draw(record)
+
+    def _draw(self, record: Mapping[str, float]) -> None:
         for name, value in record.items():
             if name != "step":
                 self._board.add_scalar(name, value, int(record["step"]))

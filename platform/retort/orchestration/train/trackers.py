@@ -102,16 +102,22 @@ def open_tracker(config: TrackerConfig, run: str) -> Tracker:
 
 
 @contextlib.contextmanager
-def followed(output: Path, config: TrackerConfig | None, progress: Progress) -> Iterator[None]:
-    """Pass on what is reported to ``output`` while the block runs.
+def followed(folder: Path, config: TrackerConfig | None, progress: Progress, *, run: str) -> Iterator[None]:
+    """Pass on what is reported in ``folder`` while the block runs.
 
     A tracker that is asked for must be there when the job begins; if it fails later, the job goes on without it.
+
+    Args:
+        folder: where reports are followed, see :mod:`retort.orchestration.train.reports`.
+        config: of the tracker; None shows alerts alone.
+        progress: gets the alerts.
+        run: name of the run for the tracker.
 
     Raises:
         MissingRequirementError: the tracker is not there.
     """
-    tracker = None if config is None else open_tracker(config, output.name)
-    follower = _Follower(output / METRICS_FILE, tracker, progress)
+    tracker = None if config is None else open_tracker(config, run)
+    follower = _Follower(folder / METRICS_FILE, tracker, progress)
     stop = threading.Event()
 
     def follow() -> None:

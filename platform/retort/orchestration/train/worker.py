@@ -18,7 +18,7 @@ from retort.errors import PreemptedError, QualityGateError, RetortError
 from retort.nn.precision import pick_dtype
 from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.failures import read_failure, write_failure
-from retort.orchestration.outputs import CHECKPOINTS
+from retort.orchestration.outputs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, TENSORBOARD
 from retort.orchestration.train.bad_steps import BadStep, bad_steps, note_bad_step
 from retort.orchestration.train.checkpoints import (
     Asked,
@@ -28,13 +28,15 @@ from retort.orchestration.train.checkpoints import (
     accumulation_for,
 )
 from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
-from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
+from retort.orchestration.train.metrics import MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.store.artifact import describe_artifact, write_artifact
-from retort.store.place import workplace
+from retort.store.commit import is_committed
+from retort.store.place import behind, is_finished, push, workplace
 from retort.store.results import RESULT
+from retort.store.uploads import Mirror
 from retort.training.fit import BadLossError, fit, student_of, student_weights
 from retort.training.seam import Batch, Place, Problem, StepOutput
 
@@ -71,7 +73,7 @@ class Assignment:
         """Inverse of :meth:`to_tree`; the configuration is validated again."""
         config: TrainJob = validate(tree["config"], TrainJob, where="the driver's configuration")  # type: ignore[arg-type]
         # This node's folder of an output in a store; a worker knows no other.
-        config = config.replace(output=workplace(config.output))
+        config = config.replace(output=workplace(config.output, tree["run"]))
         return cls(config, tree["recorded_config"], tree["inputs"], tree["run"])
 
 
@@ -297,10 +299,11 @@ def _write_result(
     metrics: Mapping[str, float],
 ) -> None:
     """Gather the averaged (or last) fp32 weights and commit them as the job's artifact."""
+    config = assignment.config
     optimizer.use_average()
     weights = optimizer.weights()
-    if ranks.rank == 0:
-        config, left_out = assignment.config, bad_steps(assignment.config.output)
+    if ranks.rank == 0 and not _is_written(config.output / RESULT):
+        left_out = bad_steps(config.output)
         trained = problem.trained(student_weights(weights))
         batches, stop = problem.batches, config.training.steps * optimizer.config.accumulation
         info = describe_artifact(
@@ -320,6 +323,17 @@ def _write_result(
     ranks.barrier()
 
 
+def _is_written(result: Path) -> bool:
+    """Whether an attempt of this very run wrote the result, and lost a rank before all of them had ended."""
+    remote = behind(result)
+    if remote is not None and is_finished(remote):
+        return True
+    if is_committed(result):
+        push(result)
+        return True
+    return False
+
+
 def _describe(config: TrainJob, optimizer: DeepSpeedOptimizer, ranks: Ranks) -> str:
     return (
         f"{config.job}: {config.training.steps} steps on {ranks.world_size} worker(s), "
@@ -337,10 +351,17 @@ def seed_rank(seed: int, rank: int) -> None:
 
 @contextlib.contextmanager
 def _events(output: Path, ranks: Ranks) -> Iterator[None]:
-    """Let what rank 0 logs reach the driver, which shows the file."""
+    """Let what rank 0 logs and measures reach the driver, on whichever node it is."""
     if ranks.rank:
         yield
         return
+    with Mirror([output / EVENTS_FILE, output / METRICS_FILE]), _logged(output):
+        yield
+        push(output / TENSORBOARD)
+
+
+@contextlib.contextmanager
+def _logged(output: Path) -> Iterator[None]:
     logger = logging.getLogger("retort")
     handler = logging.FileHandler(output / EVENTS_FILE, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(message)s"))
