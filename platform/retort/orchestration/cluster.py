@@ -1,15 +1,18 @@
 """One way to get a Ray: the cluster that is named, or a local one that ends with the job."""
 
+import atexit
 import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from retort.errors import MissingRequirementError, PreemptedError
+from retort.errors import HeadLostError, MissingRequirementError, PreemptedError
 from retort.orchestration.chatter import without_chatter
 
 _DRIVER_ENVIRONMENT = {
@@ -97,9 +100,13 @@ def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[N
         cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
         raise MissingRequirementError(f"{where}: {error}; {cure}") from error
     _started_here = address is None
+    leave = ray.shutdown
     try:
         with sigterm_handled(_terminate):
             yield
+    except HeadLostError:
+        leave = partial(_leave_without_head, started_here=address is None)
+        raise
     except Terminated:
         raise PreemptedError(
             "told to end by SIGTERM before the work was done; what is finished is kept: "
@@ -107,7 +114,26 @@ def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[N
         ) from None
     finally:
         _started_here = False
-        ray.shutdown()
+        leave()
+
+
+def _leave_without_head(*, started_here: bool) -> None:
+    """Let go of a Ray whose head is gone, without asking it anything.
+
+    ``ray.shutdown`` would wait for the head until Ray ends this process with a code and without a word, and so would
+    Ray's own hook at the end of the interpreter. The process ends before that one, with the code of a lost head.
+    """
+    from ray._private import worker
+
+    if started_here and worker._global_node is not None:
+        worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
+    atexit.register(_end, HeadLostError.exit_code)
+
+
+def _end(code: int) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 def _log_folder() -> Path | None:
