@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from retort.audio.provenance import Marking, Provenance
 from retort.errors import ConfigError, DataError
@@ -26,6 +27,7 @@ from retort.serving.gate import OPEN_ROUTES, PROVENANCE, Gate, MarkGate
 from retort.serving.head import HeadAsGet
 from retort.serving.keys import ApiKeys
 from retort.serving.metrics import Metrics
+from retort.serving.origins import NO_FRAMES, OriginGate
 from retort.serving.refusals import CountRefusals, note_model
 from retort.serving.requests import SpeechRequest, header_of, parse_speech_request
 from retort.serving.settings import ServeConfig
@@ -49,12 +51,7 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     api = FastAPI(title="Retort", version="1", docs_url=None, redoc_url=None)
     speech = Speech(config, backends)
     catalogue = speech.catalogue
-    if speech.provenance is not None:
-        api.add_middleware(MarkGate)
-    keys = None if config.api_keys is None else ApiKeys(config.api_keys)
-    api.add_middleware(Gate, keys=keys, client_header=config.client_header)
-    api.add_middleware(HeadAsGet)
-    api.add_middleware(CountRefusals, metrics=speech.metrics, uncounted=OPEN_ROUTES)
+    _add_gates(api, config, speech)
     # What nobody expected is answered too, and then raised on to the server, which logs it.
     for kind in (ApiError, HTTPException, Exception):
         api.add_exception_handler(kind, _answer_error)
@@ -100,6 +97,23 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     )  # fmt: skip
     api.add_api_route("/", _page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
     return api
+
+
+def _add_gates(api: FastAPI, config: ServeConfig, speech: "Speech") -> None:
+    """What stands around every route; the last one is outermost."""
+    if speech.provenance is not None:
+        api.add_middleware(MarkGate)
+    keys = None if config.api_keys is None else ApiKeys(config.api_keys)
+    api.add_middleware(Gate, keys=keys, client_header=config.client_header)
+    api.add_middleware(OriginGate, origins=config.cors_origins, hosts=config.hosts)
+    if config.cors_origins:
+        methods, shown = ("GET", "HEAD", "POST", "DELETE"), ("X-Seed", "X-Model", "X-Ignored-Fields", PROVENANCE)
+        api.add_middleware(
+            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=methods, allow_headers=("*",),
+            expose_headers=shown,
+        )  # fmt: skip
+    api.add_middleware(HeadAsGet)
+    api.add_middleware(CountRefusals, metrics=speech.metrics, uncounted=OPEN_ROUTES)
 
 
 _STATUSES = {
@@ -280,4 +294,5 @@ async def _live() -> JSONResponse:
 
 
 async def _page() -> HTMLResponse:
-    return HTMLResponse(files("retort.serving").joinpath("page.html").read_text("utf-8"))
+    page = files("retort.serving").joinpath("page.html").read_text("utf-8")
+    return HTMLResponse(page, headers=NO_FRAMES)

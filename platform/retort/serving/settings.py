@@ -64,8 +64,8 @@ class Limits(Config):
     body_timeout_s: float = Field(default=10.0, gt=0)
     """Longest pause while a body arrives, and, behind HAProxy, longest wait for a request's headers."""
     max_connections: int = Field(default=16_384, ge=16)
-    """That HAProxy keeps at once, idle ones too, if the machine lets it open twice as many files; half of them may be
-    of one address."""
+    """That HAProxy keeps at once, idle ones too, if the machine lets it open five files for every two of them; half of
+    them may be of one address elsewhere."""
     max_seconds: float = Field(default=30.0, gt=0)
     """Longest speech of one part; see ``part_characters``."""
     max_text_tokens: int = Field(default=2048, ge=16)
@@ -125,6 +125,11 @@ class ServeConfig(Config):
     """Header in which a proxy before this server says whose request it is; the last address in it counts. Only for a
     proxy that replaces, or appends to, what the client wrote there, and that nobody gets past. None takes the address
     that the connection comes from."""
+    cors_origins: tuple[str, ...] = ()
+    """Websites whose pages may use this server, as ``https://name``; ``*`` is any website. Its own page always may."""
+    hosts: tuple[str, ...] | None = None
+    """Names that this server is reached by, beside addresses and names without a dot; others are refused. None takes
+    every name, but ``retort serve`` takes no others at an address of the loopback device."""
     layout: Literal["apart", "together"] = "apart"
     """``apart``: each model scales by itself behind a front end that they share. ``together``: the API runs in the
     models' own process, without a hop between them, and everything scales as one."""
