@@ -60,7 +60,7 @@ def proxied(
     )
     rendered = HAProxyApi(config, {"retort": backend}, str(folder / "haproxy.cfg"))
     rendered._generate_config_file_internal()
-    write_starter(folder / "haproxy", _haproxy() or "", Front(host, HEADER, max_connections, header_s))
+    write_starter(folder / "haproxy", _haproxy() or "", Front(host, HEADER, max_connections, header_s, header_s))
     with (folder / "log").open("wb") as log:
         command = [str(folder / "haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -140,9 +140,13 @@ def test_thousands_of_idle_connections_keep_nobody_out(tmp_path: Path, what: str
 
 @haproxy_only
 @pytest.mark.parametrize(
-    "sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET /stats HTTP/1.1\r\nX-A: " + b"a" * 500]
-)
-def test_who_sends_no_whole_headers_is_sent_away_everywhere(tmp_path: Path, sent: bytes) -> None:
+    "sent",
+    [
+        b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET /stats HTTP/1.1\r\nX-A: " + b"a" * 500,
+        b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)  # fmt: skip
+def test_who_sends_no_whole_headers_or_nothing_more_is_sent_away_everywhere(tmp_path: Path, sent: bytes) -> None:
     with running(api_of_stub(tone())) as url, proxied(tmp_path, url, header_s=1) as front:
         for target in (front.address, front.counters, front.stats):
             with idle(target, 20, sent) as held:
@@ -245,7 +249,7 @@ def proxied_to_nobody(folder: Path) -> Iterator[str]:
 
 
 def test_a_configuration_that_is_not_rays_is_not_taken() -> None:
-    front = Front("127.0.0.1", HEADER, 100, 1)
+    front = Front("127.0.0.1", HEADER, 100, 1, 1)
     for text in ("", "global\n    maxconn 5\n", "defaults\n    mode http\n"):
         with pytest.raises(ValueError, match="has 0 places"):
             mended(text, front, {})

@@ -290,10 +290,12 @@ def probe_token(file: Path) -> Finding:
 
 _RAY_CODE = """
 from retort.orchestration.cluster import ray_session
+from retort.orchestration.listeners import listening_everywhere
 with ray_session(address="local", num_cpus=1):
     import ray
     assert ray.get(ray.remote(lambda: 6 * 7).remote()) == 42
-print(ray.__version__)
+    listeners = listening_everywhere()
+print(ray.__version__, *listeners)
 """
 
 
@@ -321,4 +323,8 @@ def probe_ray(process: "subprocess.Popen[str]", *, timeout_s: float = 60.0) -> F
     if process.returncode:
         reason = (err.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         return _fault("ray", f"a local Ray does not run: {reason}", "free memory and disk at TMPDIR, then try again")
-    return Finding("ray", "ok", f"ray {out.split()[-1]} started, ran a task with its token and ended")
+    version, *listeners = out.strip().splitlines()[-1].split()
+    detail = f"ray {version} started, ran a task with its token and ended"
+    if listeners:
+        detail += f"; on every address of this machine listened, for whoever has the token: {', '.join(listeners)}"
+    return Finding("ray", "ok", detail)

@@ -144,7 +144,7 @@ class Catalogue:
 
     def _aliases(self, described: list[Description], own: set[str]) -> list[dict[str, Any]]:
         """Those that lead somewhere, with where they lead in each model."""
-        found = []
+        found: list[dict[str, Any]] = []
         for alias in (*self._config.voice_aliases, *OPENAI_VOICES):
             chosen = {one.name: self._chosen(alias, one) for one in described}
             leads = {model: one.voice for model, one in chosen.items() if one is not None}

@@ -40,12 +40,14 @@ class Front:
         max_connections: of clients at once, fewer where the machine allows fewer open files. One address gets half,
             unless it is this machine's, where a proxy for many clients may run.
         header_s: longest wait for a request's headers.
+        idle_s: how long a connection is kept for its next request.
     """
 
     host: str
     client_header: str
     max_connections: int
     header_s: int
+    idle_s: int
 
 
 def write_starter(path: Path, binary: str, front: Front) -> None:
@@ -80,10 +82,11 @@ def mended(text: str, front: Front, pages: Mapping[int, Path]) -> str:
     http-request deny deny_status 404 if {{ path,url_dec -i -m beg /-/ }}
     http-request set-header {front.client_header} %[src]
 """
-    text = re.sub(r"^ +errorfile .*\n", "", text, flags=re.MULTILINE)
+    waits = f"    timeout http-request {front.header_s}s\n    timeout http-keep-alive {front.idle_s}s\n"
+    text = re.sub(r"^ +(errorfile|timeout http-keep-alive) .*\n", "", text, flags=re.MULTILINE)
     for pattern, replacement in (
         (r"^(global\n(?:.*\n)*?    )maxconn \d+$", rf"\g<1>maxconn {connections + 2 * _PAGES}  # mended"),
-        (r"^defaults\n    mode http\n", rf"\g<0>    timeout http-request {front.header_s}s\n{faults}"),
+        (r"^defaults\n    mode http\n", rf"\g<0>{waits}{faults}"),
         (r"^(frontend prometheus\n    bind ):(\d+)\n", rf"\g<1>{host}:\g<2>\n    maxconn {_PAGES}\n"),
         (r"^(listen stats\n  bind )\*:(\d+)\n", rf"\g<1>{host}:\g<2>\n  maxconn {_PAGES}\n"),
         (r"^frontend http_frontend\n    bind .*\n", rf"\g<0>{rules}"),

@@ -128,8 +128,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     ):
         from ray import serve
 
-        http = {"host": config.host, "port": config.port, "request_timeout_s": None, "keep_alive_timeout_s": _IDLE_S}
-        serve.start(http_options=http)
+        serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": None})
         deploy(config)
         try:
             yield f"http://{config.host}:{config.port}"
@@ -165,7 +164,7 @@ def _variables(config: ServeConfig, folder: Path) -> dict[str, str]:
         idle_s = max(limits.deadline_s, limits.slow_reader_s, 10 * limits.body_timeout_s) + _IDLE_S
         defaults["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] = str(round(idle_s))
         header_s = max(1, round(limits.body_timeout_s))
-        front = Front(config.host, _client_header(), limits.max_connections, header_s)
+        front = Front(config.host, _client_header(), limits.max_connections, header_s, _IDLE_S)
         write_starter(folder / "haproxy", _haproxy() or "", front)
     kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
     return kept | {"RAY_SERVE_ENABLE_HA_PROXY": str(int(uses_haproxy))}
