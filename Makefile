@@ -19,7 +19,7 @@ export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install demo demo-prune demo-diffusion demo-tune doctor check lint quick test faults checks-and-tours most-tests format clean
+.PHONY: help install demo demo-prune demo-diffusion demo-tune doctor check lint quick test clients faults checks-and-tours most-tests format clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -49,6 +49,11 @@ demo-tune: .venv/.stamp ## Sweep small students of the demo's teacher, and write
 
 doctor: .venv/.stamp ## Try what the jobs need on this machine
 	$(BIN)/retort doctor
+
+clients: .venv/.stamp ## Install other people's clients of the speech API into .clients, for tests/serving/test_clients.py
+	$(BIN)/python -m venv .clients/venv
+	.clients/venv/bin/python -m pip install --quiet openai litellm 'pipecat-ai[openai]' livekit-agents livekit-plugins-openai
+	npm install --prefix .clients --no-audit --no-fund --no-save --loglevel=error openai ai @ai-sdk/openai
 
 lint: .venv/.stamp
 	$(BIN)/ruff format --check .

@@ -220,7 +220,7 @@ class Clients:
         writer.write(b"GET /v1/audio/voices HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         answer = await reader.read()
         writer.close()
-        self.voice = json.loads(answer[answer.index(b"\r\n\r\n") + 4 :].partition(b"\r\n0\r\n")[0])["voices"][0]
+        self.voice = json.loads(answer[answer.index(b"\r\n\r\n") + 4 :].partition(b"\r\n0\r\n")[0])["voices"][0]["id"]
 
     async def one_by_one(self, name: str, number: int) -> Phase:
         """Without any load."""

@@ -96,7 +96,9 @@ def test_token_that_others_can_read_is_a_warning(tmp_path: Path, mode: int, verd
 def test_ray_starts_and_a_ray_that_fails_is_told() -> None:
     good = doctor.start_local_ray()
     bad = doctor.start_local_ray({"RAY_TMPDIR": "/proc/self"})
-    assert doctor.probe_ray(good).verdict == "ok"
+    found = doctor.probe_ray(good)
+    assert found.verdict == "ok"
+    assert "on every address of this machine listened" in found.detail
     finding = doctor.probe_ray(bad)
     assert finding.exit_code == 4
     assert "a local Ray does not run" in finding.detail

@@ -74,15 +74,24 @@ class Stub:
         pieces: what every request gets.
         error: raised after them.
         is_endless: more of the last piece follows until the client leaves.
+        voices: that it says it has.
     """
 
-    def __init__(self, *pieces: Snippet, error: Exception | None = None, is_endless: bool = False) -> None:
-        self.pieces, self.error, self.is_endless = pieces, error, is_endless
+    def __init__(
+        self,
+        *pieces: Snippet,
+        error: Exception | None = None,
+        is_endless: bool = False,
+        voices: tuple[str, ...] = ("s0",),
+    ) -> None:
+        self.pieces, self.error, self.is_endless, self.has = pieces, error, is_endless, voices
+        self.asked: list[Ask] = []
         self.under_way = threading.Event()
         """Set once more is wanted than the pieces."""
 
     async def speak(self, ask: Ask) -> AsyncIterator[Snippet]:
         """See :class:`Backend`."""
+        self.asked.append(ask)
         for piece in self.pieces:
             yield piece
         self.under_way.set()
@@ -94,7 +103,7 @@ class Stub:
 
     async def describe(self) -> Description:
         """See :class:`Backend`."""
-        return Description("tiny", "f", ("s0",), 24_000, "fp32", 0, "c")
+        return Description("tiny", "f", self.has, 24_000, "fp32", 0, "c")
 
     async def voice_of(self, audio: Audio) -> Voice:
         """See :class:`Backend`."""
@@ -105,6 +114,7 @@ class Stub:
         return []
 
 
-def api_of_stub(stub: Stub) -> FastAPI:
+def api_of_stub(stub: Stub, **settings: object) -> FastAPI:
     """The application over one model, ``tiny``."""
-    return build_api(ServeConfig(models=(ServedModel(name="tiny", path=Path()),), default_model="tiny"), {"tiny": stub})
+    config = ServeConfig(models=(ServedModel(name="tiny", path=Path()),), default_model="tiny")
+    return build_api(config.replace(**settings), {"tiny": stub})

@@ -5,12 +5,14 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import pytest
+from ray._common.utils import get_default_ray_temp_dir
 
 from retort.config import validate
 from retort.errors import ConfigError, MissingRequirementError
@@ -108,17 +110,35 @@ def test_everything_in_one_process_behind_haproxy_says_the_same(
 
 @pytest.mark.ray
 @pytest.mark.slow
+def test_the_server_that_the_command_starts_is_guarded(command: tuple[str, "subprocess.Popen[str]"]) -> None:
+    """What tests/serving/test_front.py and test_origins.py show one by one, in what a user starts."""
+    address, _ = command
+    assert httpx.get(f"{address}/-/routes").status_code == 404
+    assert httpx.get(f"{address}/v1/models", headers={"Host": "evil.example"}).status_code == 421
+    cross = httpx.post(f"{address}/v1/audio/speech", json=body(1), headers={"Origin": "https://evil.example"})
+    assert cross.status_code == 403
+    url = httpx.URL(address)
+    with socket.create_connection((url.host, url.port or 80), timeout=120) as connection:
+        connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n")
+        assert b" 408 " in connection.recv(200), "after `body_timeout_s`"
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 def test_what_has_begun_is_said_to_its_end_after_sigterm(
     layout: Layout, command: tuple[str, "subprocess.Popen[str]"]
 ) -> None:
     address, server = command
-    with httpx.stream("POST", f"{address}/v1/audio/speech", json=LONG, timeout=60) as answer:
+    name = {"X-Request-ID": uuid.uuid4().hex}
+    with httpx.stream("POST", f"{address}/v1/audio/speech", json=LONG, headers=name, timeout=60) as answer:
         chunks = answer.iter_raw()
         received = next(chunks)
         server.send_signal(signal.SIGTERM)
         assert paused(20, lambda: not is_live(address)), "nobody else is let in"
         assert received + b"".join(chunks) == layout.long
     assert server.wait(60) == 0
+    logs = Path(get_default_ray_temp_dir()).glob("session_*/logs/serve/*.log")
+    assert any(name["X-Request-ID"] in log.read_text(errors="replace") for log in logs), "its line of the access log"
 
 
 def is_live(address: str) -> bool:

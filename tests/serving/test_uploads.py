@@ -98,6 +98,24 @@ def test_a_voice_is_added_spoken_with_and_really_deleted(address: str, folder: P
     assert events == ["created", "deleted"]
 
 
+def test_a_voice_that_was_added_is_known_by_its_name_too(address: str, folder: Path) -> None:
+    added = upload(address, sound(), name="Ada  Lovelace").json()
+    listed = next(voice for voice in voices(address) if voice["id"] == added["id"])
+    said = set()
+    for who in (added["id"], "Ada Lovelace", added, listed, {"name": "Ada Lovelace"}):
+        answer = speak(address, body(3, voice=who, response_format="wav"))
+        assert answer.status_code in (200, 500), answer.text  # random weights may run away, alike for all
+        said.add((answer.status_code, answer.content))
+    assert len(said) == 1, "one voice"
+    assert speak(address, body(3, voice="ada lovelace")).status_code == 400, "a name is not guessed"
+    assert httpx.delete(f"{address}/v1/audio/voices/Ada%20Lovelace").json()["id"] == added["id"]
+    assert speak(address, body(3, voice="Ada Lovelace")).json()["error"]["code"] == "voice_not_found"
+    again = upload(address, sound(), name="Ada Lovelace").json()
+    assert speak(address, body(3, voice="Ada Lovelace", response_format="wav")).status_code in (200, 500)
+    assert again["id"] != added["id"]
+    remove_all(address)
+
+
 @pytest.mark.parametrize("consent", [None, "", "yes", CONSENT.replace("owner", "friend")])
 def test_without_consent_nothing_is_kept_but_the_attempt(address: str, folder: Path, consent: str | None) -> None:
     before = (folder / "audit.jsonl").read_text() if (folder / "audit.jsonl").exists() else ""

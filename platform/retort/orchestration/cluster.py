@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from retort.errors import HeadLostError, MissingRequirementError, PreemptedError
+from retort.orchestration.auth_token import ensure_private_token
 from retort.orchestration.chatter import without_chatter
 
 _DRIVER_ENVIRONMENT = {
@@ -84,6 +85,7 @@ def ray_session(
         options["address"] = "local"  # never somebody else's Ray that happens to run here
         options["num_cpus"] = num_cpus or (os.cpu_count() or 1) + _SPARE_CPUS
         options["include_dashboard"] = include_dashboard
+        ensure_private_token()
     with without_chatter(_log_folder), _connected(address, options):
         yield
 

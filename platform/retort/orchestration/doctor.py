@@ -18,6 +18,7 @@ import torch
 
 from retort.errors import MissingRequirementError, ResourceError, RetortError, StorageError
 from retort.nn.precision import multiplies_bf16
+from retort.orchestration.auth_token import token_file
 
 Verdict = Literal["ok", "warning", "fault"]
 
@@ -84,7 +85,7 @@ def examine(folder: Path) -> Iterator[Finding]:
         ("speech", probe_speech),
         ("processor", probe_processor),
         ("gpu", probe_gpu),
-        ("token", lambda: probe_token(_token_file())),
+        ("token", lambda: probe_token(token_file())),
         ("ray", lambda: probe_ray(ray)),
     )
     try:
@@ -276,14 +277,10 @@ def probe_gpu() -> Finding:
     return Finding("gpu", "ok", ", ".join(names))
 
 
-def _token_file() -> Path:
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-
-
 def probe_token(file: Path) -> Finding:
     """Ray's token can be read by its owner alone."""
     if not file.exists():
-        return Finding("token", "ok", f"{file} does not exist; Ray makes one at its first start")
+        return Finding("token", "ok", f"{file} does not exist; the first job makes one")
     mode = stat.S_IMODE(file.stat().st_mode)
     if mode & 0o077:
         cure = f"others can read it: chmod 600 {file}"
@@ -293,10 +290,12 @@ def probe_token(file: Path) -> Finding:
 
 _RAY_CODE = """
 from retort.orchestration.cluster import ray_session
+from retort.orchestration.listeners import listening_everywhere
 with ray_session(address="local", num_cpus=1):
     import ray
     assert ray.get(ray.remote(lambda: 6 * 7).remote()) == 42
-print(ray.__version__)
+    listeners = listening_everywhere()
+print(ray.__version__, *listeners)
 """
 
 
@@ -324,4 +323,8 @@ def probe_ray(process: "subprocess.Popen[str]", *, timeout_s: float = 60.0) -> F
     if process.returncode:
         reason = (err.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
         return _fault("ray", f"a local Ray does not run: {reason}", "free memory and disk at TMPDIR, then try again")
-    return Finding("ray", "ok", f"ray {out.split()[-1]} started, ran a task with its token and ended")
+    version, *listeners = out.strip().splitlines()[-1].split()
+    detail = f"ray {version} started, ran a task with its token and ended"
+    if listeners:
+        detail += f"; on every address of this machine listened, for whoever has the token: {', '.join(listeners)}"
+    return Finding("ray", "ok", detail)

@@ -10,10 +10,10 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
+from retort.orchestration.auth_token import token_file
 
 _ANSWER_S = 10.0
 _STOPPED_EXIT_CODE = 130
@@ -165,11 +165,6 @@ def _told(address: str, identity: str | None = None) -> Iterator[None]:
                 f"{identity}: {address} knows no such job; see: retort jobs list --address {address}"
             ) from None
         raise StorageError(f"{address}: {error}") from error
-
-
-def token_file() -> Path:
-    """Where Ray looks for the token."""
-    return Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
 
 
 def require_token() -> None:

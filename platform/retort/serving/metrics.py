@@ -20,7 +20,12 @@ class Metrics:
 
     def __post_init__(self) -> None:
         kept = self.registry
-        self.requests = Counter("retort_requests_total", "Requests by status.", ("model", "status"), registry=kept)
+        self.requests = Counter(
+            "retort_requests_total",
+            "Speech by status, and refusals of every route; those before a model was chosen have none.",
+            ("model", "status"),
+            registry=kept,
+        )
         self.first_audio = Histogram(
             "retort_first_audio_seconds", "Arrival to the first sound.", ("model",), buckets=_SECONDS, registry=kept
         )

@@ -1,13 +1,13 @@
 """What ``POST /v1/audio/speech`` takes: the fields of the OpenAI API, and a few of ours; nothing else.
 
-Bodies are parsed strictly: duplicate keys, NaN, unknown fields and wrong types are refused by name. No field is ever
-opened as a file or a URL.
+Bodies are parsed strictly: duplicate keys, NaN, unknown fields and wrong types are refused by name. ``null`` is what
+clients write for a field that they leave out. No field is ever opened as a file or a URL.
 """
 
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,11 +22,20 @@ _BIDI = {"RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI", "PDI"}
 
 
 class VoiceId(BaseModel):
-    """A voice by id, as newer clients send it."""
+    """A voice as an object: by its id, as newer clients send it, or just as ``GET /v1/audio/voices`` lists it."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    id: str = Field(min_length=1, max_length=64)
+    id: str | None = Field(default=None, min_length=1)
+    name: str | None = Field(default=None, min_length=1, description="Counts where there is no id.")
+    models: Any = Field(default=None, description="As listed; ignored.")
+    alias_of: Any = Field(default=None, description="As listed; ignored.")
+    object: Any = Field(default=None, description="As answered to whoever added the voice; ignored.")
+    created_at: Any = Field(default=None, description="As answered to whoever added the voice; ignored.")
+
+
+class _LenientVoiceId(VoiceId):
+    model_config = ConfigDict(extra="allow")
 
 
 class SpeechRequest(BaseModel):
@@ -34,9 +43,9 @@ class SpeechRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    model: str = Field(min_length=1, max_length=256, description="One of GET /v1/models.")
+    model: str = Field(min_length=1, max_length=256, description="One of GET /v1/models, or a name of OpenAI's.")
     input: str = Field(description="What to say.")
-    voice: str | VoiceId = Field(description="One of GET /v1/audio/voices.")
+    voice: str | VoiceId = Field(description="One of GET /v1/audio/voices, by its id, its name, or as it is listed.")
     response_format: AudioFormat = "mp3"
     speed: float = Field(default=1.0, ge=0.25, le=4.0)
     stream_format: Literal["audio", "sse"] = "audio"
@@ -48,11 +57,33 @@ class SpeechRequest(BaseModel):
     @property
     def voice_id(self) -> str:
         """The voice, however it was given."""
-        return self.voice if isinstance(self.voice, str) else self.voice.id
+        return self.voice if isinstance(self.voice, str) else self.voice.id or self.voice.name or ""
+
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Unknown fields that were let pass."""
+        of_voice = (
+            () if isinstance(self.voice, str) else tuple(f"voice.{name}" for name in self.voice.model_extra or ())
+        )
+        return (*(self.model_extra or ()), *of_voice)
 
 
-def parse_speech_request(body: bytes, *, max_characters: int) -> SpeechRequest:
+class _LenientRequest(SpeechRequest):
+    model_config = ConfigDict(extra="allow")
+
+    voice: str | _LenientVoiceId
+
+
+def parse_speech_request(
+    body: bytes, *, max_characters: int, defaults: Mapping[str, str] | None = None, lenient: bool = False
+) -> SpeechRequest:
     """Parse and check a body.
+
+    Args:
+        body: bytes of JSON.
+        max_characters: of the text.
+        defaults: values of required fields that are not given.
+        lenient: let unknown fields pass; they are in :attr:`SpeechRequest.ignored`.
 
     Raises:
         ApiError: 400, with the field.
@@ -60,10 +91,14 @@ def parse_speech_request(body: bytes, *, max_characters: int) -> SpeechRequest:
     tree = parse_json(body)
     if not isinstance(tree, dict):
         raise ApiError(400, f"the body must be a JSON object, got {type(tree).__name__}")
+    absent = [name for name, value in tree.items() if value is None and name in SpeechRequest.model_fields]
+    given = dict(defaults or {}) | {name: value for name, value in tree.items() if name not in absent}
     try:
-        request = SpeechRequest.model_validate(tree)
+        request = (_LenientRequest if lenient else SpeechRequest).model_validate(given)
     except ValidationError as error:
         raise _first_fault(error) from None
+    if not request.voice_id:
+        raise ApiError(400, "the voice has neither id nor name", param="voice")
     return request.model_copy(update={"input": clean_text(request.input, max_characters=max_characters)})
 
 
@@ -145,6 +180,12 @@ def _first_fault(error: ValidationError) -> ApiError:
     given = fault["input"]
     shown = "" if isinstance(given, dict | list) else f", got {_shown(repr(given))}"
     return ApiError(400, f"{field}: {fault['msg']}{shown}", param=field)
+
+
+def header_of(names: Sequence[str]) -> str:
+    """Names of the client's, fit for the value of a header: few, short, and without what a header cannot hold."""
+    fit = [re.sub(r"[^\w.\-]", "?", name, flags=re.ASCII)[:60] for name in names[:20]]
+    return ", ".join(fit) + (", ..." if len(names) > len(fit) else "")
 
 
 def _shown(text: str) -> str:

@@ -62,7 +62,10 @@ class Limits(Config):
     max_characters: int = Field(default=4096, ge=1)
     max_body_bytes: int = Field(default=65_536, ge=1024)
     body_timeout_s: float = Field(default=10.0, gt=0)
-    """Longest pause while a body arrives."""
+    """Longest pause while a body arrives, and, behind HAProxy, longest wait for a request's headers."""
+    max_connections: int = Field(default=16_384, ge=16)
+    """That HAProxy keeps at once, idle ones too, if the machine lets it open five files for every two of them; half of
+    them may be of one address elsewhere."""
     max_seconds: float = Field(default=30.0, gt=0)
     """Longest speech of one part; see ``part_characters``."""
     max_text_tokens: int = Field(default=2048, ge=16)
@@ -98,12 +101,35 @@ class ServeConfig(Config):
     job: Literal["serve"] = "serve"
     models: tuple[ServedModel, ...] = Field(min_length=1)
     default_model: str | None = None
-    """Answers to the OpenAI names ``tts-1``, ``tts-1-hd`` and ``gpt-4o-mini-tts``; None refuses them."""
+    """Answers to whatever looks like a name of OpenAI's (``tts-1``, ``gpt-4o-mini-tts-2025-12-15``), and to requests
+    without a model; None refuses them."""
+    model_aliases: dict[str, str] = Field(default_factory=dict)
+    """More names that clients may use, and the models that answer to them."""
+    default_voice: str | None = None
+    """Of requests that name no voice; None refuses them."""
+    voice_aliases: dict[str, str] = Field(default_factory=dict)
+    """More names of voices, and the voices behind them, which may be added ones. OpenAI's thirteen, unless they are
+    named here, stand for the model's own in the order of the alphabet."""
+    lenient: bool = False
+    """Ignore unknown fields of requests, and name them in the header ``X-Ignored-Fields``, rather than refuse them."""
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     proxy: Literal["auto", "haproxy", "python"] = "auto"
     """What takes connections: HAProxy, which comes with Ray on Linux, or Ray Serve's own proxy, which is slower and
     takes more than a slow client reads; ``auto`` is HAProxy where it is there."""
+    counters_port: int = Field(default=0, ge=0, le=65535)
+    """Of HAProxy's counters for Prometheus (``/metrics``), at ``host``; 0 is any free port."""
+    stats_port: int = Field(default=0, ge=0, le=65535)
+    """Of HAProxy's page of its counters (``/stats``), at ``host``; 0 is any free port."""
+    client_header: str | None = Field(default=None, pattern=r"^[A-Za-z][A-Za-z0-9-]{0,63}$")
+    """Header in which a proxy before this server says whose request it is; the last address in it counts. Only for a
+    proxy that replaces, or appends to, what the client wrote there, and that nobody gets past. None takes the address
+    that the connection comes from."""
+    cors_origins: tuple[str, ...] = ()
+    """Websites whose pages may use this server, as ``https://name``; ``*`` is any website. Its own page always may."""
+    hosts: tuple[str, ...] | None = None
+    """Names that this server is reached by, beside addresses and names without a dot; others are refused. None takes
+    every name, but ``retort serve`` takes no others at an address of the loopback device."""
     layout: Literal["apart", "together"] = "apart"
     """``apart``: each model scales by itself behind a front end that they share. ``together``: the API runs in the
     models' own process, without a hop between them, and everything scales as one."""
@@ -142,4 +168,9 @@ class ServeConfig(Config):
             )
         if self.default_model is not None and self.default_model not in names:
             raise ValueError(f"default_model {self.default_model!r} is none of {', '.join(names)}")
+        lost = next((alias for alias, name in self.model_aliases.items() if name not in names), None)
+        if lost is not None:
+            raise ValueError(
+                f"model_aliases: {lost!r} leads to {self.model_aliases[lost]!r}, none of {', '.join(names)}"
+            )
         return self

@@ -80,15 +80,20 @@ class Uploads:
         """Voices that were added."""
         return [] if self._store is None else self._store.list()
 
+    def id_of(self, name: str) -> str | None:
+        """Id of the voice that was added under an id or a name; None where there is none."""
+        return None if self._store is None else self._store.id_of(name)
+
     def voice(self, voice_id: str, description: Description) -> Voice | None:
         """A voice that was added, for a model; None where there is none that it can speak in."""
         if self._store is None or not description.takes_voices:
             return None
         return self._store.voices(voice_id).get(description.voice_space)
 
-    def no_voice(self, voice_id: str, description: Description) -> ApiError:
+    def no_voice(self, name: str, description: Description) -> ApiError:
         """Why a model has no such voice: it is unknown, or was added for models of other spaces."""
-        spaces = {} if self._store is None else self._store.voices(voice_id)
+        voice_id = self.id_of(name)
+        spaces = {} if self._store is None or voice_id is None else self._store.voices(voice_id)
         if spaces and not description.takes_voices:
             return ApiError(400, f"{description.name} speaks in its own voices only", param="voice", code="own_voices")
         if spaces:
@@ -128,10 +133,11 @@ class Uploads:
         )
         return JSONResponse({"object": "voice", "id": added.id, "name": added.name, "created_at": added.created})
 
-    async def delete(self, voice_id: str) -> JSONResponse:
-        """Remove a voice; what is being said in it is said to its end."""
+    async def delete(self, voice: str) -> JSONResponse:
+        """Remove a voice, by id or name; what is being said in it is said to its end."""
         store, _ = self._opened()
-        if not await asyncio.to_thread(store.delete, voice_id):
+        voice_id = store.id_of(voice)
+        if voice_id is None or not await asyncio.to_thread(store.delete, voice_id):
             raise ApiError(404, "no such voice was added", param="voice", code="voice_not_found")
         return JSONResponse({"object": "voice.deleted", "id": voice_id, "deleted": True})
 

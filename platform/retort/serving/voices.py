@@ -19,6 +19,8 @@ from retort.serving.errors import ApiError
 
 _ID = re.compile(r"voice_[0-9a-f]{24}")
 _AUDIT, _TENSORS = "audit.jsonl", "codes.safetensors"
+_SETTLED_NS = 2_000_000_000
+"""How long ago a folder must have changed for its time to tell of every change; file systems count coarsely."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class VoiceStore:
     def __init__(self, folder: Path, *, max_voices: int) -> None:
         self.folder, self._max_voices = folder, max_voices
         folder.mkdir(parents=True, exist_ok=True)
+        self._names: tuple[int, dict[str, str]] = (0, {})
+        """When the folder had changed last, and the ids of its voices by their names."""
 
     def add(self, name: str, *, consent: str, sample_sha256: str, voices: Sequence[Voice]) -> AddedVoice:
         """Keep a voice.
@@ -88,6 +92,15 @@ class VoiceStore:
         """All voices, the oldest first."""
         found = [voice for path in self.folder.glob("voice_*") if (voice := _read(path)) is not None]
         return sorted(found, key=lambda voice: (voice.created, voice.id))
+
+    def id_of(self, name: str) -> str | None:
+        """Id of a voice by id or name; None where there is none."""
+        if _ID.fullmatch(name) and (self.folder / name).is_dir():
+            return name
+        changed_ns = self.folder.stat().st_mtime_ns
+        if self._names[0] != changed_ns or time.time_ns() - changed_ns < _SETTLED_NS:
+            self._names = (changed_ns, {voice.name: voice.id for voice in self.list()})
+        return self._names[1].get(name)
 
     def voices(self, voice_id: str) -> dict[str, Voice]:
         """A voice by its spaces; nothing where there is none."""

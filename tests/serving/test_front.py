@@ -1,0 +1,274 @@
+"""HAProxy with the configuration that Ray Serve writes and this project mends, before the API, without Ray itself."""
+
+import resource
+import selectors
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+
+from retort.serving.gate import client_of
+from retort.serving.haproxy import Front, mended, write_starter
+from retort.serving.local import _free_port, _haproxy
+from retort.serving.speaking import Snippet
+from tests.serving.running import Stub, api_of_stub, paused, running
+from tests.serving.test_api import body
+
+HEADER = "X-Retort-Client-0123456789abcdef"
+KEY = "a-key-for-the-tests-0001"
+
+haproxy_only = pytest.mark.skipif(_haproxy() is None, reason="no HAProxy on this machine")
+
+
+@dataclass(frozen=True)
+class Running:
+    """Where HAProxy and its pages are."""
+
+    address: str
+    counters: str
+    stats: str
+    config: str
+
+
+@contextmanager
+def proxied(
+    folder: Path, to: str, *, header_s: int = 2, max_connections: int = 16_384, host: str = "127.0.0.1"
+) -> Iterator[Running]:
+    """HAProxy before a server, as Ray Serve would start it."""
+    from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
+    from ray.serve.config import HTTPOptions
+
+    url = httpx.URL(to)
+    port, counters, stats = _free_port(), _free_port(), _free_port()
+    config = HAProxyConfig(
+        socket_path=str(folder / "admin.sock"), metrics_socket_path=str(folder / "metrics.sock"), metrics_port=counters,
+        stats_port=stats, server_state_base=str(folder), server_state_file=str(folder / "state"), metrics_enabled=False,
+        http_options=HTTPOptions(host=host, port=port),
+        timeout_client_s=60,
+        has_received_routes=True, has_received_servers=True, is_head=True,
+    )  # fmt: skip
+    server = ServerConfig("one", url.host, url.port or 80)
+    backend = BackendConfig(
+        name="retort", path_prefix="/", app_name="retort", servers=[server], http_health_check_path="/health/live"
+    )
+    rendered = HAProxyApi(config, {"retort": backend}, str(folder / "haproxy.cfg"))
+    rendered._generate_config_file_internal()
+    write_starter(folder / "haproxy", _haproxy() or "", Front(host, HEADER, max_connections, header_s, header_s))
+    with (folder / "log").open("wb") as log:
+        command = [str(folder / "haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    at = f"http://{host}:{port}"
+    try:
+        assert paused(60, lambda: answers(f"{at}/health/live")), (folder / "log").read_text()
+        pages = f"http://{host}:{counters}/metrics", f"http://{host}:{stats}/stats"
+        yield Running(at, *pages, (folder / "haproxy.cfg").read_text())
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=10).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def tone() -> Stub:
+    return Stub(Snippet(0.1 * torch.ones(2400), "said"))
+
+
+@contextmanager
+def idle(url: str, count: int, sent: bytes = b"") -> Iterator[list[socket.socket]]:
+    """Connections that send no more than that; some may not get further than the kernel's queue."""
+    address = httpx.URL(url)
+    with ExitStack() as stack:
+        held = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for connection in held:
+            connection.settimeout(30 if sent else 0)
+            connection.connect_ex((address.host, address.port or 80))
+            if sent:
+                connection.sendall(sent)
+        yield held
+
+
+def wait_until_closed(held: list[socket.socket], *, count: int) -> int:
+    """How many the server has closed once it is that many, or after minutes."""
+    closed, deadline = 0, time.monotonic() + 120
+    with selectors.DefaultSelector() as selector:
+        for connection in held:
+            selector.register(connection, selectors.EVENT_READ)
+        while closed < count and time.monotonic() < deadline:
+            for key, _ in selector.select(1.0):
+                try:
+                    over = not key.fileobj.recv(65536)  # type: ignore[union-attr]
+                except OSError:
+                    over = True
+                if over:
+                    selector.unregister(key.fileobj)
+                    closed += 1
+    return closed
+
+
+@haproxy_only
+@pytest.mark.parametrize("what", ["the API", "the counters", "the page of counters"])
+def test_thousands_of_idle_connections_keep_nobody_out(tmp_path: Path, what: str) -> None:
+    """More than the 4,096 that everything shared; whoever sends no headers is sent away."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 12_000:
+        pytest.skip(f"needs 12,000 open files, this account may have {hard}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    try:
+        with running(api_of_stub(tone())) as url, proxied(tmp_path, url, header_s=10) as front:
+            target = {"the API": front.address, "the counters": front.counters, "the page of counters": front.stats}
+            with idle(target[what], 4200):
+                speech = httpx.post(f"{front.address}/v1/audio/speech", json=body(1), timeout=60)
+                assert speech.status_code == 200
+                if what == "the API":
+                    assert answers(front.counters)
+                    assert answers(front.stats)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@haproxy_only
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: a\r\n", b"GET /stats HTTP/1.1\r\nX-A: " + b"a" * 500,
+        b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)  # fmt: skip
+def test_who_sends_no_whole_headers_or_nothing_more_is_sent_away_everywhere(tmp_path: Path, sent: bytes) -> None:
+    with running(api_of_stub(tone())) as url, proxied(tmp_path, url, header_s=1) as front:
+        for target in (front.address, front.counters, front.stats):
+            with idle(target, 20, sent) as held:
+                assert wait_until_closed(held, count=20) == 20
+
+
+def own_address() -> str:
+    """Of this machine, other than the loopback device's; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
+
+
+@haproxy_only
+def test_one_address_does_not_take_all_connections(tmp_path: Path) -> None:
+    own = own_address()
+    if own.startswith("127."):
+        pytest.skip("this machine has the loopback device only")
+    with (
+        running(api_of_stub(tone())) as url,
+        proxied(tmp_path, url, header_s=60, max_connections=40, host=own) as front,
+    ):
+        assert "    maxconn 40\n" in front.config
+        with idle(front.address, 30) as held:
+            assert wait_until_closed(held, count=10) == 10, "half of them are let in"
+
+
+@haproxy_only
+def test_an_answer_that_takes_longer_than_headers_may_is_waited_for(tmp_path: Path) -> None:
+    class Slow(Stub):
+        async def speak(self, ask):  # type: ignore[no-untyped-def]
+            import asyncio
+
+            await asyncio.sleep(3)
+            async for piece in super().speak(ask):
+                yield piece
+
+    slow = Slow(*tone().pieces)
+    with running(api_of_stub(slow)) as url, proxied(tmp_path, url, header_s=1) as front:
+        assert httpx.post(f"{front.address}/v1/audio/speech", json=body(1), timeout=60).status_code == 200
+
+
+@haproxy_only
+def test_the_pages_of_counters_listen_where_the_server_does(tmp_path: Path) -> None:
+    with running(api_of_stub(tone())) as url, proxied(tmp_path, url) as front:
+        assert "haproxy_frontend_current_sessions" in httpx.get(front.counters).text
+        assert "Statistics Report for HAProxy" in httpx.get(front.stats).text
+        binds = [line.split()[1] for line in front.config.splitlines() if line.strip().startswith("bind ")]
+    assert len(binds) == 3
+    assert all(bind.startswith("127.0.0.1:") for bind in binds), binds
+
+
+@haproxy_only
+def test_wrong_keys_count_for_their_sender_however_it_calls_itself(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(KEY)
+    with (
+        running(api_of_stub(tone(), api_keys=str(keys), client_header=HEADER)) as url,
+        proxied(tmp_path, url) as front,
+        httpx.Client(base_url=front.address, headers={"Authorization": "Bearer not-the-key-0123456789"}) as guesser,
+    ):
+        forged = [{"X-Forwarded-For": f"192.0.2.{n}", HEADER: f"192.0.2.{n}", "Forwarded": "for=x"} for n in range(40)]
+        statuses = [guesser.get("/v1/models", headers=headers).status_code for headers in forged]
+        assert statuses == [401] * 30 + [429] * 10
+        elsewhere = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(base_url=front.address, transport=elsewhere) as other:
+            assert other.get("/v1/models").status_code == 401, "another address has its own thirty"
+            right = {"Authorization": f"Bearer {KEY}"}
+            assert other.get("/v1/models", headers=right).status_code == 200
+
+
+@haproxy_only
+@pytest.mark.parametrize("path", ["/-/routes", "/-/healthz", "/-/ROUTES", "/%2D/routes", "/-/anything"])
+def test_what_ray_serve_tells_by_itself_is_told_to_nobody(tmp_path: Path, path: str) -> None:
+    with running(api_of_stub(tone())) as url, proxied(tmp_path, url) as front:
+        answer = httpx.get(front.address + path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+        assert "retort" not in answer.text
+
+
+@haproxy_only
+def test_a_server_that_is_gone_is_told_in_openais_shape(tmp_path: Path) -> None:
+    with proxied_to_nobody(tmp_path) as front:
+        answer = httpx.get(f"{front}/v1/models", timeout=60)
+        assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
+        assert answer.headers["retry-after"] == "5"
+
+
+@contextmanager
+def proxied_to_nobody(folder: Path) -> Iterator[str]:
+    """A server that ends once HAProxy has seen it."""
+    with ExitStack() as stack:
+        url = stack.enter_context(running(api_of_stub(tone())))
+        with proxied(folder, url) as front:
+            stack.close()
+            yield front.address
+
+
+def test_a_configuration_that_is_not_rays_is_not_taken() -> None:
+    front = Front("127.0.0.1", HEADER, 100, 1, 1)
+    for text in ("", "global\n    maxconn 5\n", "defaults\n    mode http\n"):
+        with pytest.raises(ValueError, match="has 0 places"):
+            mended(text, front, {})
+
+
+@pytest.mark.parametrize(
+    ("told", "header", "expected"),
+    [
+        (None, None, "192.0.2.9"),
+        ("192.0.2.1", None, "192.0.2.9"),
+        ("192.0.2.1", "X-Real-IP", "192.0.2.1"),
+        ("198.51.100.7, 192.0.2.1", "X-Real-IP", "192.0.2.1"),
+        ("unknown", "X-Real-IP", "192.0.2.9"),
+        ("", "X-Real-IP", "192.0.2.9"),
+        ("2001:db8:1:2:3:4:5:6", "X-Real-IP", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2:ffff::1", "X-Real-IP", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.1", "X-Real-IP", "192.0.2.1"),
+    ],
+)
+def test_whose_request_it_is(told: str | None, header: str | None, expected: str) -> None:
+    headers = [] if told is None else [(b"x-real-ip", told.encode())]
+    assert client_of({"type": "http", "headers": headers, "client": ("192.0.2.9", 5)}, header) == expected
