@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import typer
 
 from retort.errors import ResourceError, RetortError
 
+_USER_OF_URL = re.compile(r"://[^/@\s]+@")
 _BROKEN_PIPE = 141
 """As a shell reports a program whose reader went away (128 + SIGPIPE)."""
 
@@ -32,9 +34,9 @@ def explain_failure(error: BaseException) -> Failure | None:
         # What a Ray worker raises comes back as a class made of Ray's and ours, whose text holds the remote traceback.
         inner = getattr(link, "cause", None)
         if isinstance(inner, RetortError):
-            return Failure(str(inner), inner.exit_code)
+            return Failure(without_passwords(str(inner)), inner.exit_code)
         if isinstance(link, RetortError):
-            return Failure(str(link), link.exit_code)
+            return Failure(without_passwords(str(link)), link.exit_code)
         if isinstance(link, MemoryError) or type(link).__name__ in ("OutOfMemoryError", "OutOfDiskError"):
             cure = "use smaller batches or fewer workers, or a machine with more"
             return Failure(
@@ -44,6 +46,11 @@ def explain_failure(error: BaseException) -> Failure | None:
             return Failure("nobody reads the output", _BROKEN_PIPE)
         link = inner if isinstance(inner, BaseException) else link.__cause__ or link.__context__
     return None
+
+
+def without_passwords(text: str) -> str:
+    """``text`` with what stands before the host of its urls left out: errors repeat what a person typed."""
+    return _USER_OF_URL.sub("://…@", text)
 
 
 @contextlib.contextmanager

@@ -63,6 +63,14 @@ class SubmitOptions:
         bool, typer.Option("--kubernetes", help="As a RayJob with a cluster of its own; KubeRay runs it.")
     ] = False
     namespace: Annotated[str, typer.Option(help="Of Kubernetes.")] = "retort"
+    queue: Annotated[str | None, typer.Option(help="Kueue's LocalQueue on Kubernetes, in which the job waits.")] = None
+    node_selector: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL=VALUE", help="Label of the Kubernetes nodes for workers; repeatable."),
+    ] = None
+    s3_secret: Annotated[str | None, typer.Option(help="Secret on Kubernetes with the keys of the store.")] = None
+    s3_endpoint: Annotated[str | None, typer.Option(help="Url of the store that pods on Kubernetes reach.")] = None
+    s3_region: Annotated[str | None, typer.Option(help="Region of that store.")] = None
     image: Annotated[str | None, typer.Option(help="What the pods run on Kubernetes.")] = None
 
 
@@ -96,6 +104,7 @@ def run_submit(options: SubmitOptions) -> None:
         return
     from retort.orchestration.submit import Submission, pack_plan, submit_job
 
+    _refuse_kubernetes(options)
     submission = Submission(
         *_job_and_file(options),
         tuple(options.overrides or ()),
@@ -111,7 +120,7 @@ def run_submit(options: SubmitOptions) -> None:
 
 
 def _submit_to_kubernetes(options: SubmitOptions) -> None:
-    from retort.orchestration.kubernetes import SHARED, KubernetesJob, manifest_text, submit_to_kubernetes
+    from retort.orchestration.kubernetes import SHARED, KubernetesJob, Placing, manifest_text, submit_to_kubernetes
 
     if options.python is not None:
         raise ConfigError(f"--python {options.python}: on Kubernetes the image decides; choose one with --image")
@@ -120,7 +129,14 @@ def _submit_to_kubernetes(options: SubmitOptions) -> None:
     job = KubernetesJob(
         *_job_and_file(options),
         tuple(options.overrides or ()),
-        namespace=options.namespace,
+        placing=Placing(
+            options.namespace,
+            options.queue,
+            _pairs(options.node_selector, "--node-selector", "LABEL=VALUE"),
+            options.s3_secret,
+            options.s3_endpoint,
+            options.s3_region,
+        ),
         image=options.image,
         root=options.root or SHARED,
         execution=_execution(options),
@@ -129,6 +145,13 @@ def _submit_to_kubernetes(options: SubmitOptions) -> None:
         typer.echo(manifest_text(job), nl=False)
         return
     raise typer.Exit(submit_to_kubernetes(job, folder=Path.cwd(), log=_write))
+
+
+def _refuse_kubernetes(options: SubmitOptions) -> None:
+    """Options of Kubernetes do nothing elsewhere, so they are not passed over in silence."""
+    for name in ("image", "queue", "node_selector", "s3_secret", "s3_endpoint", "s3_region"):
+        if getattr(options, name) is not None:
+            raise ConfigError(f"--{name.replace('_', '-')} is for Kubernetes; add --kubernetes, or leave it out")
 
 
 def _job_and_file(options: SubmitOptions) -> tuple[str, Path]:
@@ -147,13 +170,19 @@ def _job_and_file(options: SubmitOptions) -> tuple[str, Path]:
 def _execution(options: SubmitOptions) -> "Execution":
     from retort.orchestration.submit import Execution
 
-    environment = {}
-    for entry in options.environment or ():
+    environment = _pairs(options.environment, "--env", "NAME=VALUE")
+    return Execution(options.resume, options.retries, options.timeout_s, options.driver_cpus, environment)
+
+
+def _pairs(entries: list[str] | None, option: str, form: str) -> dict[str, str]:
+    pairs = {}
+    for number, entry in enumerate(entries or (), start=1):
         name, sep, value = entry.partition("=")
         if not sep or not name:
-            raise ConfigError(f"--env {entry}: expected NAME=VALUE")
-        environment[name] = value
-    return Execution(options.resume, options.retries, options.timeout_s, options.driver_cpus, environment)
+            # Not repeated: a value that lost its name may be a secret.
+            raise ConfigError(f"{option}, number {number} of {len(entries or ())}: expected {form}")
+        pairs[name] = value
+    return pairs
 
 
 def _write(text: str) -> None:

@@ -87,6 +87,12 @@ def test_whole_files_are_read_and_cut_files_are_refused(file_format: str, subtyp
     assert code_of(content[: len(content) * 2 // 3]) == "truncated"
 
 
+def test_the_highest_rate_is_read_and_resampled() -> None:
+    audio = read_audio(encoded(noise(19_200), rate=192_000))
+    assert (audio.sample_rate, audio.duration_s) == (192_000, 0.1)
+    assert abs(resample(audio.samples_N, 192_000, 16_000).numel() - 1600) <= 1
+
+
 def test_stereo_is_averaged() -> None:
     stereo_NC = noise(num_channels=2)
     assert torch.allclose(read_audio(encoded(stereo_NC)).samples_N, stereo_NC.mean(dim=1), atol=1e-4)
@@ -118,6 +124,8 @@ def bad_audio() -> dict[str, tuple[bytes, str]]:
         "NaN": (encoded(spoiled_N, subtype="FLOAT"), "non_finite"),
         "infinity": (encoded(noise() / 0.0, subtype="FLOAT"), "non_finite"),
         "8 channels": (encoded(noise(num_channels=8)), "too_many_channels"),
+        "8 channels at 192 kHz": (encoded(noise(num_channels=8), rate=192_000), "too_many_channels"),
+        "192.001 kHz": (encoded(noise(), rate=192_001), "bad_sample_rate"),
         "text": (b"This is a text file, whatever its name is.\n" * 50, "unreadable"),
         "HTML": (b"<!doctype html><html><body>not found</body></html>", "unreadable"),
         "only a RIFF header": (encoded(noise())[:12], "unreadable"),

@@ -1,5 +1,6 @@
 """What the documents point at exists."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -59,3 +60,35 @@ def test_decisions_are_numbered_without_gaps(document: Path) -> None:
     numbers = [int(path.name[:4]) for path in sorted(document.parent.glob("*.md"))]
     assert numbers == list(range(1, len(numbers) + 1))
     assert document.read_text().startswith(f"# {int(document.name[:4])}. ")
+
+
+BAD_INPUT = (ROOT / "docs" / "bad_input.md").read_text()
+
+
+def names_in(file: Path) -> set[str]:
+    """Every test of a file, by its name in pytest below the file."""
+    names: set[str] = set()
+    for node in ast.parse(file.read_text()).body:
+        held = [(node.name + "::", inner) for inner in node.body] if isinstance(node, ast.ClassDef) else [("", node)]
+        names |= {prefix + inner.name for prefix, inner in held if isinstance(inner, ast.FunctionDef)}
+    return {name for name in names if name.rpartition("::")[2].startswith("test_")}
+
+
+def test_every_test_that_the_documents_name_exists() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", "".join(document.read_text() for document in DOCUMENTS))
+    assert len(named) > 60
+    missing = [
+        f"{file}::{name}" for file, name in named if not (ROOT / file).is_file() or name not in names_in(ROOT / file)
+    ]
+    assert missing == []
+
+
+def test_every_bad_input_has_a_test_or_says_why_not() -> None:
+    cases = re.split(r"^## (\d+)\. ", BAD_INPUT, flags=re.MULTILINE)
+    assert [int(number) for number in cases[1::2]] == list(range(16, 26))
+    for number, text in zip(cases[1::2], cases[2::2], strict=True):
+        rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| ")][1:]
+        assert len(rows) >= 4, number
+        for what, happens, *test in rows:
+            has_test = "`tests/" in "".join(test)
+            assert has_test != happens.strip().startswith("no test: "), f"{number}: {what}"

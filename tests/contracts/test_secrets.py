@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -120,6 +121,80 @@ def test_what_is_sent_to_a_cluster_holds_nothing_of_the_environment(secrets: lis
     plan = pack_plan(Submission("demo", config, (), "http://127.0.0.1:8265"))
     assert "retort demo" in plan or "demo" in plan
     clean(plan, secrets)
+
+
+K8S = Path(__file__).parents[2] / "k8s"
+STORE = ["--s3-secret", "mine", "--s3-endpoint", "https://store.example:9000", "--s3-region", "eu-1", "--queue", "q"]
+
+
+@pytest.mark.parametrize("file", sorted((K8S / "jobs" / "runs").glob("*.yaml")), ids=lambda file: file.stem)
+def test_manifests_name_secrets_and_hold_none(
+    file: Path, secrets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no kubectl: what would be applied is written
+    monkeypatch.chdir(tmp_path)
+    assert run(["submit", str(file), "--kubernetes", *STORE]) == 0
+    (written,) = tmp_path.glob("retort-*.yaml")
+    shown = capsys.readouterr()
+    clean(written.read_text() + shown.out + shown.err, secrets)
+    assert run(["submit", str(file), "--kubernetes", "--dry-run", *STORE]) == 0
+    shown = capsys.readouterr()
+    clean(shown.out + shown.err, secrets)
+    for manifest in yaml.safe_load_all(written.read_text()):
+        assert manifest["kind"] != "Secret"
+        for name, value in environment_of(manifest):
+            assert value is None or ("SECRET" not in name and "TOKEN" not in name and "KEY" not in name), name
+
+
+def environment_of(node: object) -> Iterator[tuple[str, str | None]]:
+    """Every variable anywhere in a manifest, with its value where that is written out."""
+    if isinstance(node, dict):
+        for entry in node.get("env") or ():
+            yield entry["name"], entry.get("value")
+        for inner in node.values():
+            yield from environment_of(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from environment_of(inner)
+
+
+@pytest.mark.parametrize("file", sorted(K8S.rglob("*.yaml")), ids=lambda file: str(file.relative_to(K8S)))
+def test_the_manifests_of_the_clone_hold_no_secret(file: Path) -> None:
+    for manifest in yaml.safe_load_all(file.read_text()):
+        if isinstance(manifest, dict):
+            assert manifest.get("kind") != "Secret"
+        for name, value in environment_of(manifest):
+            assert value is None or not any(word in name for word in ("SECRET", "TOKEN", "PASSWORD")), name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--env", "AWS_SECRET_ACCESS_KEY={secret}"],
+        ["--env", "{secret}"],  # the name was forgotten
+        ["--env", "HF_TOKEN={secret}"],
+        ["--env", "URL=https://me:{secret}@host"],
+        ["--set", "output=https://me:{secret}@host/x"],
+        ["--s3-endpoint", "https://me:{secret}@host"],
+        ["--s3-endpoint", "https://host/?key={secret}"],
+        ["--s3-secret", "{secret}"],  # its value in the place of its name
+        ["--queue", "{secret}"],
+        ["--s3-region", "{secret}/+="],
+        ["--node-selector", "a={secret}/+="],
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_a_secret_in_an_option_is_refused_and_not_repeated(
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = "SECRET-OPTION-0123456789"
+    given = [option.format(secret=secret) for option in options]
+    report = K8S / "jobs" / "runs" / "report.yaml"
+    assert run(["submit", str(report), "--kubernetes", *given]) != 0
+    shown = capsys.readouterr()
+    clean(shown.out + shown.err, [secret])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_models_in_a_serving_file_have_no_secret_of_their_own() -> None:

@@ -45,13 +45,13 @@ def row(name: str, speaker: str, split: str, codes_KT: Tensor) -> TokenRow:
     return TokenRow(name, "one", (4,), speaker, split, codes_KT, codes_KT.shape[1] / 40)
 
 
-def token_set(folder: Path, rows: Sequence[TokenRow]) -> Path:
+def token_set(folder: Path, rows: Sequence[TokenRow], *, encoder: str | None = None) -> Path:
     """Without a codec, whose fingerprint is ``c-1``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_shard(folder / "part-0.parquet", list(rows))
     description = TokenSetDescription(
         codec_fingerprint="c-1", text_fingerprint="t-1", text_vocabulary_size=10, num_codebooks=2, codebook_size=8,
-        sample_rate=RATE, frame_rate=40.0,
+        sample_rate=RATE, frame_rate=40.0, speaker_encoder=encoder,
     )  # fmt: skip
     write_description(folder, description)
     return folder

@@ -14,7 +14,7 @@ from retort.config import validate
 from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
 from retort.orchestration import kubernetes
 from retort.orchestration.jobs import JOBS, load_job
-from retort.orchestration.kubernetes import KubernetesJob, render, submit_to_kubernetes
+from retort.orchestration.kubernetes import KubernetesJob, Placing, render, submit_to_kubernetes
 from retort.orchestration.submit import Execution
 from retort.run_config import RunConfig
 from tests.k8s import crd_schemas, operator_rules
@@ -69,6 +69,10 @@ def test_the_name_follows_from_everything_that_is_run(job: KubernetesJob) -> Non
         replace(job, root=Path("/elsewhere")),
         replace(job, execution=Execution(resume=False)),
         replace(job, execution=Execution(environment={"A": "b"})),
+        replace(job, placing=Placing(queue="one")),
+        replace(job, placing=Placing(queue="two")),
+        replace(job, placing=Placing(s3_secret="other")),
+        replace(job, placing=Placing(s3_endpoint="https://store.example:9000")),
     ]
     names = {name_of(job), *map(name_of, others)}
     assert len(names) == 1 + len(others)
@@ -79,7 +83,7 @@ def test_the_name_follows_from_everything_that_is_run(job: KubernetesJob) -> Non
 def test_options_reach_the_job(job: KubernetesJob) -> None:
     execution = Execution(resume=False, retries=3, timeout_s=60, driver_cpus=2.0, environment={"LANG": "C"})
     image = "registry.example/retort:0.2.0"
-    config_map, ray_job = render(replace(job, namespace="mine", image=image, execution=execution))
+    config_map, ray_job = render(replace(job, placing=Placing(namespace="mine"), image=image, execution=execution))
     spec = ray_job["spec"]
     assert config_map["metadata"]["namespace"] == ray_job["metadata"]["namespace"] == "mine"
     assert (spec["backoffLimit"], spec["activeDeadlineSeconds"], spec["entrypointNumCpus"]) == (3, 60, 2.0)

@@ -144,7 +144,9 @@ def test_at_the_end_of_a_schedule_a_loss_may_rest() -> None:
 
 def test_runaways_are_told_with_their_place() -> None:
     metrics = {"systems": [{"name": "a", "failure_rate": 0.05}, {"name": "b", "failure_rate": 0.2}], "x": float("inf")}
+    metrics |= {"steps_left_out": 2}
     assert alerts_of_metrics(metrics) == [
         "systems.1.failure_rate is 20.0%: more than 10% of the utterances ran away",
         "x is not a number",
+        "2 steps were left out, since their loss was not a number; bad_steps names their rows",
     ]

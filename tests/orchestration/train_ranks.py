@@ -3,10 +3,12 @@
 Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
 (RANK, WORLD_SIZE, ...) are set. A run may name faults, each with the batch whose fetching brings it about: ``die_at``
 kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
-sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver. A run may be
+sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; the batches of ``nan_at`` on rank
+``broken`` have no target, so that their loss, a mean over none, is not a number. A run may be
 ``is_taught_by_its_average``, which no run file can ask for.
 """
 
+import dataclasses
 import json
 import os
 import resource
@@ -46,7 +48,10 @@ def harm(run: dict[str, Any], rank: int) -> None:
                 request_stop(output, action, run=run["assignment"]["run"], reason=f"a reason to {action.name.lower()}")
         if n == run.get("full_at"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-        return _UNHARMED[type(stream)](stream, n)
+        whole = _UNHARMED[type(stream)](stream, n)
+        if n in run.get("nan_at", []) and rank == run.get("broken", 0):
+            return dataclasses.replace(whole, mask_BKS=torch.zeros_like(whole.mask_BKS))
+        return whole
 
     for kind in _UNHARMED:
         kind.batch = batch  # type: ignore[method-assign]

@@ -118,7 +118,7 @@ def distill(root: Path, name: str, *, method: dict[str, Any] | None = None, **ch
     return validate(tree, DistillConfig, where=name)
 
 
-def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, int]]], world_size: int) -> list[int]:
+def run_ranks(root: Path, runs: Sequence[tuple[TrainJob, dict[str, Any]]], world_size: int) -> list[int]:
     """Run the jobs one after another on plain processes; returns their exit codes (-9: killed).
 
     Args:
@@ -155,9 +155,11 @@ def weight_bytes(job: TrainJob) -> bytes:
     return (job.output / "result" / "model.safetensors").read_bytes()
 
 
-def losses_of(job: TrainJob) -> list[float]:
+def losses_of(job: TrainJob, *, without: Sequence[int] = ()) -> list[float]:
+    """Of all steps but those, each once and in order."""
     records = [record for _, record in read_metrics(job.output / "metrics.jsonl")]
-    assert [record["step"] for record in records] == list(range(1, len(records) + 1))
+    made = [step for step in range(1, len(records) + len(without) + 1) if step not in without]
+    assert [record["step"] for record in records] == made
     return [record["loss"] for record in records]
 
 

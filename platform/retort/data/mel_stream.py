@@ -95,6 +95,11 @@ class MelStream:
         indices = self._plan.indices(n * self.world_size + self.rank)
         return mel_batch([self.rows[i] for i in indices], torch.tensor(indices))
 
+    def ids(self, n: int) -> list[str]:
+        """Of the rows in batch ``n`` of this rank."""
+        names: list[str] = self.rows.column("id")
+        return [names[index] for index in self._plan.indices(n * self.world_size + self.rank)]
+
     def iterate(self, start: int, stop: int) -> Iterator[MelBatch]:
         """Batches ``start .. stop - 1``."""
         for n in range(start, stop):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from retort.data.digits import DigitsConfig, digit_strings
+from retort.data.leaks import Separation
 from retort.data.readers import CorpusConfig, read_corpus
 from retort.data.splits import SplitConfig, with_splits
 from retort.data.utterance import Reject, Utterance, read_utterances, write_utterances
@@ -32,6 +33,8 @@ class ReferencePlan:
         rejects: rows that the reader refused, by code.
         fit: chunk → places in it of the training rows that a codec is fitted on.
         digest: hash of all references.
+        num_shared_speakers: speakers with rows in more than one split.
+        leak: why the splits cannot be used, in words; None if they can.
     """
 
     num_rows: int
@@ -39,6 +42,8 @@ class ReferencePlan:
     rejects: dict[str, int]
     fit: dict[int, list[int]]
     digest: str
+    num_shared_speakers: int
+    leak: str | None
 
     @property
     def num_rejected(self) -> int:
@@ -97,13 +102,16 @@ def _write_plan(
     fit: list[tuple[bytes, int]] = []  # a heap: the largest hash is on top
     chunk: list[Utterance] = []
     digest = hashlib.sha256()
+    separation = Separation(corpus, splits)
     count = 0
     with (folder / _REJECTS).open("w", encoding="utf-8") as refused:
-        for row in _rows(corpus, splits):
-            if isinstance(row, Reject):
-                rejects[row.code] += 1
-                refused.write(json.dumps(dataclasses.asdict(row)) + "\n")
+        for given in _rows(corpus):
+            if isinstance(given, Reject):
+                rejects[given.code] += 1
+                refused.write(json.dumps(dataclasses.asdict(given)) + "\n")
                 continue
+            (row,) = with_splits([given], splits)
+            separation.add(row, is_given=given.split is not None)
             if row.split == "train":
                 _keep_smallest(fit, row.id, count, fit_utterances)
             digest.update(_identity(row))
@@ -125,6 +133,8 @@ def _write_plan(
         dict(rejects),
         {number: sorted(places[number]) for number in sorted(places)},
         digest.hexdigest()[:16],
+        separation.num_shared_speakers,
+        separation.leak(),
     )
     write_json_atomic(folder / _PLAN, dataclasses.asdict(plan))
 
@@ -145,15 +155,12 @@ def _keep_smallest(heap: list[tuple[bytes, int]], row_id: str, place: int, count
         heapq.heappushpop(heap, (inverted, -place))
 
 
-def _rows(corpus: CorpusConfig, splits: SplitConfig) -> Iterator[Utterance | Reject]:
+def _rows(corpus: CorpusConfig) -> Iterator[Utterance | Reject]:
     for row in _corpus(corpus):
-        if isinstance(row, Reject):
-            yield row
-            continue
-        if isinstance(row.audio, Path):
+        if isinstance(row, Utterance) and isinstance(row.audio, Path):
             # Workers run in other folders.
             row = dataclasses.replace(row, audio=row.audio.absolute())
-        yield from with_splits([row], splits)
+        yield row
 
 
 def _corpus(corpus: CorpusConfig) -> Iterator[Utterance | Reject]:

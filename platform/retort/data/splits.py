@@ -14,13 +14,17 @@ from retort.data.utterance import Utterance
 class SplitConfig(Config):
     """How utterances are divided where the corpus does not say: by what, and which shares are held out.
 
-    ``by`` keeps together what must not be split: nothing (``utterance``), a ``speaker``, or equal ``text``.
+    ``by`` keeps together what must not be split: nothing (``utterance``), a ``speaker``, or equal ``text``. Where the
+    corpus itself puts into several splits what ``by`` keeps together, it is refused (:mod:`retort.data.leaks`).
     """
 
     by: Literal["utterance", "speaker", "text"] = "utterance"
     test_fraction: float = Field(default=0.05, ge=0, lt=1)
     validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     seed: int = Field(default=0, ge=0)
+    allow_speaker_overlap: bool | None = None
+    """Whether a speaker may be in several splits. ``None`` refuses it with ``by: speaker``, and where a corpus of
+    several speakers names its own splits, but for the digit corpora, where all speakers are everywhere by design."""
 
     @model_validator(mode="after")
     def _something_to_train_on(self) -> Self:
@@ -43,7 +47,7 @@ def assign_split(id: str, *, test_fraction: float, validation_fraction: float, s
 
 def with_splits(utterances: Iterable[Utterance], config: SplitConfig) -> Iterator[Utterance]:
     """Yield the utterances with a split each; a split that the corpus gave is kept."""
-    keys = {"utterance": lambda row: row.id, "speaker": lambda row: f"speaker:{row.speaker}", "text": _text_key}
+    keys = {"utterance": lambda row: row.id, "speaker": lambda row: f"speaker:{row.speaker}", "text": text_key}
     for row in utterances:
         if row.split is not None:
             yield row
@@ -57,5 +61,6 @@ def with_splits(utterances: Iterable[Utterance], config: SplitConfig) -> Iterato
         yield replace(row, split=split)
 
 
-def _text_key(row: Utterance) -> str:
+def text_key(row: Utterance) -> str:
+    """Equal for texts that ``by: text`` keeps together: those that differ in case or white space alone."""
     return "text:" + " ".join(row.text.lower().split())

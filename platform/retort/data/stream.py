@@ -98,6 +98,10 @@ class BatchStream:
         generator = torch.Generator().manual_seed(mix_seed(self.seed, 1, number))
         return self.build(indices, generator)
 
+    def ids(self, n: int) -> list[str]:
+        """Of the rows in batch ``n`` of this rank."""
+        return [self.rows[index].id for index in self._plan.indices(n * self.world_size + self.rank)]
+
     def iterate(self, start: int, stop: int) -> Iterator[LMBatch]:
         """Batches ``start .. stop - 1``."""
         for n in range(start, stop):

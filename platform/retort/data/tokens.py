@@ -4,6 +4,7 @@ The rows are kept as an Arrow table, memory-mapped where the files are local, so
 batch asks for its rows.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class TokenSetDescription(Config):
     codebook_size: int
     sample_rate: int
     frame_rate: float
+    speaker_encoder: str | None = None
+    """Name of what made the rows' embeddings; ``None`` where there are none, or nobody wrote it down."""
 
     @property
     def vocabularies(self) -> tuple[int, int, int]:
@@ -151,7 +154,8 @@ class TokenSet(Sequence[TokenRow]):
         """Open the shards of ``folder``.
 
         Raises:
-            DataError: the folder is missing or is not a token set; the message names it and the cure.
+            DataError: the folder is missing, is not a token set, or an id appears twice; the message names it and the
+                cure.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -163,7 +167,15 @@ class TokenSet(Sequence[TokenRow]):
         if not shards:
             raise DataError(f"{folder} holds no rows; run `retort prepare` again")
         tables = [pq.read_table(shard, memory_map=True, schema=token_schema()) for shard in shards]
-        return cls(description, pa.concat_tables(tables))
+        table = pa.concat_tables(tables)
+        ids = table.column("id").to_pylist()
+        if len(set(ids)) < len(ids):
+            doubled = [name for name, count in Counter(ids).most_common(3) if count > 1]
+            raise DataError(
+                f"{folder}: {len(ids) - len(set(ids))} of {len(ids)} rows have the id of another "
+                f"({', '.join(doubled)}); ids must differ: was a shard copied? Run `retort prepare` again"
+            )
+        return cls(description, table)
 
     def __len__(self) -> int:
         return len(self._indices)

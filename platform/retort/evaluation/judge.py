@@ -3,6 +3,7 @@
 A judge is made from plain values, so that it can live in a Ray actor or in a test.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec
-from retort.audio.files import Audio, read_audio
+from retort.audio.files import Audio, AudioLimits, AudioRejected, read_audio
 from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import DataError
-from retort.evaluation.items import Expected, ItemResult
+from retort.evaluation.items import Expected, ItemResult, failed_item
 from retort.evaluation.scoring import Scorers, score_item
 from retort.inference.decoding import Decoding
 from retort.inference.speaker import Request, Speaker, Spoken
@@ -26,6 +27,10 @@ from retort.nn.random import seed_of
 
 RECORDINGS_OF_A_VOICE = 8
 """Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
+
+
+_ANY_SOUND = AudioLimits(min_duration_s=0.0, silence_dbfs=float("-inf"), max_clipped_fraction=1.0)
+"""Recordings are judged like every system: silence and clipping are failures in the table, not errors."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,19 @@ class TestStrings:
         self.rows = {row.id: row for row in sorted(rows[:count], key=lambda row: row.id)}
         self._others = rows
         self.embeddings = _mean_embeddings(self._train)
+
+    def refuse_other_encoder(self, name: str) -> None:
+        """Refuse to compare voices with the rows' embeddings if another encoder made these.
+
+        Raises:
+            DataError: both names and the cure.
+        """
+        theirs = self.description.speaker_encoder
+        if self.embeddings and theirs is not None and theirs != name:
+            raise DataError(
+                f"speaker_encoder is {name}, but the voices of {self.folder} were embedded by {theirs}; similarities "
+                "of different encoders do not compare: evaluate with that one, or prepare the data with this one"
+            )
 
     @property
     def expected(self) -> list[Expected]:
@@ -136,14 +154,19 @@ class Judge:
         rows = [self.strings.rows[i] for i in ids]
         verdicts = []
         for row, spoken in zip(rows, self._speak(system, rows), strict=True):
-            voice_E = self._voice(row)
             expected = Expected(row.id, row.text, row.speaker)
-            item = score_item(system.name, expected, spoken, self.scorers, voice_E=voice_E)
-            sound = Spoken(torch.zeros(0), self.strings.description.sample_rate) if spoken is None else spoken
+            sound = spoken if isinstance(spoken, Spoken) else self._nothing()
+            if isinstance(spoken, AudioRejected):
+                item = failed_item(system.name, expected, reason="error", error=str(spoken))
+            else:
+                item = score_item(system.name, expected, spoken, self.scorers, voice_E=self._voice(row))
             verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate, sound.mel_TM))
         return verdicts
 
-    def _speak(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:
+    def _nothing(self) -> Spoken:
+        return Spoken(torch.zeros(0), self.strings.description.sample_rate)
+
+    def _speak(self, system: System, rows: Sequence[TokenRow]) -> Sequence[Spoken | AudioRejected | None]:
         match system.kind:
             case "recordings":
                 return [self._recording(row) for row in rows]
@@ -153,12 +176,16 @@ class Judge:
             case "model":
                 return self._synthesise(system, rows)
 
-    def _recording(self, row: TokenRow) -> Spoken | None:
+    def _recording(self, row: TokenRow) -> Spoken | AudioRejected | None:
+        """The sound of a row, why it cannot be heard, or None if there is none."""
         if self._recordings is None:
             self._recordings = self.strings.recordings()
         if row.id not in self._recordings:
             return None
-        audio = read_audio(self._recordings[row.id])
+        try:
+            audio = read_audio(self._recordings[row.id], limits=_ANY_SOUND)
+        except AudioRejected as rejected:
+            return rejected
         return Spoken(audio.samples_N, audio.sample_rate)
 
     def _voice(self, row: TokenRow) -> Tensor | None:
@@ -184,9 +211,10 @@ class Judge:
         embedded = []
         for other in [r for r in self.strings.rows.values() if r.speaker == speaker][:RECORDINGS_OF_A_VOICE]:
             spoken = self._recording(other)
-            if spoken is not None:
-                embedding_E = self.scorers.encoder.embed(spoken.samples_N, spoken.sample_rate)
-                embedded.append((other.id, embedding_E))
+            if isinstance(spoken, Spoken):
+                with contextlib.suppress(DataError):  # silence has no voice
+                    embedding_E = self.scorers.encoder.embed(spoken.samples_N, spoken.sample_rate)
+                    embedded.append((other.id, embedding_E))
         return embedded
 
     def _synthesise(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:

@@ -27,9 +27,7 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"## Figures on {card['utterances']} utterances"
     yield ""
-    rows = [
-        (METRICS[name].label, _figure(name, f["value"]), _span(name, f["ci95"])) for name, f in card["figures"].items()
-    ]
+    rows = [(METRICS[name].label, _figure(name, f["value"]), _span(name, f)) for name, f in card["figures"].items()]
     yield from _table(("figure", "value", "95 % interval"), rows)
     yield ""
     yield f"Scored by {_plain(', '.join(card['scorers']))}. Evaluation: `{card['evaluation']}`."
@@ -60,8 +58,12 @@ def _figure(name: str, value: float | None) -> str:
     return "not measured" if value is None else METRICS[name].text(value)
 
 
-def _span(name: str, interval: list[float] | None) -> str:
-    return "" if interval is None else " to ".join(METRICS[name].text(end) for end in interval)
+def _span(name: str, figure: Mapping[str, Any]) -> str:
+    """The interval; what has none because of too few utterances says so."""
+    interval = figure["ci95"]
+    if interval is not None:
+        return " to ".join(METRICS[name].text(end) for end in interval)
+    return "n too small" if METRICS[name].interval is not None and figure["value"] is not None else ""
 
 
 def _plain(value: Any) -> str:

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retort.config import Config
-from retort.errors import DataError, MissingRequirementError
+from retort.errors import ConfigError, DataError, MissingRequirementError
 from retort.evaluation.asr import loudest_frame_dbfs
 from retort.evaluation.local_models import load_local
 
@@ -49,6 +49,15 @@ class TransformersSpeakerConfig(Config):
 SpeakerEncoderConfig = Annotated[ResemblyzerConfig | TransformersSpeakerConfig, Field(discriminator="kind")]
 
 
+def encoder_name(config: ResemblyzerConfig | TransformersSpeakerConfig) -> str:
+    """The ``name`` of the encoder that ``config`` names, without loading it."""
+    match config:
+        case ResemblyzerConfig():
+            return Resemblyzer.name
+        case TransformersSpeakerConfig():
+            return f"{config.kind}:{config.path.name}"
+
+
 def open_speaker_encoder(
     config: ResemblyzerConfig | TransformersSpeakerConfig, *, device: torch.device | str = "cpu"
 ) -> SpeakerEncoder:
@@ -66,7 +75,16 @@ def open_speaker_encoder(
 
 
 def similarity(a_E: Tensor, b_E: Tensor) -> float:
-    """Cosine of two voices, in -1..1."""
+    """Cosine of two voices, in -1..1.
+
+    Raises:
+        ConfigError: they have different sizes, so they are of different encoders.
+    """
+    if a_E.shape != b_E.shape:
+        raise ConfigError(
+            f"voices of {a_E.shape[-1]} and of {b_E.shape[-1]} numbers are of different speaker encoders and do not "
+            "compare; evaluate with the encoder that the token set was prepared with"
+        )
     return float(torch.nn.functional.cosine_similarity(a_E.float(), b_E.float(), dim=-1).clamp(-1.0, 1.0))
 
 
@@ -128,7 +146,7 @@ class TransformersSpeaker:
     _SHORTEST_N = ENCODER_RATE // 2
 
     def __init__(self, config: TransformersSpeakerConfig, *, device: torch.device | str = "cpu") -> None:
-        self.name = f"wavlm_sv:{config.path.name}"
+        self.name = encoder_name(config)
         self._device = torch.device(device)
         self._model = load_local("AutoModelForAudioXVector", config.path).to(self._device)
         self._features = load_local("AutoFeatureExtractor", config.path, weights=False)

@@ -34,7 +34,7 @@ def alerts_of_training(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def alerts_of_metrics(metrics: Mapping[str, Any]) -> list[str]:
-    """What looks wrong in the figures of a result: runaway utterances, and numbers that are none.
+    """What looks wrong in the figures of a result: runaway utterances, steps left out, and numbers that are none.
 
     A figure is found wherever it stands; its place is told with it.
     """
@@ -43,6 +43,8 @@ def alerts_of_metrics(metrics: Mapping[str, Any]) -> list[str]:
         name = place.rpartition(".")[2]
         if name in ("failure_rate", "runaway_rate") and _is_number(value) and value > _RUNAWAY_SHARE:
             found.append(f"{place} is {value:.1%}: more than {_RUNAWAY_SHARE:.0%} of the utterances ran away")
+        elif name == "steps_left_out" and value:
+            found.append(f"{value} steps were left out, since their loss was not a number; bad_steps names their rows")
         elif _is_broken(value):
             found.append(f"{place} is not a number")
     return found

@@ -22,6 +22,7 @@ from retort import errors
 from retort.data.utterance import Reject
 from retort.errors import ResourceError, RetortError
 from retort.orchestration.cluster import worker_environment
+from retort.orchestration.demand import Demand, Node, room
 from retort.orchestration.progress import Progress
 from retort.run_config import PoolConfig
 from retort.store.commit import sha256_file, write_bytes_atomic, write_json_atomic
@@ -235,8 +236,7 @@ def stream_through_actors(items: Sequence[Mapping[str, Any]], make: Make, pool: 
         batch_size=1,
         # One to start with, so that a cluster that has room for fewer than all still begins.
         compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=_fitting(size, pool)),
-        num_cpus=pool.cpus_per_worker,
-        num_gpus=pool.gpus_per_worker,
+        **Demand.of_pool(pool).options,
         runtime_env={"env_vars": worker_environment(pool.threads_per_worker, use_gpu=use_gpu)},
     )
     dataset.context.execution_options.preserve_order = True
@@ -251,11 +251,7 @@ def _fitting(size: int, pool: PoolConfig) -> int:
     """How many actors the cluster has room for now, at least one."""
     import ray
 
-    total = ray.cluster_resources()
-    fits = int(total.get("CPU", 0.0) / pool.cpus_per_worker)
-    if pool.gpus_per_worker > 0:
-        fits = min(fits, int(total.get("GPU", 0.0) / pool.gpus_per_worker))
-    return max(1, min(size, fits))
+    return max(1, min(size, room([Node.from_ray(entry) for entry in ray.nodes()], Demand.of_pool(pool))))
 
 
 class _Actor:

@@ -2,10 +2,31 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, assert_never
 
-from retort.run_config import PoolConfig, WorkersConfig
+from retort.run_config import (
+    AnyConfig,
+    DemoConfig,
+    DistillConfig,
+    DistillMelsConfig,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    GenerateMelsConfig,
+    ImportConfig,
+    PoolConfig,
+    PrepareConfig,
+    PretrainConfig,
+    PretrainMelsConfig,
+    PruneConfig,
+    ReportConfig,
+    TuneConfig,
+    WorkersConfig,
+)
+
+ACCELERATOR_LABEL = "ray.io/accelerator-type"
+_GIB = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -19,6 +40,8 @@ class Demand:
         cpus: of each.
         gpus: of each.
         wait_for_nodes_s: how long a cluster without room may take to grow.
+        memory_gib: main memory that is set aside for each.
+        labels: of the nodes that they run on.
     """
 
     name: str
@@ -27,11 +50,22 @@ class Demand:
     cpus: float
     gpus: float
     wait_for_nodes_s: float
+    memory_gib: float = 0.0
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of_pool(cls, pool: PoolConfig) -> "Demand":
         """Actors that take items one by one: one of them is enough."""
-        return cls("workers", pool.size, 1, pool.cpus_per_worker, pool.gpus_per_worker, pool.wait_for_nodes_s)
+        return cls(
+            "workers",
+            pool.size,
+            1,
+            pool.cpus_per_worker,
+            pool.gpus_per_worker,
+            pool.wait_for_nodes_s,
+            pool.memory_gib_per_worker or 0.0,
+            _labels(pool),
+        )
 
     @classmethod
     def of_training(cls, workers: WorkersConfig) -> "Demand":
@@ -44,20 +78,38 @@ class Demand:
             workers.cpus_per_worker,
             gpus,
             workers.wait_for_nodes_s,
+            workers.memory_gib_per_worker or 0.0,
+            _labels(workers),
         )
 
     @property
     def bundles(self) -> list[dict[str, float]]:
         """What must have room at the same time, in the words of Ray."""
-        each = {"CPU": self.cpus, "GPU": self.gpus}
-        return [{name: amount for name, amount in each.items() if amount > 0}] * self.least
+        return [self.resources] * self.least
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """Of each, by Ray's names; memory in bytes."""
+        each = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * _GIB}
+        return {name: amount for name, amount in each.items() if amount > 0}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of each as an actor, by the names of Ray's options."""
+        given: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
+        if self.memory_gib:
+            given["memory"] = int(self.memory_gib * _GIB)
+        if self.labels:
+            given["label_selector"] = dict(self.labels)
+        return given
 
     def __str__(self) -> str:
         """Such as ``2 training workers of 4 CPUs and 1 GPU each``."""
-        each = amounts(self.cpus, self.gpus)
+        each = amounts(self.cpus, self.gpus, self.memory_gib)
+        where = f" on nodes with {', '.join(f'{k}={v}' for k, v in self.labels.items())}" if self.labels else ""
         if self.count == 1:
-            return f"1 {self.name.removesuffix('s')} of {each}"
-        return f"{self.count} {self.name} of {each} each"
+            return f"1 {self.name.removesuffix('s')} of {each}{where}"
+        return f"{self.count} {self.name} of {each} each{where}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +123,8 @@ class Node:
         cpus: that it offers to all jobs together.
         gpus: the same.
         reason: why it is not alive, in Ray's words.
+        memory_gib: the same as ``cpus``.
+        labels: by name.
     """
 
     name: str
@@ -79,6 +133,8 @@ class Node:
     cpus: float
     gpus: float
     reason: str = ""
+    memory_gib: float = math.inf
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_ray(cls, entry: Mapping[str, Any]) -> "Node":
@@ -91,16 +147,22 @@ class Node:
             cpus=float(resources.get("CPU", 0.0)),
             gpus=float(resources.get("GPU", 0.0)),
             reason=str(entry.get("DeathReasonMessage") or ""),
+            memory_gib=float(resources.get("memory", math.inf)) / _GIB,
+            labels=dict(entry.get("Labels") or {}),
         )
 
     def room(self, demand: Demand) -> int:
         """How many of the workers would fit on it if it did nothing else."""
-        if not self.alive:
+        if not self.alive or any(self.labels.get(name) != value for name, value in demand.labels.items()):
             return 0
         fits = [
             math.floor(has / needs + 1e-9)
-            for has, needs in ((self.cpus, demand.cpus), (self.gpus, demand.gpus))
-            if needs > 0
+            for has, needs in (
+                (self.cpus, demand.cpus),
+                (self.gpus, demand.gpus),
+                (self.memory_gib, demand.memory_gib),
+            )
+            if needs > 0 and math.isfinite(has)
         ]
         return min(fits, default=demand.count)
 
@@ -117,9 +179,37 @@ def there(nodes: Sequence[Node]) -> str:
     return f"{many} with {amounts(sum(n.cpus for n in alive), sum(n.gpus for n in alive))}"
 
 
-def amounts(cpus: float, gpus: float) -> str:
+def amounts(cpus: float, gpus: float, memory_gib: float = 0.0) -> str:
     """Such as ``4 CPUs and 1 GPU``."""
     said = [f"{cpus:g} CPU{'' if cpus == 1 else 's'}"]
     if gpus > 0:
         said.append(f"{gpus:g} GPU{'' if gpus == 1 else 's'}")
+    if memory_gib > 0:
+        said.append(f"{memory_gib:g} GiB")
     return " and ".join(said)
+
+
+def demands_of(config: AnyConfig) -> list[Demand]:
+    """What a job needs at one time or another; trials of a sweep, side by side.
+
+    A job of the driver alone needs nothing.
+    """
+    match config:
+        case DemoConfig():
+            return [demand for job in config.jobs for demand in demands_of(job)]
+        case TuneConfig():
+            of_trial = [demand for job in config.trial for demand in demands_of(job)]
+            return [replace(demand, count=demand.count * config.max_concurrent) for demand in of_trial]
+        case PretrainConfig() | PretrainMelsConfig() | DistillConfig() | DistillMelsConfig():
+            return [Demand.of_training(config.training.workers)]
+        case PrepareConfig() | GenerateConfig() | GenerateMelsConfig() | PruneConfig() | EvaluateConfig():
+            return [Demand.of_pool(config.pool)]
+        case ImportConfig() | ExportConfig() | ReportConfig():
+            return []
+        case _:
+            assert_never(config)
+
+
+def _labels(workers: PoolConfig | WorkersConfig) -> dict[str, str]:
+    kind = {} if workers.accelerator is None else {ACCELERATOR_LABEL: workers.accelerator}
+    return {**kind, **workers.labels}

@@ -5,15 +5,18 @@ import re
 import shlex
 import shutil
 import subprocess
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
+from retort.orchestration.demand import demands_of
+from retort.orchestration.kubernetes_cluster import Manifest, Shape, shape_cluster
 from retort.orchestration.submit import Execution, as_yaml, identity_of, project_root, rooted_config
+from retort.run_config import AnyConfig
 
 CLUSTER = Path("k8s/cluster/cluster.yaml")
 EVERY_JOB = Path("k8s/jobs/every-job.yaml")
@@ -27,18 +30,70 @@ _APPLY_S = 120.0
 _SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|_KEY(_ID)?$", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"\bA[KS]IA[0-9A-Z]{16}\b|://[^/@\s:]*:[^/@\s]+@|-----BEGIN [A-Z ]*PRIVATE KEY-----")
 
-Manifest = dict[str, Any]
+_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
+_LABEL_VALUE = re.compile(r"[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?")
+_QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Where on Kubernetes a job runs, and which store it reaches.
+
+    Attributes:
+        namespace: the base of k8s/ has been applied there.
+        queue: Kueue's LocalQueue in it; the job then waits for room for its whole cluster, which keeps its size.
+        node_selector: labels of the nodes that workers run on.
+        s3_secret: name of the Secret whose keys the pods get as variables, and which must be there; ``None`` takes the
+            one that k8s/ names if it is there.
+        s3_endpoint: url of a store that is not AWS.
+        s3_region: its region.
+    """
+
+    namespace: str = "retort"
+    queue: str | None = None
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    s3_secret: str | None = None
+    s3_endpoint: str | None = None
+    s3_region: str | None = None
+
+    def check(self, execution: Execution) -> None:
+        """Refuse what cannot be together, and what is no name: a value of a secret in its place is not repeated.
+
+        Raises:
+            ConfigError: names what, and the cure.
+        """
+        for option, name in (("--namespace", self.namespace), ("--queue", self.queue), ("--s3-secret", self.s3_secret)):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ConfigError(f"{option}: expected the name of an object, of small letters, digits, - and .")
+        for option, text in (
+            ("--s3-region", self.s3_region),
+            *(("--node-selector", v) for v in self.node_selector.values()),
+        ):
+            if text is not None and (_SECRET_VALUE.search(text) or not _LABEL_VALUE.fullmatch(text)):
+                raise ConfigError(f"{option}: expected letters, digits, -, _ and ., at most 63")
+        if self.queue is not None and execution.retries:
+            raise ConfigError(
+                f"--retries {execution.retries} with --queue {self.queue}: another cluster would take what others wait "
+                "for; leave --retries out and submit again, the job goes on from what it wrote"
+            )
+        if self.s3_endpoint is not None:
+            parts = urllib.parse.urlsplit(self.s3_endpoint)
+            if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+                raise ConfigError(  # what is given may hold a password
+                    "--s3-endpoint: expected http(s)://host:port and nothing else; keys belong into the Secret that "
+                    "--s3-secret names"
+                )
 
 
 @dataclass(frozen=True)
 class KubernetesJob:
-    """What to run in which namespace.
+    """What to run, and where.
 
     Attributes:
         job: name of the job.
         config: its run file, on this machine.
         overrides: ``a.b=value``, applied here.
-        namespace: of Kubernetes; the base of k8s/ has been applied there.
+        placing: namespace, queue, nodes and store.
         image: what the pods run; ``None`` is the one that k8s/ names.
         root: folder that the run file's relative paths start from, below a mount of the pods.
         execution: how it is run; a retry is a new cluster.
@@ -47,7 +102,7 @@ class KubernetesJob:
     job: str
     config: Path
     overrides: tuple[str, ...] = ()
-    namespace: str = "retort"
+    placing: Placing = Placing()
     image: str | None = None
     root: Path = SHARED
     execution: Execution = field(default_factory=Execution)
@@ -59,40 +114,57 @@ def render(job: KubernetesJob) -> tuple[Manifest, Manifest]:
     Both have one name, which follows from everything in them: the same job is the same object, another is another.
 
     Raises:
-        ConfigError: the run file is faulty, or a value is a secret.
+        ConfigError: the run file is faulty, a value is a secret, or options do not fit.
         ResourceError: the run file is too large for a ConfigMap.
         MissingRequirementError: k8s/ is not there.
     """
-    run_file = as_yaml(rooted_config(job.job, job.config, job.overrides, job.root))
+    job.placing.check(job.execution)
+    config = rooted_config(job.job, job.config, job.overrides, job.root)
+    run_file = as_yaml(config)
     _refuse_secrets(run_file, job.execution.environment)
     if (size := len(run_file.encode())) > MAX_RUN_FILE_BYTES:
         raise ResourceError(
             f"{job.config}: {size} bytes as it is resolved, a ConfigMap takes {MAX_RUN_FILE_BYTES}; put it on "
             "the cluster's storage and run it there, with k8s/jobs as a pattern"
         )
-    spec = _spec(job)
-    name = identity_of(job.job, json.dumps([run_file, spec], sort_keys=True))
-    metadata = {"name": name, "namespace": job.namespace, "labels": {"retort/job": job.job, "retort/run": name}}
+    spec = _spec(job, config)
+    name = identity_of(job.job, json.dumps([run_file, spec, job.placing.queue], sort_keys=True))
+    labels = {"retort/job": job.job, "retort/run": name}
+    metadata = {"name": name, "namespace": job.placing.namespace, "labels": labels}
+    queue = {} if job.placing.queue is None else {_QUEUE_LABEL: job.placing.queue}
     for pod in _pods_of(spec["rayClusterSpec"]):
         pod["volumes"].append({"name": "run", "configMap": {"name": name}})
         pod["containers"][0]["volumeMounts"].append({"name": "run", "mountPath": str(MOUNT), "readOnly": True})
     files = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True}
     return (
         {**files, "data": {RUN_FILE: run_file}},
-        {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": spec},
+        {
+            "apiVersion": "ray.io/v1",
+            "kind": "RayJob",
+            "metadata": {**metadata, "labels": {**labels, **queue}},
+            "spec": spec,
+        },
     )
 
 
-def _spec(job: KubernetesJob) -> Manifest:
+def _spec(job: KubernetesJob, config: AnyConfig) -> Manifest:
     """Of the RayJob, without the run file's volume."""
-    execution = job.execution
+    execution, placing = job.execution, job.placing
+    cluster = _template(CLUSTER)["spec"]
+    is_queued = placing.queue is not None
+    shape_cluster(
+        cluster, Shape(demands_of(config), execution.driver_cpus or 0.0, placing.node_selector, is_fixed=is_queued)
+    )
+    _give_store(cluster, placing)
     resume = [] if execution.resume else ["--no-resume"]
     spec: Manifest = {
         **_template(EVERY_JOB)["spec"],
         "entrypoint": shlex.join(["retort", job.job, str(MOUNT / RUN_FILE), "--json", *resume]),
         "backoffLimit": execution.retries,
-        "rayClusterSpec": _template(CLUSTER)["spec"],
+        "rayClusterSpec": cluster,
     }
+    if is_queued:
+        spec["suspend"] = True  # until Kueue takes it away
     if execution.timeout_s is not None:
         spec["activeDeadlineSeconds"] = execution.timeout_s
     if execution.driver_cpus is not None:
@@ -103,6 +175,17 @@ def _spec(job: KubernetesJob) -> Manifest:
         for pod in (*_pods_of(spec["rayClusterSpec"]), spec["submitterPodTemplate"]["spec"]):
             pod["containers"][0]["image"] = job.image
     return spec
+
+
+def _give_store(cluster: Manifest, placing: Placing) -> None:
+    """Which Secret holds the keys, by its name alone, and where the store is."""
+    plain = {"AWS_ENDPOINT_URL_S3": placing.s3_endpoint, "AWS_REGION": placing.s3_region}
+    for pod in _pods_of(cluster):
+        container = pod["containers"][0]
+        container["env"] += [{"name": name, "value": value} for name, value in plain.items() if value is not None]
+        if placing.s3_secret is not None:
+            # Not optional: a pod that waits for its Secret is seen, a job without keys fails late.
+            container["envFrom"] = [{"secretRef": {"name": placing.s3_secret}}]
 
 
 def _template(path: Path) -> Manifest:
@@ -154,8 +237,8 @@ def submit_to_kubernetes(job: KubernetesJob, *, folder: Path, log: Callable[[str
         log(f"{why}, so nothing was applied; wrote {file}; apply it with: kubectl apply -f {file}\n")
         return 0
     applied = _apply(kubectl, text, context)
-    where = f"-n {job.namespace}"
-    log(f"{applied.rstrip()}\n{job.job} is {name} in namespace {job.namespace} of {context}\n")
+    where = f"-n {job.placing.namespace}"
+    log(f"{applied.rstrip()}\n{job.job} is {name} in namespace {job.placing.namespace} of {context}\n")
     if f"rayjob.ray.io/{name} unchanged" in applied:
         log(f"it was there before; to run it again: kubectl delete rayjob {where} {name}, and submit again\n")
     log(f"its state: kubectl get rayjob {where} {name}; its log: kubectl logs {where} -f job/{name}\n")

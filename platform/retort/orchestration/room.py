@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from retort.errors import ResourceError
 from retort.orchestration.demand import Demand, Node, amounts, room, there
@@ -65,10 +65,13 @@ def wait_for_room(
 def too_small(nodes: Sequence[Node], demand: Demand, *, waited_s: float | None) -> str:
     """The text of the error; ``waited_s`` is None where waiting would be in vain."""
     waited = "" if waited_s is None else f" after {waited_s:.0f} s"
-    alone = Demand("worker", 1, 1, demand.cpus, demand.gpus, 0.0)
-    if not any(node.room(alone) for node in nodes) and any(node.alive for node in nodes):
+    alone = replace(demand, count=1, least=1)
+    if demand.labels and not any(node.room(replace(alone, cpus=0.0, gpus=0.0, memory_gib=0.0)) for node in nodes):
+        why = "no node has these labels"
+    elif not any(node.room(alone) for node in nodes) and any(node.alive for node in nodes):
         largest = max((node for node in nodes if node.alive), key=lambda node: (node.gpus, node.cpus))
-        why = f"the largest node has {amounts(largest.cpus, largest.gpus)}, so not even one fits"
+        memory_gib = largest.memory_gib if demand.memory_gib else 0.0
+        why = f"the largest node has {amounts(largest.cpus, largest.gpus, memory_gib)}, so not even one fits"
     else:
         why = f"{room(nodes, demand)} of at least {demand.least} fit"
     return (

@@ -101,6 +101,9 @@ class EvaluateConfig(Config):
     recogniser: RecogniserConfig
     speaker_encoder: SpeakerEncoderConfig | None = None
     stability: StabilityConfig = StabilityConfig()
+    max_missing_fraction: float = Field(default=0.0, ge=0, le=1)
+    """Share of its strings that a system may fail to deliver. They are failures in every table; beyond this share the
+    job ends with exit code 3, after the report is written."""
     max_frames: int = Field(default=400, ge=1)
     batch_size: int = Field(default=64, ge=1)
     precision: Literal["fp32", "bf16", "auto"] = "fp32"

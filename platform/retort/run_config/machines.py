@@ -8,6 +8,10 @@ from retort.config import Config
 
 WAIT_FOR_NODES_S = 300.0
 
+LabelKey = Annotated[str, Field(pattern=r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$")]
+LabelValue = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([-\w.]{0,61}[A-Za-z0-9])?$")]
+"""As Ray and Kubernetes have them."""
+
 
 class PoolConfig(Config):
     """A pool of Ray actors or tasks."""
@@ -16,6 +20,12 @@ class PoolConfig(Config):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """A fraction shares one GPU between workers."""
+    memory_gib_per_worker: float | None = Field(default=None, gt=0)
+    """Main memory that is set aside for a worker, as Ray counts it; ``None`` counts none."""
+    accelerator: LabelValue | None = None
+    """Kind of GPU that a worker needs, such as ``H100``: the node's label ``ray.io/accelerator-type``."""
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    """Labels of the nodes that workers run on."""
     threads_per_worker: int = Field(default=1, ge=1)
     wait_for_nodes_s: float = Field(default=WAIT_FOR_NODES_S, ge=0)
     """How long a cluster that has no room for one worker may take to grow; a Ray of this machine never does."""
@@ -30,6 +40,12 @@ class WorkersConfig(Config):
     gpus_per_worker: float = Field(default=1.0, gt=0)
     """Where ``use_gpu`` is set; a fraction lets several small runs share one GPU, and needs num_workers: 1."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
+    memory_gib_per_worker: float | None = Field(default=None, gt=0)
+    """Main memory that is set aside for a worker, as Ray counts it; ``None`` counts none."""
+    accelerator: LabelValue | None = None
+    """Kind of GPU that a worker needs, such as ``H100``: the node's label ``ray.io/accelerator-type``."""
+    labels: dict[LabelKey, LabelValue] = Field(default_factory=dict)
+    """Labels of the nodes that workers run on."""
     threads_per_worker: int = Field(default=1, ge=1)
     zero_stage: Literal[0, 1, 2, 3] = 0
     precision: Literal["fp32", "bf16", "auto"] = "fp32"

@@ -44,6 +44,8 @@ class TrainingConfig(Config, Generic[B]):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     log_every: int = Field(default=20, ge=1)
+    max_bad_steps: int = Field(default=3, ge=0)
+    """Steps that are left out because their loss is not a number; one more ends the run (exit code 7)."""
     tracker: TrackerConfig | None = None
     """Takes the metrics as well; TensorBoard and ``metrics.jsonl`` always have them."""
     seed: int = Field(default=0, ge=0)

@@ -13,6 +13,10 @@ from retort.training.seam import StepOutput, Teacher
 _STUDENT = "student."
 
 
+class BadLossError(QualityGateError):
+    """The loss of a micro-batch is not a number; none of its gradient was taken in."""
+
+
 class Optimizer(Protocol):
     """Plain torch in tests, the DeepSpeed engine in production."""
 
@@ -42,7 +46,7 @@ def fit(
         on_step: gets the batch's number and what it gave.
 
     Raises:
-        QualityGateError: the loss is not finite; the message names the step.
+        BadLossError: the loss is not finite; the message names the batch.
     """
 
     def student() -> Mapping[str, Tensor]:
@@ -53,7 +57,7 @@ def fit(
             targets = teacher.targets(batch)
         out: StepOutput = objective(batch, targets)
         if not bool(torch.isfinite(out.loss)):
-            raise QualityGateError(
+            raise BadLossError(
                 f"the loss is {float(out.loss)} at batch {step}; lower optimizer.learning_rate or check the data. "
                 "The last checkpoint is intact"
             )

@@ -41,6 +41,10 @@ class Batches(Protocol[B_co]):
         """Batch ``n`` (0-based), a pure function of the seed."""
         ...
 
+    def ids(self, n: int) -> list[str]:
+        """Names of the rows in batch ``n``."""
+        ...
+
     @property
     def unit(self) -> str:
         """What :meth:`num_valid` counts, such as ``tokens``."""

@@ -120,7 +120,14 @@ def test_a_workers_error_arrives_as_it_was_raised(root: Path) -> None:
     training = {
         "optimizer": {"learning_rate": 1e30, "warmup_steps": 0},
         "workers": {"num_workers": 2, "max_failures": 1},
+        "max_bad_steps": 1,
     }
-    with pytest.raises(QualityGateError, match="step 2 of 6: the loss is nan") as raised:
-        run_pretrain(pretrain(root, "diverging", **training), Recorded())
+    progress, job = Recorded(), pretrain(root, "diverging", **training)
+    with pytest.raises(QualityGateError, match=r"not a number in 2 of 6 steps \(2, 3\)") as raised:
+        run_pretrain(job, progress)
+    (line,) = [line for line in progress.lines if "without step 2" in line]
+    assert "step 2 of 6: the loss is nan" in line
+    assert {path.name.split("-rank")[0] for path in (job.output / "bad_steps").iterdir()} == {
+        "step-00000002", "step-00000003",
+    }  # fmt: skip
     assert "Traceback" not in str(raised.value)

@@ -32,6 +32,25 @@ def test_mismatched_parts_are_refused_before_anything_starts(tmp_path: Path, dat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("init", ["teacher", "random"])
+@pytest.mark.parametrize("kind", ["cfg_distill", "multilevel_distill"])
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [({"num_layers": 9}, "num_layers: the student has 9, more than"), ({"dim": 512}, "dim: the student has 512, more")],
+)
+def test_a_student_larger_than_its_teacher_is_refused_before_anything_starts(
+    tmp_path: Path, data: Artifact, init: str, kind: str, shape: dict[str, int], told: str
+) -> None:
+    import ray
+
+    write_teacher(tmp_path / "teacher")
+    student = {"kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim": 64, **shape}
+    with pytest.raises(ConfigError, match=told):
+        run_distill(distill(tmp_path, "out", student=student, init=init, method={"kind": kind}), QuietProgress())
+    assert not ray.is_initialized()
+    assert not (tmp_path / "out").exists()
+
+
 def test_checkpoints_of_another_configuration_are_refused(tmp_path: Path, data: Artifact) -> None:
     job = pretrain(tmp_path, "out")
     (tmp_path / "out" / "checkpoints" / "step-00000004").mkdir(parents=True)

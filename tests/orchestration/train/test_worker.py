@@ -17,6 +17,7 @@ from retort.errors import ConfigError, QualityGateError, ResourceError, StorageE
 from retort.models.weights import load_codec_lm
 from retort.nn.conditions import TEXT_PAD, Conditions
 from retort.orchestration.failures import read_failure
+from retort.orchestration.train.bad_steps import bad_steps
 from retort.orchestration.train.metrics import read_metrics
 from retort.orchestration.train.task import TrainJob, task_of
 from retort.run_config import PretrainConfig
@@ -242,6 +243,7 @@ def test_faults_leave_the_last_checkpoint_and_a_clear_error(root: Path) -> None:
     # A group that is started again does not repeat the error, only the driver clears it.
     assert run_ranks(root, [(diverging, {}), (other, {})], world_size=1) == [0]
     assert not (diverging.output / "checkpoints").exists()
+    assert bad_steps(diverging.output) == (2,)
     failure = read_failure(other.output, run="run")
     assert isinstance(failure, ConfigError)
     assert "1 workers, 1 micro-batches a step; this run has 1 workers with accumulation 3" in str(failure)

@@ -22,7 +22,7 @@ from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
 from retort.evaluation.sounds import AudioSample, fingerprint_of
-from retort.evaluation.speaker import open_speaker_encoder
+from retort.evaluation.speaker import encoder_name, open_speaker_encoder
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
 from retort.evaluation.votes import preferences, read_votes
 from retort.inference.opening import open_speaker
@@ -30,6 +30,7 @@ from retort.inference.speaker import Request, Speaker
 from retort.nn.random import seed_of
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
+from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
@@ -50,10 +51,12 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     """Judge every system, and write ``results.jsonl``, ``summary.json``, ``report.html`` and audio.
 
     Raises:
-        DataError: a model or the token set is missing, or they do not belong together.
+        DataError: a model or the token set is missing, or they do not belong together; or, after the report is written,
+            a system did not deliver more strings than ``max_missing_fraction`` allows.
         ConfigError: a guidance is not valid for its model, or ``mel_reference`` shares no codes with a denoiser.
     """
     artifact, _ = run_once(config, progress, lambda: _evaluate(config, progress))
+    refuse_missing(artifact, config)
     return dict(artifact.info.metrics)
 
 
@@ -62,6 +65,8 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         given, config = config, with_results(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
         check_shared_codes(config)
+        if config.speaker_encoder is not None:
+            strings.refuse_other_encoder(encoder_name(config.speaker_encoder))
         infos = [describe_system(system, config, strings) for system in config.systems]
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
             items = place.run(lambda heard: _judge_all(given, output, strings, heard))
@@ -152,8 +157,7 @@ def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
     import ray
 
     options = {
-        "num_cpus": config.pool.cpus_per_worker,
-        "num_gpus": config.pool.gpus_per_worker,
+        **Demand.of_pool(config.pool).options,
         "runtime_env": {"env_vars": worker_environment(threads, use_gpu=config.pool.gpus_per_worker > 0)},
         # Anywhere with room: inside a trial of a sweep the default would be the trial's own small placement group.
         "scheduling_strategy": "DEFAULT",
@@ -329,7 +333,11 @@ def _write(
         "1",
         inputs={"data": strings.description.codec_fingerprint},
         config=validate(_recorded(output), EvaluateConfig, where="run.yaml").model_dump(mode="json"),
-        metrics={"systems": metrics, "findings": [finding["text"] for finding in tree["findings"]]},
+        metrics={
+            "systems": metrics,
+            "findings": [finding["text"] for finding in tree["findings"]],
+            "missing": missing_of(tree),
+        },
     )
     return write_artifact(output / "result", info, fill)
 

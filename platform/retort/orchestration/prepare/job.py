@@ -17,6 +17,7 @@ from retort.data.references import ReferencePlan, forget_plan, plan_references, 
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.data.utterance import Reject
 from retort.errors import DataError
+from retort.evaluation.speaker import encoder_name
 from retort.orchestration.chunks import (
     ChunkFolder,
     ChunkRecord,
@@ -67,7 +68,8 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
     does not depend on the number of workers.
 
     Raises:
-        DataError: the corpus is not there, or more rows than ``max_reject_fraction`` cannot be used.
+        DataError: the corpus is not there, more rows than ``max_reject_fraction`` cannot be used, or splits share what
+            must be kept apart.
         ConfigError: the output is another configuration's.
     """
     artifact, _ = run_once(config, progress, lambda: _prepare(config, progress))
@@ -88,6 +90,7 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
             on_rows=lambda count: progress.update(count, count + 1, "rows of the corpus read"),
         )
         _refuse_too_many(plan, None, config, output / REJECTS_FILE, work)
+        _refuse_leak(plan, work, progress)
         _save_once(work / TEXT, front_end)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
             codec = place.run(lambda heard: _codec(config, plan, work, heard))
@@ -175,6 +178,22 @@ def _refuse_too_many(
     raise DataError(f"{fault}; see {path}")
 
 
+def _refuse_leak(plan: ReferencePlan, work: Path, progress: Progress) -> None:
+    """Stop if splits share what must be kept apart; say so where they share speakers and may.
+
+    Raises:
+        DataError: with the speakers or texts, and the cure.
+    """
+    if plan.leak is not None:
+        forget_plan(work / REFERENCES)
+        raise DataError(plan.leak)
+    if plan.num_shared_speakers:
+        progress.log(
+            f"speakers in more than one split: {plan.num_shared_speakers}; tests are of known voices "
+            "(splits.by: speaker keeps them apart)"
+        )
+
+
 def _fault(
     plan: ReferencePlan, records: Sequence[ChunkRecord], config: PrepareConfig, codes: Counter[str]
 ) -> str | None:
@@ -201,6 +220,7 @@ def _figures(
         "rows_read": plan.num_rows + plan.num_rejected,
         "rows_kept": sum(splits.values()),
         "splits": splits,
+        "shared_speakers": plan.num_shared_speakers,
         "rejected": dict(Counter(reject.code for reject in rejects).most_common()),
         "audio_seconds": round(numbers["audio_seconds"], 3),
         "tokens": int(numbers["tokens"]),
@@ -227,6 +247,7 @@ def _write_result(
         codebook_size=codec.codebook_size,
         sample_rate=codec.sample_rate,
         frame_rate=codec.frame_rate,
+        speaker_encoder=None if config.speaker_encoder is None else encoder_name(config.speaker_encoder),
     )
 
     def fill(target: Path) -> None:

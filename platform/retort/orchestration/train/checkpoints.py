@@ -31,6 +31,10 @@ _log = logging.getLogger(__name__)
 _TEACHER = "teacher/"
 
 
+class BadWeightsError(QualityGateError):
+    """A weight is not a number: the gradient of the last step was none."""
+
+
 @dataclass(frozen=True)
 class RunState:
     """What a checkpoint holds, beside the random numbers of torch, Python and numpy.
@@ -105,13 +109,13 @@ class TrainingCheckpoints:
         """Write the checkpoint of the optimizers' step; every rank must call it.
 
         Raises:
-            QualityGateError: a weight is not a number; what is worth resuming from is kept.
+            BadWeightsError: a weight is not a number; what is worth resuming from is kept.
             ResourceError: the disk is full; the checkpoints before are intact.
         """
         step, ranks = state.step, self.ranks
         finite = [optimizer.is_finite() for optimizer in state.optimizers.values()]  # on every rank all are asked
         if not all(finite):
-            raise QualityGateError(
+            raise BadWeightsError(
                 f"a weight is not a number after step {step}; lower optimizer.learning_rate. "
                 "The last checkpoint is intact"
             )

@@ -5,7 +5,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from retort.orchestration.train.master_weights import Piece, full_parameters, pieces_of, refresh_parameters
+from retort.orchestration.train.master_weights import (
+    Piece,
+    full_parameters,
+    leave_out_step,
+    pieces_of,
+    refresh_parameters,
+)
 from retort.training.schedule import OptimizerConfig, ema_decay_at, learning_rate_at, parameter_groups
 
 ZeroStage = Literal[0, 1, 2, 3]
@@ -73,6 +79,11 @@ class DeepSpeedOptimizer:
             self.step += 1
         return last
 
+    def leave_out_step(self) -> None:
+        """Count a step that is not made: weights and moments stay, the schedule goes on; every rank must call it."""
+        leave_out_step(self.engine, self.pieces, self.step)
+        self.step += 1
+
     def weights(self) -> dict[str, Tensor]:
         """The whole fp32 masters by name, on the CPU; every rank must call it."""
         return full_parameters(self.engine, self.pieces)
@@ -114,6 +125,11 @@ class DeepSpeedOptimizer:
         if torch.distributed.is_initialized():
             torch.distributed.all_reduce(bad)
         return not bool(bad)
+
+    def is_finite_here(self) -> bool:
+        """Whether every weight that this rank holds or computes with is a number; other ranks are not asked."""
+        held = [*self._masters, *self.engine.module.parameters()]
+        return all(bool(torch.isfinite(weight).all()) for weight in held)
 
     def refresh(self) -> None:
         """Take masters that were written from outside into the model; every rank must call it."""

@@ -17,6 +17,7 @@ from retort.orchestration.demand import Demand
 from retort.orchestration.failures import clear_failure, read_failure
 from retort.orchestration.outputs import CHECKPOINTS, absolute_paths, differing_keys, job_output, run_once
 from retort.orchestration.progress import Progress
+from retort.orchestration.train.bad_steps import Allowance, train_around_bad_steps
 from retort.orchestration.train.metrics import shown
 from retort.orchestration.train.stop import Action, clear_stop, note_sigterm, request_stop
 from retort.orchestration.train.task import TrainJob, task_of
@@ -36,6 +37,7 @@ MAY_CHANGE = (
     "training.checkpoint_every",
     "training.keep_checkpoints",
     "training.log_every",
+    "training.max_bad_steps",
     "training.tracker",
 )
 """What may differ when a run goes on: none of it changes what is learned (workers and accumulation are checked against
@@ -52,7 +54,7 @@ def run_pretrain(config: PretrainConfig | PretrainMelsConfig, progress: Progress
         ConfigError: the configuration does not fit the data, or the output holds another run.
         DataError: the data are missing or do not belong together.
         ResourceError: the disk is full, or the workers keep dying; the last checkpoint is intact.
-        QualityGateError: the loss is not a number; the last checkpoint is intact.
+        QualityGateError: the loss is not a number in more than ``max_bad_steps``; the last checkpoint is intact.
         PreemptedError: SIGTERM came; a checkpoint of the step is written, or the text says why not.
     """
     return _run(config, progress)
@@ -82,10 +84,13 @@ def _train(config: TrainJob, progress: Progress) -> Artifact:
         assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
         demand = Demand.of_training(config.training.workers)
         with workplace(output, demand, progress) as place, _Sigterm(assignment, output, progress).noted() as told:
+            allowance = Allowance(config.training.max_bad_steps, config.training.steps)
 
             def work(heard: Progress) -> None:
                 with shown(output, heard, config.training.steps):
-                    _fit(assignment, output)
+                    train_around_bad_steps(
+                        lambda: _fit(assignment, output), output, output / CHECKPOINTS, allowance, heard
+                    )
 
             place.run(work, meanwhile=told.look, on_drain=told.save)
     return read_artifact(output / "result")
@@ -173,14 +178,17 @@ def _fit(assignment: Assignment, output: Path) -> None:
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        resources = {"CPU": workers.cpus_per_worker, **({"GPU": workers.gpus_per_worker} if workers.use_gpu else {})}
+        demand = Demand.of_training(workers)
         environment = worker_environment(workers.threads_per_worker, use_gpu=workers.use_gpu)
         trainer = TorchTrainer(
             train_worker,
             train_loop_config=assignment.to_tree(),
             torch_config=_torch_config(),
             scaling_config=ScalingConfig(
-                num_workers=workers.num_workers, use_gpu=workers.use_gpu, resources_per_worker=resources
+                num_workers=workers.num_workers,
+                use_gpu=workers.use_gpu,
+                resources_per_worker=demand.resources,
+                label_selector=dict(demand.labels) or None,
             ),
             run_config=RunConfig(
                 name=assignment.run,

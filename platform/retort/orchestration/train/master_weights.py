@@ -5,7 +5,7 @@ each parameter (3). Here they are named pieces of named parameters, so that a ch
 nor on the number of ranks, and holds nothing but tensors.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,16 @@ def prepare_moments(engine: Any, pieces: Iterable[Piece], step: int) -> None:
                 "step": torch.tensor(float(step)),
                 **{moment: torch.zeros_like(piece.owner) for moment in MOMENTS},
             }
+
+
+def leave_out_step(engine: Any, pieces: Sequence[Piece], step: int) -> None:
+    """Count a step in AdamW's state, after ``step`` steps, without making it: its bias correction goes by steps.
+
+    A run that goes on from a checkpoint after that step counts the same (:func:`prepare_moments`).
+    """
+    prepare_moments(engine, pieces, step)
+    for state in adam_of(engine).state.values():
+        state["step"] += 1
 
 
 class PieceReader:

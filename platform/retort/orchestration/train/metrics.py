@@ -39,6 +39,11 @@ class RunningMeans:
         weighted = torch.cat([values, values.new_ones(1)]) * num_valid
         self._sums = weighted if self._sums is None else self._sums.add_(weighted)
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added since the last reading."""
+        return self._sums is None
+
     def read(self) -> dict[str, float]:
         """The means, which then start anew; every rank must call it."""
         assert self._sums is not None, "nothing was added"

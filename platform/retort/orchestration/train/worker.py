@@ -4,7 +4,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,14 @@ from retort.nn.precision import pick_dtype
 from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.failures import read_failure, write_failure
 from retort.orchestration.outputs import CHECKPOINTS
-from retort.orchestration.train.checkpoints import Asked, RunState, TrainingCheckpoints, accumulation_for
+from retort.orchestration.train.bad_steps import BadStep, bad_steps, note_bad_step
+from retort.orchestration.train.checkpoints import (
+    Asked,
+    BadWeightsError,
+    RunState,
+    TrainingCheckpoints,
+    accumulation_for,
+)
 from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
 from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
@@ -28,7 +35,7 @@ from retort.orchestration.train.task import TrainJob, task_of
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.store.place import workplace
 from retort.store.results import RESULT
-from retort.training.fit import fit, student_of, student_weights
+from retort.training.fit import BadLossError, fit, student_of, student_weights
 from retort.training.seam import Batch, Place, Problem, StepOutput
 
 _log = logging.getLogger(__name__)
@@ -135,7 +142,8 @@ def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype:
     )
     _seed(training.seed, ranks.rank)
     listener = StopListener(config.output, ranks, run=assignment.run)
-    loop = TrainingLoop(config, problem, optimizer, checkpoints, listener, num_parameters)
+    left_out = ranks.from_rank_zero(bad_steps(config.output) if ranks.rank == 0 else ())
+    loop = TrainingLoop(config, problem, optimizer, checkpoints, listener, num_parameters, left_out)
     _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
     if found is not None:
         checkpoints.restore(found, loop.state)
@@ -156,8 +164,10 @@ class TrainingLoop:
         checkpoints: TrainingCheckpoints,
         listener: StopListener,
         num_parameters: int,
+        left_out: Sequence[int],
     ) -> None:
         self._num_parameters = num_parameters
+        self._left_out = frozenset(left_out)
         self._training, self._output = config.training, config.output
         self._problem, self._optimizer, self._checkpoints = problem, optimizer, checkpoints
         self._listener, self._ranks = listener, checkpoints.ranks
@@ -166,6 +176,7 @@ class TrainingLoop:
         self._means = RunningMeans(self._ranks)
         self._writer: MetricsWriter | None = None
         self._num_valid = torch.ones(())
+        self._micro_batch = 0  # of the step, the one that is being made
         self._since = (0, 0.0)
         self._last: dict[str, float] = {}
 
@@ -185,20 +196,42 @@ class TrainingLoop:
                     self._optimizer,
                     self._after_micro_batch,
                 )
-            except QualityGateError as error:
-                raise QualityGateError(f"step {self._optimizer.step + 1} of {self._training.steps}: {error}") from None
+            except (BadLossError, BadWeightsError) as error:
+                raise self._noted(error) from None
+            step = self._optimizer.step
+            if step > self._reported and not self._means.is_empty:  # the last steps were left out
+                self._report(step)
+            if step > self._saved:
+                self._save(step)
         return self._last
+
+    def _noted(self, error: BadLossError | BadWeightsError) -> QualityGateError:
+        """Note the step that is at fault: this one, or the one before if that one's gradient spoiled the weights."""
+        batches, accumulation = self._problem.batches, self._optimizer.config.accumulation
+        done = self._optimizer.step
+        # What is saved is finite, so a gradient that spoiled the weights came later.
+        is_spoiled = done > self._saved and (isinstance(error, BadWeightsError) or not self._optimizer.is_finite_here())
+        step = done if is_spoiled else done + 1
+        numbers = tuple(range((step - 1) * accumulation, step * accumulation))
+        if not is_spoiled:
+            numbers = numbers[self._micro_batch : self._micro_batch + 1]
+        ids = tuple(name for number in numbers for name in batches.ids(number))
+        note_bad_step(self._output, BadStep(step, self._ranks.rank, self._ranks.world_size, str(error), numbers, ids))
+        return QualityGateError(f"step {step} of {self._training.steps}: {error}")
 
     def _batches(self, start: int) -> Iterator[tuple[Batch, Tensor | None]]:
         accumulation, device = self._optimizer.config.accumulation, self._optimizer.device
         num_micro_batches = accumulation * self._ranks.world_size
         for step in range(start, self._training.steps):
+            if step + 1 in self._left_out:
+                self._optimizer.leave_out_step()
+                continue
             numbers = range(step * accumulation, (step + 1) * accumulation)
             batches: list[Batch] = [self._problem.batches.batch(n).to(device) for n in numbers]
             counts = [batch.num_valid.float() for batch in batches]
             total, action = self._listener.agree(torch.stack(counts).sum())
             self._act(action, step)
-            for batch, count in zip(batches, counts, strict=True):
+            for self._micro_batch, (batch, count) in enumerate(zip(batches, counts, strict=True)):
                 self._num_valid = count
                 weight = micro_batch_weight(count, total, num_micro_batches)
                 yield batch, weight if num_micro_batches > 1 else None
@@ -267,7 +300,7 @@ def _write_result(
     optimizer.use_average()
     weights = optimizer.weights()
     if ranks.rank == 0:
-        config = assignment.config
+        config, left_out = assignment.config, bad_steps(assignment.config.output)
         trained = problem.trained(student_weights(weights))
         batches, stop = problem.batches, config.training.steps * optimizer.config.accumulation
         info = describe_artifact(
@@ -278,6 +311,7 @@ def _write_result(
             config=assignment.recorded_config,
             metrics={
                 **metrics,
+                **({"steps_left_out": len(left_out)} if left_out else {}),
                 "parameters": trained.num_parameters,
                 f"training_{batches.unit}": batches.num_valid(stop),
             },

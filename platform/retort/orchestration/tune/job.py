@@ -20,7 +20,7 @@ from retort.evaluation.metrics import OBJECTIVES
 from retort.evaluation.pareto import costs, figures_of, pareto_front
 from retort.evaluation.sweep_report import write_sweep_report
 from retort.orchestration.cluster import ray_session
-from retort.orchestration.demand import Demand
+from retort.orchestration.demand import Demand, demands_of
 from retort.orchestration.evaluate.job import measure_speeds
 from retort.orchestration.outputs import differing_keys, job_output, run_once
 from retort.orchestration.progress import Progress
@@ -240,14 +240,7 @@ def _room(config: TuneConfig, progress: Progress) -> int:
 
 def _demands(config: TuneConfig) -> list[Demand]:
     """What the jobs of a trial need; inside a trial nobody would hear that it is too much."""
-    demands = []
-    for job in config.trial:
-        training, pool = getattr(job, "training", None), getattr(job, "pool", None)
-        if training is not None:
-            demands.append(Demand.of_training(training.workers))
-        elif pool is not None:
-            demands.append(Demand.of_pool(pool))
-    return demands
+    return [demand for job in config.trial for demand in demands_of(job)]
 
 
 def _need(job: Any) -> dict[str, float]:
