@@ -92,3 +92,14 @@ def test_digits_sound_as_the_corpus_reader_speaks_them():
         heard, spoken = loader.load(reference), read_audio(row.audio).samples_N
         assert heard.shape == spoken.shape
         assert (heard - spoken).abs().max() <= 1 / 32768 + 1e-6
+
+
+def test_recordings_of_phones_and_what_the_service_streams_are_loaded(tmp_path):
+    from retort.serving.formats import SpeechEncoder
+
+    for name in ("mp3", "aac", "opus", "flac", "wav"):
+        encoder = SpeechEncoder(name, 24000)
+        content = encoder.push(tone(0, 1.0)) + encoder.finish()
+        (tmp_path / f"a.{name}").write_bytes(content)
+        samples_N = _loader(24000).load(_utterance(tmp_path / f"a.{name}"))
+        assert 16000 <= samples_N.numel() < 16000 + 2400
