@@ -34,6 +34,7 @@ class ReferencePlan:
         fit: chunk → places in it of the training rows that a codec is fitted on.
         digest: hash of all references.
         num_shared_speakers: speakers with rows in more than one split.
+        languages: rows by language.
         leak: why the splits cannot be used, in words; None if they can.
     """
 
@@ -43,6 +44,7 @@ class ReferencePlan:
     fit: dict[int, list[int]]
     digest: str
     num_shared_speakers: int
+    languages: dict[str, int]
     leak: str | None
 
     @property
@@ -103,6 +105,7 @@ def _write_plan(
     chunk: list[Utterance] = []
     digest = hashlib.sha256()
     separation = Separation(corpus, splits)
+    languages: Counter[str] = Counter()
     count = 0
     with (folder / _REJECTS).open("w", encoding="utf-8") as refused:
         for given in _rows(corpus):
@@ -111,6 +114,7 @@ def _write_plan(
                 refused.write(json.dumps(dataclasses.asdict(given)) + "\n")
                 continue
             (row,) = with_splits([given], splits)
+            languages[row.language] += 1
             separation.add(row, is_given=given.split is not None)
             if row.split == "train":
                 _keep_smallest(fit, row.id, count, fit_utterances)
@@ -134,6 +138,7 @@ def _write_plan(
         {number: sorted(places[number]) for number in sorted(places)},
         digest.hexdigest()[:16],
         separation.num_shared_speakers,
+        dict(languages.most_common()),
         separation.leak(),
     )
     write_json_atomic(folder / _PLAN, dataclasses.asdict(plan))

@@ -17,6 +17,7 @@ from retort.errors import ConfigError, DataError
 from retort.text import espeak
 from retort.text.hf_tokenizer import TOKENIZER_FILE, HFTokenizer, HFTokenizerConfig
 from retort.text.normalise import NORMALISER_VERSION, normaliser, visible
+from retort.text.reading import Reading, count_letters, spelled_letters
 from retort.text.tokenizer import ENGLISH_CHARACTERS, IPA_CHARACTERS, CharacterTokenizer
 
 FRONT_END_FILE = "text_front_end.json"
@@ -79,14 +80,43 @@ class TextFrontEnd:
         """Return the ids of ``text``.
 
         Raises:
-            DataError: there is nothing to speak in it.
+            DataError: there is nothing to speak in it, or nothing that can be read.
         """
-        prepared = self.prepare(text)
-        ids = self._tokenizer.encode(prepared)
+        reading = self.read(text)
         # Punctuation has ids, yet alone it says nothing.
-        if not any(character.isalnum() for character in prepared):
+        if not reading.num_letters:
             raise DataError(f"there is nothing to speak in {text[:80]!r}; give it a letter or a digit")
-        return ids
+        if not reading.says_something:
+            raise DataError(
+                f"none of the letters of {text[:80]!r} can be read by this text front-end ({self._named()}); write it "
+                "in that language, or take a model that was trained on the language of the text"
+            )
+        return list(reading.ids)
+
+    def read(self, text: str) -> Reading:
+        """Return the ids of ``text`` with what cannot be read of it, even if that is all of it."""
+        written = self.written(text)
+        config = self._config
+        if not isinstance(config, PhonemesConfig):
+            unread = self._tokenizer.unknown(written)
+            return Reading(
+                tuple(self._tokenizer.encode(written)), count_letters(written), count_letters(unread), unread
+            )
+        # Foreign letters become phonemes, too, but those of their names: espeak-ng says "Chinese letter".
+        spelled = "".join(spelled_letters(written, config.voice))
+        phonemes = _phonemes(written, config.voice)
+        letters = count_letters(written) if count_letters(phonemes) else 0
+        unread = spelled + self._tokenizer.unknown(phonemes)
+        return Reading(tuple(self._tokenizer.encode(phonemes)), letters, len(spelled), unread)
+
+    def _named(self) -> str:
+        match self._config:
+            case CharactersConfig(language=language, alphabet=alphabet):
+                return f"language {language}, alphabet {alphabet.strip()[:60]!r}"
+            case PhonemesConfig(language=language, voice=voice):
+                return f"language {language}, voice {voice}"
+            case HFTokenizerConfig(language=language):
+                return f"language {language}, the vocabulary of {TOKENIZER_FILE}"
 
     def decode(self, ids: list[int]) -> str:
         """Return the prepared text of ``ids``, in its template if any; see :meth:`CharacterTokenizer.decode`."""

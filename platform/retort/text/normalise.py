@@ -259,6 +259,11 @@ def _count_noun(noun: str, count: int) -> str:
     return noun if count == 1 else _PLURALS.get(noun, f"{noun}s")
 
 
+def is_english(language: str) -> bool:
+    """Whether a language tag, such as ``en-GB`` or ``en_US``, names English."""
+    return language.lower().replace("_", "-").split("-")[0] in ("en", "eng", "english")
+
+
 def normaliser(language: str) -> Callable[[str], str]:
     """Return the normaliser of a language: :func:`normalise` for English, :func:`clean` for the others."""
     return normalise if language.split("-")[0] == "en" else clean
