@@ -4,11 +4,12 @@ import logging
 import math
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from retort.data.utterance import Reject, Utterance
 from retort.errors import DataError
+from retort.text.normalise import spaced
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Row:
 
 def check_row(row: Row) -> Utterance | Reject:
     """Turn a row into an utterance, or say why not; the audio is looked for, not opened."""
+    row = replace(row, text=spaced(row.text))
     fault = _text_fault(row) or _time_fault(row) or _audio_fault(row)
     if fault is not None:
         return Reject(printable(row.id), fault[0], printable(fault[1]), row.where)

@@ -50,6 +50,15 @@ _ABBREVIATIONS = {
 }  # fmt: skip
 
 
+# Line, page and next-line controls, and isolates, which stand around words of another direction.
+_SPACES = dict.fromkeys([0x0B, 0x0C, 0x85, 0x2066, 0x2067, 0x2068, 0x2069], " ")
+
+
+def spaced(text: str) -> str:
+    """Return ``text`` with spaces for the controls that editors and chat windows write where a person sees a gap."""
+    return text.translate(_SPACES)
+
+
 def visible(text: str) -> str:
     """Return ``text`` in NFC with single spaces, without control, format and private characters and lone surrogates.
 
