@@ -50,9 +50,22 @@ class TextFrontEnd:
     """Text to ids; made by :func:`build_text_front_end`, :func:`hf_front_end` or :func:`open_text_front_end`."""
 
     def __init__(
-        self, config: AnyTextConfig, tokenizer: CharacterTokenizer | HFTokenizer, phonemizer: str = ""
+        self,
+        config: AnyTextConfig,
+        tokenizer: CharacterTokenizer | HFTokenizer,
+        phonemizer: str = "",
+        *,
+        normaliser_version: int = NORMALISER_VERSION,
     ) -> None:
-        """Join the parts; ``phonemizer`` is the program with its version, on which the ids depend, or empty."""
+        """Join the parts.
+
+        Args:
+            config: what it is built from.
+            tokenizer: gives the ids.
+            phonemizer: the program with its version, on which the ids depend, or empty.
+            normaliser_version: what models were trained with stays as it was; new ones take the newest.
+        """
+        self._normaliser_version = normaliser_version
         self._config = config
         self._tokenizer = tokenizer
         self._phonemizer = phonemizer
@@ -74,7 +87,9 @@ class TextFrontEnd:
 
     def written(self, text: str) -> str:
         """Return the normalised text: what :meth:`prepare` returns, or makes phonemes of."""
-        return normaliser(self._config.language)(text) if self._config.normalise else visible(text)
+        if not self._config.normalise:
+            return visible(text)
+        return normaliser(self._config.language, self._normaliser_version)(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``.
@@ -129,7 +144,7 @@ class TextFrontEnd:
     def _tree(self) -> dict[str, object]:
         return {
             "config": self._config.model_dump(mode="json"),
-            "normaliser_version": NORMALISER_VERSION,
+            "normaliser_version": self._normaliser_version,
             "phonemizer": self._phonemizer,
             "tokenizer": json.loads(self._tokenizer.to_json()),
         }
@@ -179,18 +194,22 @@ def open_text_front_end(folder: Path) -> TextFrontEnd:
             tokenizer = HFTokenizer((folder / TOKENIZER_FILE).read_bytes().decode(), config)
         else:
             tokenizer = CharacterTokenizer.from_json(json.dumps(tree["tokenizer"]))
-        stored = tree["fingerprint"]
+        stored, version = tree["fingerprint"], tree["normaliser_version"]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no such file; a model folder holds its text front-end") from None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(f"{path}: not a text front-end: {error}") from None
     phonemizer = espeak.version() if isinstance(config, PhonemesConfig) else ""
-    front_end = TextFrontEnd(config, tokenizer, phonemizer)
+    if version not in range(1, NORMALISER_VERSION + 1):
+        raise DataError(
+            f"{path}: saved with version {version} of the normaliser, this installation has 1 to {NORMALISER_VERSION}; "
+            "install the version of Retort that it was saved with, or a newer one"
+        )
+    front_end = TextFrontEnd(config, tokenizer, phonemizer, normaliser_version=version)
     if front_end.fingerprint() != stored:
         raise DataError(
-            f"{path}: saved with fingerprint {stored} (normaliser {tree.get('normaliser_version')}, "
-            f"phonemizer {tree.get('phonemizer')!r}), but this installation gives {front_end.fingerprint()} "
-            f"(normaliser {NORMALISER_VERSION}, phonemizer {phonemizer!r}); install the versions it was saved with"
+            f"{path}: saved with fingerprint {stored} (phonemizer {tree.get('phonemizer')!r}), but this installation "
+            f"gives {front_end.fingerprint()} (phonemizer {phonemizer!r}); install the versions it was saved with"
         )
     return front_end
 
