@@ -1,12 +1,69 @@
 """What ``retort prepare`` tells a person, beside its figures."""
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
+from retort.data.readers import understood
+from retort.data.references import ReferencePlan
+from retort.data.utterance import Reject
 from retort.run_config import PrepareConfig, SavedText
 from retort.text.front_end import PhonemesConfig
 from retort.text.normalise import is_english
 
 _SHOWN = 8
+_MOST_CHARACTERS = 300
+
+
+def told_corpus(plan: ReferencePlan, config: PrepareConfig) -> Iterator[str]:
+    """Says what was understood of the corpus, before the work starts."""
+    columns = understood(config.corpus)
+    if columns is not None:
+        cure = "; say `columns` if that is wrong" if columns else ""
+        yield f"corpus: {columns}{cure}"
+    languages = ", ".join(list(plan.languages)[:_SHOWN])
+    yield (
+        f"corpus: {plan.num_rows} rows of {plan.num_speakers} speakers in {languages or 'no language'}; "
+        f"splits: {_counted(plan.splits)}"
+    )
+
+
+def told_leaks(plan: ReferencePlan) -> Iterator[str]:
+    """Says what splits share, and may."""
+    for kind, count, known in (
+        ("speaker", plan.num_shared_speakers, "voices"),
+        ("text", plan.num_shared_texts, "texts"),
+        ("recording", plan.num_shared_recordings, "recordings"),
+    ):
+        if count:
+            yield (
+                f"{kind}s in more than one split: {count}; tests are of known {known} "
+                f"(splits.by: {kind} keeps them apart)"
+            )
+
+
+def first_rejects(rejects: Iterable[Reject]) -> list[str]:
+    """The first reject of each reason, the most frequent reason first, with its place and what helps."""
+    firsts: dict[str, Reject] = {}
+    counts: Counter[str] = Counter()
+    for reject in rejects:
+        counts[reject.code] += 1
+        firsts.setdefault(reject.code, reject)
+    return [
+        f"{code} ({count}), as {firsts[code].id or 'a row'} at {firsts[code].where or 'an unknown place'}: "
+        f"{firsts[code].detail[:_MOST_CHARACTERS]}"
+        for code, count in counts.most_common(_SHOWN)
+    ]
+
+
+def told_end(figures: Mapping[str, Any], rejects: Iterable[Reject]) -> Iterator[str]:
+    """Says what became of the rows."""
+    yield f"kept {figures['rows_kept']} of {figures['rows_read']} rows; splits: {_counted(figures['splits'])}"
+    yield from (f"rejected: {line}" for line in first_rejects(rejects))
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in counts.items()) or "none"
 
 
 def unread_cure(config: PrepareConfig) -> str:
