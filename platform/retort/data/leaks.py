@@ -66,7 +66,7 @@ class Separation:
         speaker.rows[row.split] += 1
         speaker.is_given |= is_given
         self._texts.add(text_key(row), row.text, row.split)
-        shown = str(row.audio) if isinstance(row.audio, Path) else row.id
+        shown = row.audio.name if isinstance(row.audio, Path) else row.id
         self._recordings.add(recording_key(row), shown, row.split)
 
     @property

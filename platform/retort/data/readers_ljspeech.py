@@ -42,9 +42,7 @@ class LJSpeechConfig(Config):
     def _has_what_is_needed(self) -> "LJSpeechConfig":
         named = [name for name in self.columns or ("id", "text") if name != "ignore"]
         if len(set(named)) < len(named) or "id" not in named or not {"text", "normalised"} & set(named):
-            raise ValueError(
-                "columns must hold id and text (or normalised) once each; write ignore for what is not used"
-            )
+            raise ValueError("columns hold id and text (or normalised) once each; write ignore for what is not used")
         return self
 
 

@@ -1,5 +1,6 @@
 """Parquet corpora: Hugging Face's layout (``audio: {bytes, path}``), a column of bytes or paths, and our own files."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -127,6 +128,7 @@ def _rows(config: ParquetConfig, files: list[Path]) -> Iterator[Row | Reject]:
     folder = config.path if config.path.is_dir() else config.path.parent
     wanted, splits = names_of(config.columns, config.ignore), _splits_of(config, files)
     known = {name for names in wanted.values() for name in names} | {_BYTES}
+    prefixes = _prefixes(folder, files)
     for path in files:
         number = 0
         manifest = ManifestConfig(
@@ -143,8 +145,17 @@ def _rows(config: ParquetConfig, files: list[Path]) -> Iterator[Row | Reject]:
             for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
-                    name = f"{path.stem}-{number:06d}"
+                    name = f"{prefixes[path]}-{number:06d}"
                     yield _row({**given, **_without_empty(record)}, manifest, wanted, name, f"{path}:{number}")
+
+
+def _prefixes(folder: Path, files: Sequence[Path]) -> Mapping[Path, str]:
+    """What the ids of rows without one begin with: the file's name, with its folders where another has that name."""
+    counts = Counter(file.stem for file in files)
+    return {
+        file: file.stem if counts[file.stem] == 1 else "_".join(file.relative_to(folder).with_suffix("").parts)
+        for file in files
+    }
 
 
 def _row(record: dict[str, Any], config: ManifestConfig, names: Names, name: str, where: str) -> Row | Reject:
