@@ -201,7 +201,11 @@ def _check_content(audio: Audio, limits: AudioLimits) -> None:
         raise AudioRejected("too_short", detail)
     samples_N = audio.samples_N
     window = min(samples_N.numel(), max(1, audio.sample_rate // 20))
-    power = float(functional.avg_pool1d(samples_N.square()[None], window, stride=max(1, window // 2)).max())
+    stride = max(1, window // 2)
+    power_1W = functional.avg_pool1d(samples_N.double().square()[None], window, stride=stride)
+    if samples_N.numel() >= audio.sample_rate // 20:  # what does not change for so long makes no sound
+        power_1W = power_1W - functional.avg_pool1d(samples_N.double()[None], window, stride=stride).square()
+    power = float(power_1W.max())
     level_dbfs = 10 * math.log10(power) if power > 0 else -math.inf
     if level_dbfs < limits.silence_dbfs:
         detail = f"the loudest 50 ms are at {level_dbfs:.1f} dBFS, below {limits.silence_dbfs:g}"
