@@ -3,8 +3,8 @@
 Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
 (RANK, WORLD_SIZE, ...) are set. A run may name faults, each with the batch whose fetching brings it about: ``die_at``
 kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
-sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; the batches of ``nan_at`` on rank
-``broken`` have no target, so that their loss, a mean over none, is not a number. A run may be
+sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of the batches of ``nan_at`` and
+``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number. A run may be
 ``is_taught_by_its_average``, which no run file can ask for.
 """
 
@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 
+from retort.data.batches import LMBatch
 from retort.data.mel_stream import MelStream
 from retort.data.stream import BatchStream
+from retort.methods.pretrain import CrossEntropyObjective
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError, note_sigterm, request_stop
 from retort.orchestration.train.task import task_of
 from retort.orchestration.train.worker import Assignment, run_rank, train_problem
-from retort.training.seam import Place
+from retort.training.seam import Place, StepOutput
 from tests.orchestration.ema_problem import taught_by_its_average
 
 _UNHARMED = {stream: stream.batch for stream in (BatchStream, MelStream)}
@@ -33,6 +35,20 @@ _UNHARMED = {stream: stream.batch for stream in (BatchStream, MelStream)}
 
 LEFT = 7
 """Exit code of a rank that was told to leave."""
+
+
+_MARKS = {"nan_at": -1, "bad_gradient_at": -2}
+"""Rows of a batch that is to be broken; a plain cross-entropy looks at no row's number."""
+_CROSS_ENTROPY = CrossEntropyObjective.forward
+
+
+def cross_entropy_of_marked(objective: CrossEntropyObjective, batch: LMBatch, targets: None) -> StepOutput:
+    out, mark = _CROSS_ENTROPY(objective, batch, targets), int(batch.row_B[0])
+    if mark == _MARKS["nan_at"]:
+        return dataclasses.replace(out, loss=out.loss * float("nan"))
+    if mark == _MARKS["bad_gradient_at"]:  # the root of 0 is 0, and its slope is infinite
+        return dataclasses.replace(out, loss=out.loss + (out.loss - out.loss.detach()).sqrt())
+    return out
 
 
 def harm(run: dict[str, Any], rank: int) -> None:
@@ -49,12 +65,14 @@ def harm(run: dict[str, Any], rank: int) -> None:
         if n == run.get("full_at"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         whole = _UNHARMED[type(stream)](stream, n)
-        if n in run.get("nan_at", []) and rank == run.get("broken", 0):
-            return dataclasses.replace(whole, mask_BKS=torch.zeros_like(whole.mask_BKS))
+        for name, mark in _MARKS.items():
+            if n in run.get(name, []) and rank == run.get("broken", 0):
+                return dataclasses.replace(whole, row_B=torch.full_like(whole.row_B, mark))
         return whole
 
     for kind in _UNHARMED:
         kind.batch = batch  # type: ignore[method-assign]
+    CrossEntropyObjective.forward = cross_entropy_of_marked  # type: ignore[method-assign]
 
 
 def main(runs: Path, rank: int, world_size: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from retort.errors import QualityGateError, StorageError
-from retort.orchestration.failures import read_failure
+from retort.orchestration.failures import clear_failure, read_failure
 from retort.orchestration.train.bad_steps import (
     FOLDER,
     Allowance,
@@ -23,7 +23,7 @@ from retort.store.artifact import read_artifact
 from retort.store.checkpoints import CheckpointFolder
 from retort.training.seam import Place
 from tests.orchestration.tiny_runs import Lines
-from tests.orchestration.train_runs import losses_of, pretrain, run_ranks, weight_bytes, write_tokens
+from tests.orchestration.train_runs import events_of, losses_of, pretrain, run_ranks, weight_bytes, write_tokens
 
 AVERAGED = {"ema_decay": 0.8}
 KINDS = {
@@ -57,6 +57,7 @@ def train(root: Path, job: TrainJob, world_size: int, faults: dict[str, Any]) ->
     progress = Lines()
     allowance = Allowance(job.training.max_bad_steps, job.training.steps)
     job.output.mkdir(exist_ok=True)
+    clear_failure(job.output)
     train_around_bad_steps(start, job.output, job.output / "checkpoints", allowance, progress)
     return progress
 
@@ -94,20 +95,39 @@ def test_a_bad_batch_costs_its_step_and_nothing_else(root: Path, kind: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["plain", "sharded"])
+def test_a_gradient_that_is_none_is_found_by_what_it_did(root: Path, kind: str) -> None:
+    """Its own loss is a number; the next one is none, or the weights are none when they are saved."""
+    workers, optimizer, world_size = KINDS[kind]
+    for number, name in ((5, "in between"), (7, "before a checkpoint")):
+        job, told = (
+            pretrain(root, f"{kind} {name} {i}", steps=8, workers=workers, optimizer={**AVERAGED, **optimizer})
+            for i in range(2)
+        )
+        train(root, job, world_size, {"bad_gradient_at": [number], "broken": world_size - 1})
+        assert bad_steps(job.output) == (number + 1,)
+        told.output.mkdir()
+        note_bad_step(told.output, bad(number + 1))
+        train(root, told, world_size, {})
+        assert weight_bytes(job) == weight_bytes(told)
+
+
+@pytest.mark.slow
 def test_the_last_step_the_step_of_a_checkpoint_and_the_first_may_be_bad(root: Path) -> None:
-    job = pretrain(root, "ends", steps=8, optimizer=AVERAGED)
+    job = pretrain(root, "ends", steps=8, optimizer=AVERAGED, checkpoint_every=2)
     train(root, job, 1, {"nan_at": [0, 3, 7]})
     assert len(losses_of(job, without=[1, 4, 8])) == 5
     kept = CheckpointFolder(job.output / "checkpoints").latest_good()
     assert kept is not None
     assert kept.step == 8
-    again = pretrain(root, "ends-told", steps=8, optimizer=AVERAGED)
+    again = pretrain(root, "ends-told", steps=8, optimizer=AVERAGED, checkpoint_every=2)
     again.output.mkdir()
     for step in (1, 4, 8):
         note_bad_step(again.output, bad(step))
     # A run that is killed and goes on counts the same steps.
     assert run_ranks(root, [(again, {"die_at": 6})], 1) == [-9]
     assert run_ranks(root, [(again, {})], 1) == [0]
+    assert "resuming after step 6" in events_of(again)
     assert weight_bytes(job) == weight_bytes(again)
 
 

@@ -27,7 +27,7 @@ def refuse_missing(evaluation: Artifact, config: EvaluateConfig) -> None:
         DataError: names the systems, how much is missing, the report, and the cure.
     """
     # Evaluations from before this was recorded have no such figure.
-    found: Mapping[str, list[int]] = evaluation.info.metrics.get("missing", {})
+    found: Any = evaluation.info.metrics.get("missing", {})
     told = [
         f"{name} {count} of {among}"
         for name, (count, among) in found.items()
