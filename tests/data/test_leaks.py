@@ -8,9 +8,10 @@ import pytest
 
 from retort.audio.files import wav_bytes
 from retort.config import validate
-from retort.data.references import plan_references
+from retort.data.references import plan_references, read_references
 from retort.errors import DataError
 from retort.orchestration.prepare.job import run_prepare
+from retort.orchestration.prepare.told import told_leaks
 from retort.run_config import PrepareConfig
 from tests.orchestration.tiny_runs import RATE, Lines, tone, write_ljspeech
 
@@ -147,3 +148,47 @@ def test_prepare_stops_before_any_worker_with_exit_code_3_and_looks_again_at_a_m
             run_prepare(config, Lines())
         assert error.value.exit_code == 3
     assert not (tmp_path / "out" / "result").exists()
+
+
+def _told(tmp_path: Path, corpus: dict[str, Any], **splits: Any) -> list[str]:
+    config = config_of(tmp_path, corpus, **splits)
+    return list(told_leaks(plan_references(config.corpus, config.splits, tmp_path / "plan", fit_utterances=1)))
+
+
+def test_texts_on_both_sides_are_counted_and_told_whatever_keeps_what_apart(tmp_path: Path) -> None:
+    corpus = manifest(tmp_path / "corpus", [(f"s{i}", "train" if i < 5 else "test") for i in range(8)], text="Yes")
+    lines = _told(tmp_path, corpus)
+    assert [line for line in lines if line.startswith("texts")] == [
+        "texts in more than one split: 1; tests are of known texts (splits.by: text keeps them apart)"
+    ]
+
+
+def segments(folder: Path, splits: list[str | None]) -> dict[str, Any]:
+    """Segments of three recordings, one after the other."""
+    folder.mkdir()
+    lines = []
+    for i, split in enumerate(splits):
+        name = f"{i % 3}.wav"
+        (folder / name).write_bytes(wav_bytes(tone(i % 3, 9.0), RATE))
+        lines.append({"audio": name, "text": f"words {i}", "start": i / 10, "end": i / 10 + 0.1, "split": split})
+    (folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return {"kind": "manifest", "path": str(folder / "m.jsonl")}
+
+
+def test_segments_of_one_recording_stay_together_where_it_is_asked_for(tmp_path: Path) -> None:
+    corpus = segments(tmp_path / "corpus", [None] * 60)
+    assert any(line.startswith("recordings in more than one split: 3") for line in _told(tmp_path / "a", corpus))
+    assert not any(line.startswith("recordings") for line in _told(tmp_path / "b", corpus, by="recording"))
+    plan = tmp_path / "b" / "plan"
+    rows = [row for chunk in range(2) for row in read_references(plan, chunk)]
+    assert len(rows) == 60
+    for audio in {row.audio for row in rows}:
+        assert len({row.split for row in rows if row.audio == audio}) == 1
+
+
+def test_a_recording_in_two_splits_of_the_corpus_is_refused_where_recordings_are_apart(tmp_path: Path) -> None:
+    corpus = segments(tmp_path / "corpus", ["train", "train", "train", "test", "train", "train"])
+    leak, _ = leak_of(tmp_path, corpus, by="recording")
+    assert leak is not None
+    assert "1 recordings are in more than one split by the corpus' own word" in leak
+    assert "0.wav' in train and test" in leak

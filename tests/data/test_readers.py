@@ -358,3 +358,12 @@ def test_the_digit_recordings_through_a_manifest(tmp_path):
     assert [row.id for row in good] == [name.removesuffix(".wav") for name in names]
     assert len({row.speaker for row in good}) == 5
     assert not rejects
+
+
+@pytest.mark.parametrize("gap", ["\x0b", "\x0c", "\x85", "\u2066", "\u2067", "\u2068", "\u2069"])
+def test_breaks_and_isolates_in_a_text_are_spaces(tmp_path, gap):
+    good, rejects = _ljspeech(tmp_path, f"a|x|one{gap}two\n".encode())
+    assert not rejects
+    assert good[0].text == "one two"
+    # An id is no text: what hides there is refused as before.
+    assert "control_characters" in {code for _, code in _ljspeech(tmp_path / "b", f"a{gap}b|x|one\n".encode())[1]}

@@ -6,7 +6,7 @@ import torch
 from retort.audio.files import AudioRejected, read_audio, wav_bytes
 from retort.data.digits import DigitsConfig, read_digits
 from retort.data.readers_ljspeech import LJSpeechConfig
-from retort.data.recordings import AudioConfig, RecordingLoader, trim_silence
+from retort.data.recordings import AudioConfig, RecordingLoader, trim_silence, without_offset
 from retort.data.utterance import Utterance
 from tests.orchestration.tiny_runs import tone
 
@@ -92,3 +92,59 @@ def test_digits_sound_as_the_corpus_reader_speaks_them():
         heard, spoken = loader.load(reference), read_audio(row.audio).samples_N
         assert heard.shape == spoken.shape
         assert (heard - spoken).abs().max() <= 1 / 32768 + 1e-6
+
+
+def test_recordings_of_phones_and_what_the_service_streams_are_loaded(tmp_path):
+    from retort.serving.formats import SpeechEncoder
+
+    for name in ("mp3", "aac", "opus", "flac", "wav"):
+        encoder = SpeechEncoder(name, 24000)
+        content = encoder.push(tone(0, 1.0)) + encoder.finish()
+        (tmp_path / f"a.{name}").write_bytes(content)
+        samples_N = _loader(24000).load(_utterance(tmp_path / f"a.{name}"))
+        assert 16000 <= samples_N.numel() < 16000 + 2400
+
+
+@pytest.mark.parametrize("offset", [0.05, -0.05, 0.3, 0.01])
+def test_a_constant_in_a_recording_turns_no_trimming_off(offset):
+    padded = torch.cat([torch.zeros(8000), tone(0, 0.5), torch.zeros(16000)])
+    loader = _loader(trim_silence_dbfs=-50.0)
+    plain_N = loader.load(_utterance(wav_bytes(padded, 16000)))
+    shifted_N = loader.load(_utterance(wav_bytes(padded + offset, 16000)))
+    assert shifted_N.numel() == plain_N.numel()
+    assert torch.allclose(shifted_N, plain_N, atol=1e-4)
+
+
+def test_a_constant_of_little_counts_where_silence_is_deeper():
+    padded = torch.cat([torch.zeros(8000), tone(0, 0.5), torch.zeros(16000)]) + 0.002
+    assert _loader(trim_silence_dbfs=-60.0).load(_utterance(wav_bytes(padded, 16000))).numel() < 12000
+
+
+@pytest.mark.parametrize("seconds", [0.3, 1.0])
+def test_a_constant_takes_no_part_in_loudness(seconds):
+    loader = _loader(target_lufs=-23.0)
+    plain_N, shifted_N = (loader.load(_utterance(wav_bytes(tone(0, seconds) + dc, 16000))) for dc in (0.0, 0.1))
+    assert float(shifted_N.std() / plain_N.std()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("level", [0.5, 0.02, -0.9])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_nothing_but_a_constant_is_silence(level, channels):
+    import io
+
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, torch.full((16000, channels), level).numpy(), 16000, format="WAV", subtype="FLOAT")
+    with pytest.raises(AudioRejected) as error:
+        _loader().load(_utterance(buffer.getvalue()))
+    assert error.value.code == "silent"
+    # A constant that begins or ends in the recording is a step, and a click at most.
+    assert read_audio(wav_bytes(tone(0, 1.0), 16000)).duration_s == 1.0
+
+
+def test_the_mean_of_a_voice_is_no_constant():
+    corpus = DigitsConfig(kind="digits", num_strings=24, test_strings=0)
+    for row in read_digits(corpus):
+        samples_N = read_audio(row.audio).samples_N
+        assert without_offset(samples_N, 22050, 10 ** (-50 / 20)) is samples_N

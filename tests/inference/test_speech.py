@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from retort.errors import ConfigError
+from retort.errors import ConfigError, DataError
 from retort.inference.decoding import CodecLMDecoding
 from retort.inference.runaway import is_looping
 from retort.inference.sampling import SamplerConfig
-from retort.inference.speaker import Request, Sound, Wish
+from retort.inference.speaker import Request, Sound, Wish, in_parts
 from retort.inference.speech import GuardConfig, SpeechEngine
 from retort.inference.synthesizer import Synthesizer
 from retort.nn.guidance import TwoTermGuidance
@@ -275,3 +275,16 @@ def test_the_next_part_of_a_comfortable_listener_waits_for_a_first_sound(synthes
     while not any(sound.samples_N.numel() for sound in speech.step()):
         pass
     assert not speech.can_wait(clock.now + 5.0)
+
+
+def test_parts_that_the_model_cannot_read_are_left_out_and_a_text_of_them_is_refused(synthesizer: Synthesizer) -> None:
+    speech = engine(synthesizer)
+    text = "one two three. \u4f60\u597d\uff0c\u4e16\u754c. four five six. \u043f\u0440\u0438\u0432\u0435\u0442!"
+    parts = in_parts(wish(text), 16, lambda part: speech.read(part).says_something)
+    assert [part.request.text for part in parts] == ["one two three.", "four five six."]
+    assert set(speech.read(text).unread) == set("\u4f60\u597d\uff0c\u4e16\u754c\u043f\u0440\u0438\u0432\u0435\u0442")
+    with pytest.raises(DataError, match="none of the letters"):
+        speech.check(wish("\u4f60\u597d\uff0c\u4e16\u754c"))
+    with pytest.raises(DataError, match="none of the letters"):
+        speech.add(wish("\u043f\u0440\u0438\u0432\u0435\u0442"))
+    speech.check(wish("one \u4f60\u597d"))

@@ -180,3 +180,8 @@ def test_cleaning_takes_linear_time(unit: str) -> None:
         return best
 
     assert seconds(400_000) < 9 * seconds(100_000)
+
+
+@pytest.mark.parametrize("gap", ["\x0b", "\x0c", "\x85", "\u2066", "\u2069"])
+def test_breaks_and_isolates_in_a_text_are_spaces(gap: str) -> None:
+    assert clean_text(f"one{gap}two", max_characters=100) == "one two"

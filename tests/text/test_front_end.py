@@ -12,7 +12,7 @@ from retort.text.front_end import (
     build_text_front_end,
     open_text_front_end,
 )
-from retort.text.tokenizer import NULL, PAD, UNK
+from retort.text.tokenizer import ENGLISH_CHARACTERS, NULL, PAD, UNK
 
 PREPARE = {
     "job": "prepare",
@@ -95,4 +95,41 @@ def test_a_damaged_file_is_named(text, tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match="no such file"):
+        open_text_front_end(tmp_path)
+
+
+# As it was written by version 1, with the ids that it gave.
+_OF_VERSION_1 = {
+    "config": {"kind": "characters", "language": "en", "normalise": True, "alphabet": ENGLISH_CHARACTERS},
+    "normaliser_version": 1,
+    "phonemizer": "",
+    "tokenizer": {"kind": "characters", "num_reserved": 3, "alphabet": ENGLISH_CHARACTERS},
+    "fingerprint": "b93211e849682691",
+}
+_IDS_OF_VERSION_1 = [
+    18, 29, 17, 34, 29, 32, 3, 37, 22, 29, 5, 3, 28, 29, 4, 3, 19, 26, 19, 36, 19, 28, 3, 14, 3, 34, 22, 32, 19, 19, 3,
+    30, 29, 23, 28, 34, 3, 20, 23, 36, 19, 3, 18, 29, 26, 26, 15, 32, 33, 3, 27,
+]  # fmt: skip
+
+
+def test_a_front_end_of_version_1_gives_the_ids_and_the_fingerprint_that_it_gave(tmp_path):
+    (tmp_path / "text_front_end.json").write_text(json.dumps(_OF_VERSION_1))
+    old = open_text_front_end(tmp_path)
+    assert old.fingerprint() == "b93211e849682691"
+    assert old.encode("Dr. Who, no. 11 – $3.5M") == _IDS_OF_VERSION_1
+    # Saved again, with a student of that model, it stays of version 1.
+    old.save(tmp_path / "again")
+    again = open_text_front_end(tmp_path / "again")
+    assert again.fingerprint() == old.fingerprint()
+    assert again.encode("Dr. Who, no. 11 – $3.5M") == _IDS_OF_VERSION_1
+    new = build_text_front_end(old.config)
+    assert new.fingerprint() != old.fingerprint()
+    assert new.encode("Dr. Who, no. 11 – $3.5M") != _IDS_OF_VERSION_1
+    assert new.encode("one two three") == old.encode("one two three")
+
+
+@pytest.mark.parametrize("version", [0, 3, "2", None])
+def test_a_normaliser_that_is_not_here_is_named(version, tmp_path):
+    (tmp_path / "text_front_end.json").write_text(json.dumps({**_OF_VERSION_1, "normaliser_version": version}))
+    with pytest.raises(DataError, match=rf"version {version} of the normaliser, this installation has 1 to 2"):
         open_text_front_end(tmp_path)

@@ -121,3 +121,26 @@ def test_text_ids_are_dense_and_reversible(first: int, count: int, outside: int)
     vocabulary = first + count + 10
     ids = [audio.text_id(i) for i in range(vocabulary) if i not in audio.codes]
     assert ids == list(range(NUM_RESERVED, NUM_RESERVED + vocabulary - count))
+
+
+def test_the_unknown_token_of_a_vocabulary_is_told_and_refused_alone() -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+
+    words = ["[unk]", "one", "two", "<text>", "</text>", "<speech>", "</speech>", "c0", "c1"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[unk]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tree = {
+        "before": [3], "after": [4], "start": 5, "vocabulary_size": 9, "audio": {"first": 7, "count": 2, "eos": 6},
+    }  # fmt: skip
+    made = hf_front_end(tokenizer.to_str(), validate(tree, HFTokenizerConfig, where="t"))
+    assert made.read("one two").unread == ""
+    reading = made.read("one three two")
+    assert (reading.unread, reading.num_unread_letters, reading.num_letters) == ("three", 5, 11)
+    with pytest.raises(DataError, match=r"none of the letters of 'five'.*tokenizer\.json"):
+        made.encode("five")
+
+
+def test_bytes_know_every_character(content: str) -> None:
+    assert front_end(content).read("\u4f60\u597d").unread == ""

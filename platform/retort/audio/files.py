@@ -1,85 +1,45 @@
 """Audio files: guarded reading, exact writing, resampling, loudness.
 
 Nothing that a file says about itself is believed: encoded bytes, decoded seconds and decoded samples are limited
-separately, while decoding, and a file that holds less sound than it promises is refused. Every refusal has a code,
-which ``rejects.jsonl`` and the endpoints report.
+separately, while decoding, and a file that holds less sound than it promises is refused; one that promises nothing, as
+streams do, is what decodes. Every refusal has a code, which ``rejects.jsonl`` and the endpoints report.
 """
 
 import io
 import math
 import wave
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from retort.config import Config
-from retort.errors import DataError
+from retort.audio.containers import is_mp3_length_known, refuse_cut_container, with_sizes
+from retort.audio.limits import DEFAULT_LIMITS, Audio, AudioLimits, AudioRejected, check_shape
+from retort.audio.media import decode_media, format_of
 
-_MIN_SAMPLE_RATE, _MAX_SAMPLE_RATE = 4000, 192000
-_MAX_CHANNELS = 2
+__all__ = [
+    "Audio",
+    "AudioLimits",
+    "AudioRejected",
+    "normalise_loudness",
+    "read_audio",
+    "resample",
+    "wav_bytes",
+    "write_wav",
+]
+
 _BLOCK_SAMPLES = 1 << 18
-_MAX_WAV_CHUNKS = 256
+_MOST_STATED = 1 << 40
 _FULL_SCALE = 0.999
 _PEAK_LIMIT = 0.99
 # ITU-R BS.1770-4 gates over blocks of 400 ms, and offsets the K-weighted power by this much.
 _LOUDNESS_BLOCK_S, _LOUDNESS_OFFSET_DB = 0.4, -0.691
 
 
-@dataclass(frozen=True)
-class Audio:
-    """One channel of sound: ``samples_N`` float32 in [-1, 1] at ``sample_rate`` Hz."""
-
-    samples_N: Tensor
-    sample_rate: int
-
-    @property
-    def duration_s(self) -> float:
-        """Length in seconds."""
-        return self.samples_N.numel() / self.sample_rate
-
-
-class AudioRejected(DataError):  # noqa: N818 (it reads as the verdict that it is)
-    """A recording that cannot be used.
-
-    ``code`` is one of missing_file, unreadable, truncated, empty, non_finite, too_many_channels, bad_sample_rate,
-    too_short, too_long, too_large, silent, clipped; ``detail`` says it in words, with the values and the cure.
-    """
-
-    def __init__(self, code: str, detail: str) -> None:
-        # Both go to Exception, so that the error survives a trip between processes.
-        super().__init__(code, detail)
-        self.code = code
-        self.detail = detail
-
-    def __str__(self) -> str:
-        return f"{self.code}: {self.detail}"
-
-
-class AudioLimits(Config):
-    """What ``read_audio`` accepts."""
-
-    min_duration_s: float = Field(default=0.05, ge=0.0)
-    max_duration_s: float = Field(default=120.0, gt=0.0)
-    max_bytes: int = Field(default=64 * 2**20, gt=0)
-    """Encoded size."""
-    max_samples: int = Field(default=32_000_000, gt=0)
-    """Decoded samples of all channels together; a forged sample rate makes seconds cheap, never this."""
-    silence_dbfs: float = Field(default=-60.0, le=0.0)
-    """A recording whose loudest 50 ms lie below this level is silent."""
-    max_clipped_fraction: float = Field(default=0.05, gt=0.0, le=1.0)
-    """Largest share of samples at full scale."""
-
-
-DEFAULT_LIMITS = AudioLimits()
-
-
 def read_audio(source: Path | bytes, *, limits: AudioLimits = DEFAULT_LIMITS) -> Audio:
-    """Decode a recording (WAV, FLAC, Ogg, MP3 and what else libsndfile knows) to one channel at its own rate.
+    """Decode a recording to one channel at its own rate: WAV, FLAC, Ogg, MP3, M4A, WebM, AAC, AMR and others.
 
     Two channels are averaged. Float files that go beyond full scale are scaled down, not clipped.
 
@@ -87,8 +47,8 @@ def read_audio(source: Path | bytes, *, limits: AudioLimits = DEFAULT_LIMITS) ->
         AudioRejected: see its codes.
     """
     encoded = _bounded_bytes(source, limits)
-    _check_container_is_whole(encoded)
-    audio = _decode(encoded, limits)
+    refuse_cut_container(encoded)
+    audio = _decode(with_sizes(encoded), limits)
     samples_N = audio.samples_N
     if samples_N.numel() == 0:
         raise AudioRejected("empty", "the recording holds no samples")
@@ -187,66 +147,34 @@ def _bounded_bytes(source: Path | bytes, limits: AudioLimits) -> bytes:
     return encoded
 
 
-def _check_container_is_whole(encoded: bytes) -> None:
-    """Refuse the cuts that libsndfile mends in silence; it finds those in FLAC and MP3 by itself."""
-    promised = present = 0
-    if encoded[:4] == b"RIFF" and encoded[8:12] == b"WAVE":
-        promised, present = _wav_data_sizes(encoded)
-    elif encoded[:4] == b"FORM":
-        promised, present = int.from_bytes(encoded[4:8], "big"), len(encoded) - 8
-    elif encoded[:4] == b"OggS":
-        promised, present = _ogg_last_page_sizes(encoded)
-    if promised > present:
-        detail = f"{promised} bytes are promised, {present} are there; copy or export the recording again"
-        raise AudioRejected("truncated", detail)
-
-
-def _wav_data_sizes(encoded: bytes) -> tuple[int, int]:
-    """Bytes of sound that the header promises and that are there; (0, 0) leaves a strange file to libsndfile."""
-    position = 12
-    for _ in range(_MAX_WAV_CHUNKS):
-        name, size = encoded[position : position + 4], int.from_bytes(encoded[position + 4 : position + 8], "little")
-        position += 8
-        if name == b"data":
-            return size, len(encoded) - position
-        position += size + size % 2
-    return 0, 0
-
-
-def _ogg_last_page_sizes(encoded: bytes) -> tuple[int, int]:
-    """Promised and present bytes of the last page (RFC 3533, section 6), which must carry the end-of-stream flag."""
-    last_page = encoded[encoded.rfind(b"OggS") :]
-    if len(last_page) < 27 or not last_page[5] & 4:
-        return len(last_page) + 1, len(last_page)
-    num_segments = last_page[26]
-    return 27 + num_segments + sum(last_page[27 : 27 + num_segments]), len(last_page)
-
-
 def _decode(encoded: bytes, limits: AudioLimits) -> Audio:
     import soundfile
 
+    other = format_of(encoded)
     try:
         sound = soundfile.SoundFile(io.BytesIO(encoded))
     except (soundfile.LibsndfileError, TypeError) as error:
+        if other is not None and other != "flac":
+            return decode_media(encoded, other, limits)
         # A FLAC file is decoded a little while it is opened, so a cut shows here.
-        code = "truncated" if encoded[:4] == b"fLaC" else "unreadable"
-        raise AudioRejected(code, f"not a whole audio file that libsndfile can read: {error}") from error
+        code = "truncated" if other == "flac" else "unreadable"
+        reason = str(error).rpartition(": ")[2]  # what comes before names an object in memory
+        raise AudioRejected(
+            code, f"not a whole recording of a kind that is known ({reason}); export it as WAV or FLAC"
+        ) from error
     with sound:
-        if sound.channels > _MAX_CHANNELS:
-            detail = f"{sound.channels} channels; at most {_MAX_CHANNELS} are accepted, mix them down first"
-            raise AudioRejected("too_many_channels", detail)
-        if not _MIN_SAMPLE_RATE <= sound.samplerate <= _MAX_SAMPLE_RATE:
-            detail = f"{sound.samplerate} Hz; {_MIN_SAMPLE_RATE} to {_MAX_SAMPLE_RATE} Hz are accepted"
-            raise AudioRejected("bad_sample_rate", detail)
+        check_shape(sound.channels, sound.samplerate)
+        if sound.frames > _MOST_STATED:  # libsndfile cannot read to the end of a FLAC file that states no length
+            return decode_media(encoded, "flac", limits)
+        if sound.format == "MP3" and not is_mp3_length_known(encoded):
+            return decode_media(encoded, "mp3", limits)
         return Audio(_decode_blocks(sound, limits), sound.samplerate)
 
 
 def _decode_blocks(sound: Any, limits: AudioLimits) -> Tensor:
     import soundfile
 
-    by_duration = math.floor(limits.max_duration_s * sound.samplerate)
-    most = min(by_duration, limits.max_samples // sound.channels)
-    too_long = f"longer than {limits.max_duration_s:g} s or {limits.max_samples} samples; split the recording"
+    most = limits.most_frames(sound.samplerate, sound.channels)
     blocks: list[Tensor] = []
     decoded = 0
     try:
@@ -257,10 +185,10 @@ def _decode_blocks(sound: Any, limits: AudioLimits) -> Tensor:
             blocks.append(block_NC.mean(dim=1))
             decoded += len(block_NC)
     except soundfile.LibsndfileError as error:
-        detail = f"decoding fails after {decoded} of {sound.frames} frames: {error}; copy or export the recording again"
+        detail = f"decoding fails after {decoded} frames: {error}; copy or export the recording again"
         raise AudioRejected("truncated", detail) from error
     if decoded > most:
-        raise AudioRejected("too_long", too_long)
+        limits.refuse_length()
     if decoded < sound.frames:
         detail = f"{decoded} frames decode, the header promises {sound.frames}; copy or export the recording again"
         raise AudioRejected("truncated", detail)
@@ -273,7 +201,11 @@ def _check_content(audio: Audio, limits: AudioLimits) -> None:
         raise AudioRejected("too_short", detail)
     samples_N = audio.samples_N
     window = min(samples_N.numel(), max(1, audio.sample_rate // 20))
-    power = float(functional.avg_pool1d(samples_N.square()[None], window, stride=max(1, window // 2)).max())
+    stride = max(1, window // 2)
+    power_1W = functional.avg_pool1d(samples_N.double().square()[None], window, stride=stride)
+    if samples_N.numel() >= audio.sample_rate // 20:  # what does not change for so long makes no sound
+        power_1W = power_1W - functional.avg_pool1d(samples_N.double()[None], window, stride=stride).square()
+    power = float(power_1W.max())
     level_dbfs = 10 * math.log10(power) if power > 0 else -math.inf
     if level_dbfs < limits.silence_dbfs:
         detail = f"the loudest 50 ms are at {level_dbfs:.1f} dBFS, below {limits.silence_dbfs:g}"

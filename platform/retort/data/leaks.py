@@ -7,11 +7,13 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 from retort.data.digits import DigitsConfig
 from retort.data.fsdd import FSDDConfig
 from retort.data.readers import CorpusConfig
-from retort.data.splits import SplitConfig, text_key
+from retort.data.splits import SplitConfig, recording_key, text_key
 from retort.data.utterance import Utterance
 
 _SHOWN = 3
@@ -25,8 +27,27 @@ class _Splits:
     is_given: bool = False
 
 
+@dataclass
+class _Shared:
+    """Of texts or recordings: the split in which each stood first, by its hash, and those that stand in two."""
+
+    first: dict[bytes, str] = field(default_factory=dict)  # hashes, for corpora of many millions
+    shared: dict[bytes, tuple[str, str, str]] = field(default_factory=dict)
+
+    def add(self, key: str, shown: str, split: str) -> None:
+        digest = hashlib.blake2b(key.encode(errors="replace"), digest_size=16).digest()
+        first = self.first.setdefault(digest, split)
+        if first != split:
+            self.shared.setdefault(digest, (shown, first, split))
+
+    def told(self) -> str:
+        return "; ".join(
+            f"{shown[:60]!r} in {first} and {split}" for shown, first, split in list(self.shared.values())[:_SHOWN]
+        )
+
+
 class Separation:
-    """Follows, row by row, which splits each speaker stands in, and each text where texts are kept apart.
+    """Follows, row by row, which splits each speaker, each text and each recording stands in.
 
     Args:
         corpus: where the rows come from.
@@ -36,8 +57,7 @@ class Separation:
     def __init__(self, corpus: CorpusConfig, splits: SplitConfig) -> None:
         self._corpus, self._config = corpus, splits
         self._speakers: dict[str, _Splits] = {}
-        self._texts: dict[bytes, str] = {}  # hashes, for corpora of many millions of texts
-        self._shared_texts: dict[str, tuple[str, str]] = {}
+        self._texts, self._recordings = _Shared(), _Shared()
 
     def add(self, row: Utterance, *, is_given: bool) -> None:
         """Take in a row with its split; ``is_given`` where the corpus named it."""
@@ -45,11 +65,24 @@ class Separation:
         speaker = self._speakers.setdefault(row.speaker, _Splits())
         speaker.rows[row.split] += 1
         speaker.is_given |= is_given
-        if self._config.by == "text":
-            key = hashlib.blake2b(text_key(row).encode(), digest_size=16).digest()
-            first = self._texts.setdefault(key, row.split)
-            if first != row.split:
-                self._shared_texts[row.text] = (first, row.split)
+        self._texts.add(text_key(row), row.text, row.split)
+        shown = row.audio.name if isinstance(row.audio, Path) else row.id
+        self._recordings.add(recording_key(row), shown, row.split)
+
+    @property
+    def num_speakers(self) -> int:
+        """Different speakers."""
+        return len(self._speakers)
+
+    @property
+    def num_shared_texts(self) -> int:
+        """Texts in more than one split."""
+        return len(self._texts.shared)
+
+    @property
+    def num_shared_recordings(self) -> int:
+        """Recordings with rows in more than one split."""
+        return len(self._recordings.shared)
 
     @property
     def num_shared_speakers(self) -> int:
@@ -58,7 +91,11 @@ class Separation:
 
     def leak(self) -> str | None:
         """Why the splits are refused, with the values and the cure; ``None`` if they are not."""
-        return self._leak_of_speakers() or self._leak_of_texts()
+        return (
+            self._leak_of_speakers()
+            or self._leak_of("text", self._texts)
+            or self._leak_of("recording", self._recordings)
+        )
 
     def _leak_of_speakers(self) -> str | None:
         allowed = self._config.allow_speaker_overlap
@@ -86,16 +123,12 @@ class Separation:
         # Rows that the run file deals out one by one share their speakers because it says so.
         return self._config.by == "speaker" or (splits.is_given and len(self._speakers) > 1)
 
-    def _leak_of_texts(self) -> str | None:
-        if not self._shared_texts:
+    def _leak_of(self, kind: Literal["text", "recording"], seen: _Shared) -> str | None:
+        if self._config.by != kind or not seen.shared:
             return None
-        told = "; ".join(
-            f"{text[:60]!r} in {first} and {second}"
-            for text, (first, second) in list(self._shared_texts.items())[:_SHOWN]
-        )
         return (
-            f"splits.by is text, but {len(self._shared_texts)} texts are in more than one split by the corpus' own "
-            f"word ({told}); mend the corpus' splits, or leave them out"
+            f"splits.by is {kind}, but {len(seen.shared)} {kind}s are in more than one split by the corpus' own "
+            f"word ({seen.told()}); mend the corpus' splits, or leave them out"
         )
 
     @staticmethod

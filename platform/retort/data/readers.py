@@ -8,9 +8,9 @@ from pydantic import Field
 from retort.data.digits import DigitsConfig, read_digits
 from retort.data.fsdd import FSDDConfig, open_fsdd
 from retort.data.readers_libritts import LibriTTSConfig, open_libritts
-from retort.data.readers_ljspeech import LJSpeechConfig, open_ljspeech
-from retort.data.readers_manifest import ManifestConfig, open_manifest
-from retort.data.readers_parquet import ParquetConfig, open_parquet
+from retort.data.readers_ljspeech import LJSpeechConfig, columns_of, open_ljspeech
+from retort.data.readers_manifest import ManifestConfig, manifest_columns, open_manifest
+from retort.data.readers_parquet import ParquetConfig, open_parquet, parquet_columns
 from retort.data.readers_vctk import VCTKConfig, open_vctk
 from retort.data.rows import Row, check_row
 from retort.data.utterance import Reject, Utterance
@@ -32,6 +32,25 @@ def read_corpus(config: CorpusConfig) -> Iterator[Utterance | Reject]:
         DataError: at the call, where the corpus is missing or is not in its layout; it names the path and the cure.
     """
     return _checked(_rows(config))
+
+
+def understood(config: CorpusConfig) -> str | None:
+    """What was understood of a corpus' columns, in words; None where its layout leaves nothing to understand.
+
+    Raises:
+        DataError: see :func:`read_corpus`.
+    """
+    match config:
+        case LJSpeechConfig():
+            return f"metadata.csv is {'|'.join(columns_of(config))}"
+        case ManifestConfig():
+            return manifest_columns(config)
+        case ParquetConfig():
+            return parquet_columns(config)
+        case LibriTTSConfig() | VCTKConfig() | FSDDConfig() | DigitsConfig():
+            return None
+        case _:
+            assert_never(config)
 
 
 def _rows(config: CorpusConfig) -> Iterator[Row | Utterance | Reject]:

@@ -17,6 +17,7 @@ from retort.data.utterance import Utterance
 _LONG = AudioLimits(max_duration_s=6 * 3600.0, max_bytes=4 * 2**30, max_samples=2_000_000_000)
 """For recordings that segments are cut out of."""
 _FRAME_S, _MARGIN_S = 0.01, 0.05
+_QUIET_S, _OFFSET = 0.05, 10 ** (-50 / 20)
 _DURATION_TOLERANCE_S, _DURATION_TOLERANCE = 0.5, 0.1
 
 
@@ -43,6 +44,8 @@ class RecordingLoader:
     def __init__(self, config: AudioConfig, sample_rate: int, corpus: CorpusConfig) -> None:
         self.config, self.sample_rate = config, sample_rate
         self._limits = AudioLimits(min_duration_s=config.min_duration_s, max_duration_s=config.max_duration_s)
+        silence_dbfs = config.trim_silence_dbfs
+        self._least_offset = _OFFSET if silence_dbfs is None else min(_OFFSET, 10 ** (silence_dbfs / 20))
         self._encoded = _speaker_of(corpus) if isinstance(corpus, DigitsConfig) else _own_audio
         self._long: tuple[Path, Audio] | None = None
 
@@ -61,7 +64,7 @@ class RecordingLoader:
                 raise AudioRejected(
                     "wrong_duration", f"the corpus says {stated:.2f} s, the recording has {audio.duration_s:.2f} s"
                 )
-        samples_N = audio.samples_N
+        samples_N = without_offset(audio.samples_N, audio.sample_rate, self._least_offset)
         if self.config.trim_silence_dbfs is not None:
             samples_N = trim_silence(samples_N, audio.sample_rate, self.config.trim_silence_dbfs)
             if samples_N.numel() < self.config.min_duration_s * audio.sample_rate:
@@ -98,6 +101,31 @@ class RecordingLoader:
             self._long = None  # not two of them in memory
             self._long = (source, read_audio(source, limits=_LONG))
         return self._long[1]
+
+
+def without_offset(samples_N: Tensor, sample_rate: int, least: float) -> Tensor:
+    """Take out a constant that recorders add, where it would count as sound: silence and loudness are measured later.
+
+    A constant stands in the quietest parts as it does in the whole, or the whole lies beside zero further than voices
+    do: the mean of espeak-ng's strings is up to a twentieth of their standard deviation, and stays.
+
+    Args:
+        samples_N: of one channel.
+        sample_rate: Hz.
+        least: a smaller one is left where it is.
+    """
+    frame = max(1, int(_QUIET_S * sample_rate))
+    frames = samples_N[: samples_N.numel() // frame * frame].double().view(-1, frame)
+    if not len(frames):
+        return samples_N
+    levels = frames.std(dim=1, correction=0)
+    quietest = levels.argsort()[: max(1, len(frames) // 10)]
+    offset, mean = float(frames[quietest].mean(dim=1).median()), float(samples_N.double().mean())
+    if float(levels[quietest].median()) > abs(offset) / 4:
+        offset = mean if abs(mean) > float(samples_N.double().std(correction=0)) / 4 else 0.0
+    if abs(offset) < least or abs(mean - offset) > abs(offset) / 2:
+        return samples_N
+    return samples_N - offset
 
 
 def trim_silence(samples_N: Tensor, sample_rate: int, silence_dbfs: float) -> Tensor:

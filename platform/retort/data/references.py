@@ -15,7 +15,7 @@ from pathlib import Path
 from retort.data.digits import DigitsConfig, digit_strings
 from retort.data.leaks import Separation
 from retort.data.readers import CorpusConfig, read_corpus
-from retort.data.splits import SplitConfig, with_splits
+from retort.data.splits import SplitConfig, known_split, with_splits
 from retort.data.utterance import Reject, Utterance, read_utterances, write_utterances
 from retort.store.commit import write_json_atomic
 
@@ -33,7 +33,12 @@ class ReferencePlan:
         rejects: rows that the reader refused, by code.
         fit: chunk → places in it of the training rows that a codec is fitted on.
         digest: hash of all references.
+        splits: rows by split.
+        num_speakers: different speakers.
         num_shared_speakers: speakers with rows in more than one split.
+        num_shared_texts: texts in more than one split.
+        num_shared_recordings: recordings with rows in more than one split.
+        languages: rows by language.
         leak: why the splits cannot be used, in words; None if they can.
     """
 
@@ -42,7 +47,12 @@ class ReferencePlan:
     rejects: dict[str, int]
     fit: dict[int, list[int]]
     digest: str
+    splits: dict[str, int]
+    num_speakers: int
     num_shared_speakers: int
+    num_shared_texts: int
+    num_shared_recordings: int
+    languages: dict[str, int]
     leak: str | None
 
     @property
@@ -103,6 +113,8 @@ def _write_plan(
     chunk: list[Utterance] = []
     digest = hashlib.sha256()
     separation = Separation(corpus, splits)
+    languages: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     count = 0
     with (folder / _REJECTS).open("w", encoding="utf-8") as refused:
         for given in _rows(corpus):
@@ -110,7 +122,15 @@ def _write_plan(
                 rejects[given.code] += 1
                 refused.write(json.dumps(dataclasses.asdict(given)) + "\n")
                 continue
+            given = _with_known_split(given, splits)
+            if isinstance(given, Reject):
+                rejects[given.code] += 1
+                refused.write(json.dumps(dataclasses.asdict(given)) + "\n")
+                continue
             (row,) = with_splits([given], splits)
+            assert row.split is not None
+            languages[row.language] += 1
+            counts[row.split] += 1
             separation.add(row, is_given=given.split is not None)
             if row.split == "train":
                 _keep_smallest(fit, row.id, count, fit_utterances)
@@ -133,10 +153,29 @@ def _write_plan(
         dict(rejects),
         {number: sorted(places[number]) for number in sorted(places)},
         digest.hexdigest()[:16],
+        dict(sorted(counts.items())),
+        separation.num_speakers,
         separation.num_shared_speakers,
+        separation.num_shared_texts,
+        separation.num_shared_recordings,
+        dict(languages.most_common()),
         separation.leak(),
     )
     write_json_atomic(folder / _PLAN, dataclasses.asdict(plan))
+
+
+def _with_known_split(row: Utterance, config: SplitConfig) -> Utterance | Reject:
+    """The row with the split that its corpus means, or why no job could name it."""
+    if row.split is None:
+        return row
+    split = known_split(row.split, config.names)
+    if split is None:
+        detail = (
+            f"the split {row.split!r} is none that is known; say what it means in splits.names, as "
+            f"{{{row.split}: test}}"
+        )
+        return Reject(row.id, "unknown_split", detail, str(row.audio) if isinstance(row.audio, Path) else "")
+    return dataclasses.replace(row, split=split)
 
 
 def _identity(row: Utterance) -> bytes:

@@ -4,11 +4,13 @@ import logging
 import math
 import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from retort.data.second_look import second_look
 from retort.data.utterance import Reject, Utterance
 from retort.errors import DataError
+from retort.text.normalise import spaced
 
 _log = logging.getLogger(__name__)
 
@@ -24,7 +26,8 @@ _WHITE_CONTROLS = frozenset("\t\n\r")
 class Row:
     """What a corpus says of one recording, not yet checked.
 
-    ``root`` is the folder that the audio must lie in; ``None`` lets it lie anywhere.
+    ``root`` is the folder that the audio must lie in; ``None`` lets it lie anywhere. ``outside`` says what helps
+    against audio that does not, in keys of the corpus' own configuration.
     """
 
     id: str
@@ -34,6 +37,7 @@ class Row:
     audio: Path | bytes
     where: str
     root: Path | None = None
+    outside: str = ""
     split: str | None = None
     sample_rate: int | None = None
     duration_s: float | None = None
@@ -43,6 +47,7 @@ class Row:
 
 def check_row(row: Row) -> Utterance | Reject:
     """Turn a row into an utterance, or say why not; the audio is looked for, not opened."""
+    row = replace(row, text=spaced(row.text), audio=_found(row))
     fault = _text_fault(row) or _time_fault(row) or _audio_fault(row)
     if fault is not None:
         return Reject(printable(row.id), fault[0], printable(fault[1]), row.where)
@@ -110,8 +115,7 @@ def _audio_fault(row: Row) -> tuple[str, str] | None:
         if row.root is not None and not row.audio.resolve().is_relative_to(row.root.resolve()):
             return (
                 "outside_root",
-                f"{row.audio} is not under {row.root}; set root to the folder that holds the audio, "
-                "or allow_outside_root: true if you trust this corpus",
+                f"{row.audio} is not under {row.root}; {_seen(row)}{row.outside or 'put it there'}",
             )
         found = row.audio.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # a symlink loop, an impossible name
@@ -119,13 +123,33 @@ def _audio_fault(row: Row) -> tuple[str, str] | None:
     return None if found else ("missing_file", f"{row.audio}: no such file")
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def _found(row: Row) -> Path | bytes:
+    """The audio where the row says it is, or where a second look under its root finds it."""
+    if isinstance(row.audio, bytes) or row.root is None:
+        return row.audio
+    try:
+        if row.audio.is_file() or not row.audio.resolve().is_relative_to(row.root.resolve()):
+            return row.audio
+        return second_look(row.audio, row.root) or row.audio
+    except (OSError, RuntimeError, ValueError):
+        return row.audio
+
+
+def _seen(row: Row) -> str:
+    """Says so where a file of that name is there; it is not taken, since the path names another one."""
+    assert isinstance(row.audio, Path)
+    assert row.root is not None
+    there = second_look(row.audio, row.root)
+    return "" if there is None or there.resolve() == row.audio.resolve() else f"{there} is there: correct the path, or "
+
+
+def read_lines(path: Path, *, warns: bool = True) -> Iterator[tuple[int, str]]:
     """Yield line numbers (from 1) and lines without their ends; blank lines are skipped.
 
     Lines end with LF or CRLF only, so that U+2028 and its kin inside a text do not cut it. A byte order mark is
     dropped. A line that is not UTF-8 is read as Windows-1252 or Latin-1, with one warning a file.
     """
-    warned = False
+    warned = not warns
     with path.open("rb") as file:
         for number, raw in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
             line, is_utf8 = _decode(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw)

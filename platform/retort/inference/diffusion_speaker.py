@@ -16,6 +16,7 @@ from retort.inference.mel_making import MelPlan
 from retort.inference.speaker import NEVER_HEARD, Abilities, Facts, Outcome, Request, Sound, Spoken, Timing, Wish
 from retort.inference.speech import GuardConfig, SpeechEngine
 from retort.inference.voices import Voice
+from retort.text.reading import Reading
 
 _SENTENCE_AHEAD_S = 2.0
 """With this much to hear, a listener can wait for its next sentence while somebody else has heard nothing yet."""
@@ -186,6 +187,10 @@ class DiffusionSpeaker:
     def check(self, wish: Wish) -> None:
         """See :meth:`Speaker.check`."""
         self._lm.check(wish)
+
+    def read(self, text: str) -> Reading:
+        """See :meth:`Speaker.read`."""
+        return self._lm.read(text)
 
     def prepare(self, decoding: Decoding) -> None:
         """See :meth:`Speaker.prepare`."""

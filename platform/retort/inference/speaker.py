@@ -14,6 +14,7 @@ from retort.audio.files import Audio
 from retort.inference.decoding import Decoding
 from retort.inference.voices import Voice
 from retort.models.weights import Lineage
+from retort.text.reading import Reading
 from retort.text.sentences import split_text
 
 Outcome = Literal["said", "too_long", "loop", "no_sound", "not_a_number"]
@@ -73,15 +74,20 @@ class Wish:
     is_streamed: bool = True
 
 
-def in_parts(wish: Wish, max_characters: int) -> list[Wish]:
+def has_letters(text: str) -> bool:
+    """Whether there is a letter or a digit in it."""
+    return any(map(str.isalnum, text))
+
+
+def in_parts(wish: Wish, max_characters: int, can_say: Callable[[str], bool] = has_letters) -> list[Wish]:
     """A long text as wishes that are spoken one after the other; a short one is left as it is.
 
-    The first part keeps the seed; parts without a letter or a digit are left out.
+    The first part keeps the seed; parts that nobody ``can_say`` are left out, unless there is no other.
     """
     request = wish.request
     if len(request.text) <= max_characters:
         return [wish]
-    texts = [text for text in split_text(request.text, max_characters) if any(map(str.isalnum, text))]
+    texts = [text for text in split_text(request.text, max_characters) if can_say(text)]
     return [
         replace(wish, request=replace(request, text=text, seed=(request.seed + index * _PART_STRIDE) % 2**63))
         for index, text in enumerate(texts)
@@ -238,6 +244,10 @@ class Speaker(Protocol):
             ConfigError: it is too long.
             DataError: it has nothing to say.
         """
+        ...
+
+    def read(self, text: str) -> Reading:
+        """What it makes of a text, and which characters it cannot read."""
         ...
 
     def prepare(self, decoding: Decoding) -> None:

@@ -21,6 +21,7 @@ from retort.inference.synthesizer import Synthesizer
 from retort.inference.timing import time_decoding
 from retort.inference.voices import Voice, voice_of_codes
 from retort.nn.delays import num_steps
+from retort.text.reading import Reading
 
 _WARM_UP_FRAMES = 24
 _TURNS_OF_ALL = 4
@@ -227,6 +228,10 @@ class SpeechEngine:
             DataError: it has nothing to say.
         """
         self._engine.check_length(self.synthesizer.num_columns(wish.request), self._max_frames(wish))
+
+    def read(self, text: str) -> Reading:
+        """See :meth:`Speaker.read`."""
+        return self.synthesizer.front_end.read(text)
 
     def add(self, wish: Wish, *, heard_until: float = NEVER_HEARD) -> int:
         """Let a request join; returns its ticket.

@@ -1,5 +1,6 @@
 """One sentence, in this process, without a server."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Sound, Speaker, Wish, in_parts
 from retort.store.commit import write_bytes_atomic
 from retort.store.results import result_of
+from retort.text.reading import shown
+
+_log = logging.getLogger(__name__)
 
 _PART_CHARACTERS = 240
 _WHY = {
@@ -53,7 +57,11 @@ def say(
     talker.prepare(decoding)
     who = speaker or talker.voices[0]
     wish = Wish(Request(text, who, seed), decoding, is_streamed=False)
-    said = [_say_part(talker, part) for part in in_parts(wish, _PART_CHARACTERS)]
+    unread = talker.read(text).unread
+    if unread:
+        _log.warning("the model cannot read these characters, and leaves them out: %s", shown(unread))
+    parts = in_parts(wish, _PART_CHARACTERS, lambda part: talker.read(part).says_something)
+    said = [_say_part(talker, part) for part in parts]
     samples_N = torch.cat([sound.samples_N for sound in said])
     if marks is None:
         write_wav(output, samples_N, talker.sample_rate)
@@ -64,6 +72,7 @@ def say(
         "output": str(output),
         "seconds": samples_N.numel() / talker.sample_rate,
         "speaker": who,
+        "unread": "".join(dict.fromkeys(unread)),
         "attempts": 1 + max(sound.attempt for sound in said),
         "model": talker.facts.fingerprint,
         "is_marked": marks is not None,

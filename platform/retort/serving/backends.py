@@ -131,7 +131,7 @@ class LocalBackend:
         """See :class:`Backend`."""
         request = Request(ask.text, ask.voice, ask.seed, ask.uploaded)
         wish = Wish(request, self.decoding, ask.max_seconds, ask.is_streamed)
-        parts = in_parts(wish, self.model.part_characters)
+        parts = in_parts(wish, self.model.part_characters, lambda text: self.speaker.read(text).says_something)
         snippets = self.speaking.speak(*parts, max_seconds=ask.max_seconds or math.inf)
         try:
             async for snippet in snippets:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from retort.serving.errors import ApiError
+from retort.text.normalise import spaced
 
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
@@ -150,6 +151,7 @@ def clean_text(text: str, *, max_characters: int) -> str:
     """
     if len(text) > max_characters:
         raise ApiError(400, f"input has {len(text)} characters, at most {max_characters} are allowed", param="input")
+    text = spaced(text)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

@@ -17,6 +17,7 @@ from retort.errors import ConfigError, DataError
 from retort.text import espeak
 from retort.text.hf_tokenizer import TOKENIZER_FILE, HFTokenizer, HFTokenizerConfig
 from retort.text.normalise import NORMALISER_VERSION, normaliser, visible
+from retort.text.reading import Reading, count_letters, spelled_letters
 from retort.text.tokenizer import ENGLISH_CHARACTERS, IPA_CHARACTERS, CharacterTokenizer
 
 FRONT_END_FILE = "text_front_end.json"
@@ -49,9 +50,22 @@ class TextFrontEnd:
     """Text to ids; made by :func:`build_text_front_end`, :func:`hf_front_end` or :func:`open_text_front_end`."""
 
     def __init__(
-        self, config: AnyTextConfig, tokenizer: CharacterTokenizer | HFTokenizer, phonemizer: str = ""
+        self,
+        config: AnyTextConfig,
+        tokenizer: CharacterTokenizer | HFTokenizer,
+        phonemizer: str = "",
+        *,
+        normaliser_version: int = NORMALISER_VERSION,
     ) -> None:
-        """Join the parts; ``phonemizer`` is the program with its version, on which the ids depend, or empty."""
+        """Join the parts.
+
+        Args:
+            config: what it is built from.
+            tokenizer: gives the ids.
+            phonemizer: the program with its version, on which the ids depend, or empty.
+            normaliser_version: what models were trained with stays as it was; new ones take the newest.
+        """
+        self._normaliser_version = normaliser_version
         self._config = config
         self._tokenizer = tokenizer
         self._phonemizer = phonemizer
@@ -73,20 +87,51 @@ class TextFrontEnd:
 
     def written(self, text: str) -> str:
         """Return the normalised text: what :meth:`prepare` returns, or makes phonemes of."""
-        return normaliser(self._config.language)(text) if self._config.normalise else visible(text)
+        if not self._config.normalise:
+            return visible(text)
+        return normaliser(self._config.language, self._normaliser_version)(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of ``text``.
 
         Raises:
-            DataError: there is nothing to speak in it.
+            DataError: there is nothing to speak in it, or nothing that can be read.
         """
-        prepared = self.prepare(text)
-        ids = self._tokenizer.encode(prepared)
+        reading = self.read(text)
         # Punctuation has ids, yet alone it says nothing.
-        if not any(character.isalnum() for character in prepared):
+        if not reading.num_letters:
             raise DataError(f"there is nothing to speak in {text[:80]!r}; give it a letter or a digit")
-        return ids
+        if not reading.says_something:
+            raise DataError(
+                f"none of the letters of {text[:80]!r} can be read by this text front-end ({self._named()}); write it "
+                "in that language, or take a model that was trained on the language of the text"
+            )
+        return list(reading.ids)
+
+    def read(self, text: str) -> Reading:
+        """Return the ids of ``text`` with what cannot be read of it, even if that is all of it."""
+        written = self.written(text)
+        config = self._config
+        if not isinstance(config, PhonemesConfig):
+            unread = self._tokenizer.unknown(written)
+            return Reading(
+                tuple(self._tokenizer.encode(written)), count_letters(written), count_letters(unread), unread
+            )
+        # Foreign letters become phonemes, too, but those of their names: espeak-ng says "Chinese letter".
+        spelled = "".join(spelled_letters(written, config.voice))
+        phonemes = _phonemes(written, config.voice)
+        letters = count_letters(written) if count_letters(phonemes) else 0
+        unread = spelled + self._tokenizer.unknown(phonemes)
+        return Reading(tuple(self._tokenizer.encode(phonemes)), letters, len(spelled), unread)
+
+    def _named(self) -> str:
+        match self._config:
+            case CharactersConfig(language=language, alphabet=alphabet):
+                return f"language {language}, alphabet {alphabet.strip()[:60]!r}"
+            case PhonemesConfig(language=language, voice=voice):
+                return f"language {language}, voice {voice}"
+            case HFTokenizerConfig(language=language):
+                return f"language {language}, the vocabulary of {TOKENIZER_FILE}"
 
     def decode(self, ids: list[int]) -> str:
         """Return the prepared text of ``ids``, in its template if any; see :meth:`CharacterTokenizer.decode`."""
@@ -99,7 +144,7 @@ class TextFrontEnd:
     def _tree(self) -> dict[str, object]:
         return {
             "config": self._config.model_dump(mode="json"),
-            "normaliser_version": NORMALISER_VERSION,
+            "normaliser_version": self._normaliser_version,
             "phonemizer": self._phonemizer,
             "tokenizer": json.loads(self._tokenizer.to_json()),
         }
@@ -149,18 +194,22 @@ def open_text_front_end(folder: Path) -> TextFrontEnd:
             tokenizer = HFTokenizer((folder / TOKENIZER_FILE).read_bytes().decode(), config)
         else:
             tokenizer = CharacterTokenizer.from_json(json.dumps(tree["tokenizer"]))
-        stored = tree["fingerprint"]
+        stored, version = tree["fingerprint"], tree["normaliser_version"]
     except FileNotFoundError as error:
         raise DataError(f"{error.filename}: no such file; a model folder holds its text front-end") from None
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise DataError(f"{path}: not a text front-end: {error}") from None
     phonemizer = espeak.version() if isinstance(config, PhonemesConfig) else ""
-    front_end = TextFrontEnd(config, tokenizer, phonemizer)
+    if version not in range(1, NORMALISER_VERSION + 1):
+        raise DataError(
+            f"{path}: saved with version {version} of the normaliser, this installation has 1 to {NORMALISER_VERSION}; "
+            "install the version of Retort that it was saved with, or a newer one"
+        )
+    front_end = TextFrontEnd(config, tokenizer, phonemizer, normaliser_version=version)
     if front_end.fingerprint() != stored:
         raise DataError(
-            f"{path}: saved with fingerprint {stored} (normaliser {tree.get('normaliser_version')}, "
-            f"phonemizer {tree.get('phonemizer')!r}), but this installation gives {front_end.fingerprint()} "
-            f"(normaliser {NORMALISER_VERSION}, phonemizer {phonemizer!r}); install the versions it was saved with"
+            f"{path}: saved with fingerprint {stored} (phonemizer {tree.get('phonemizer')!r}), but this installation "
+            f"gives {front_end.fingerprint()} (phonemizer {phonemizer!r}); install the versions it was saved with"
         )
     return front_end
 

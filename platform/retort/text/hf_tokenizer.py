@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,6 +129,21 @@ class HFTokenizer:
             token = self._tokenizer.id_to_token(forbidden[0])
             raise DataError(f"the text {text[:80]!r} holds the speech token {token!r}; take it out")
         return [config.audio.text_id(i) for i in (*config.before, *inner, *config.after)]
+
+    def unknown(self, text: str) -> str:
+        """The stretches of ``text`` that become the unknown token, if the vocabulary has one; bytes know everything."""
+        if self._unknown_id is None:
+            return ""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        pairs = zip(encoding.ids, encoding.offsets, strict=True)
+        return "".join(text[start:stop] for i, (start, stop) in pairs if i == self._unknown_id)
+
+    @cached_property
+    def _unknown_id(self) -> int | None:
+        model = json.loads(self._content)["model"]
+        if model.get("unk_token") is not None:
+            return self._tokenizer.token_to_id(model["unk_token"])  # type: ignore[no-any-return]
+        return model.get("unk_id")  # type: ignore[no-any-return]
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, without special tokens; unknown is U+FFFD.

@@ -10,11 +10,28 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 
+from retort.text.markdown import plain_text
 from retort.text.numbers import MAX_DIGITS, cardinal, ordinal, spell_digits, whole, year
+from retort.text.written_forms import SIGNS, expand, spoken_marks
 
-# Part of the fingerprint of a text front-end: raise it whenever an output changes.
-NORMALISER_VERSION = 1
+# Part of the fingerprint of a text front-end: raise it whenever an output changes, and keep what the old one gave:
+# models were trained on it. 1: words of numbers, money and times. 2: no Markdown, compatibility characters folded, and
+# the written forms of :mod:`retort.text.written_forms`.
+NORMALISER_VERSION = 2
 
+_DASHES = re.compile(r"^(?:-+ ?)+")
+_COMPATIBLE = (
+    "<compat>",
+    "<wide>",
+    "<narrow>",
+    "<font>",
+    "<square>",
+    "<small>",
+    "<isolated>",
+    "<initial>",
+    "<medial>",
+    "<final>",
+)
 _TOKENS = re.compile(r"[0-9]+|[^\W\d_]+|.", re.DOTALL)
 # Canonical ordering sorts a run of combining marks in quadratic time, so its length is bounded first.
 _MAX_COMBINING_RUN = 16
@@ -28,6 +45,8 @@ _SYMBOLS = {
     "&": "and", "%": "percent", "@": "at", "+": "plus", "=": "equals", "°": "degrees", "$": "dollars", "£": "pounds",
     "€": "euros", "½": "one half", "¼": "one quarter", "¾": "three quarters", "#": "number",
 }  # fmt: skip
+_KEPT = frozenset({*SIGNS, *_SYMBOLS, *"<>~|"})
+"""Signs that a rule or a name takes."""
 _SILENT = frozenset("/\\_*|~^<>")
 _CLOSING = frozenset(",.;:!?)")
 # ASCII takes the short way: the same characters, without a look at each one's category.
@@ -48,6 +67,15 @@ _ABBREVIATIONS = {
     "lt": "lieutenant", "sgt": "sergeant", "col": "colonel", "gen": "general", "hon": "honorable", "rev": "reverend",
     "ltd": "limited", "vs": "versus", "etc": "et cetera", "dept": "department", "approx": "approximately",
 }  # fmt: skip
+
+
+# Line, page and next-line controls, and isolates, which stand around words of another direction.
+_SPACES = dict.fromkeys([0x0B, 0x0C, 0x85, 0x2066, 0x2067, 0x2068, 0x2069], " ")
+
+
+def spaced(text: str) -> str:
+    """Return ``text`` with spaces for the controls that editors and chat windows write where a person sees a gap."""
+    return text.translate(_SPACES)
 
 
 def visible(text: str) -> str:
@@ -84,10 +112,42 @@ def _visible(char: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Return English ``text`` as lower-case words: numbers, money, times and common abbreviations written out.
+    """Return English ``text`` as lower-case words: what is written as marks, signs and abbreviations is written out.
 
     Applying it twice is applying it once, and a text with a letter or a digit never becomes empty. Symbols that have
     no name here, emoji among them, are dropped; punctuation and the letters of other languages stay.
+    """
+    written = spoken_marks(_compatible(visible(plain_text(spaced(text)))))
+    known = "".join(_named(char) for char in written.translate(_PUNCTUATION))
+    # A dash at the start of a line is a mark of a list, so that a second pass would take it away.
+    return _DASHES.sub("", words(expand(_closed_up(visible(known).split(" ")))))
+
+
+def unmarked(text: str) -> str:
+    """Return ``text`` of any language as :func:`clean` does, without Markdown and compatibility characters."""
+    return _DASHES.sub("", clean(_compatible(visible(plain_text(spaced(text))))))
+
+
+def _compatible(text: str) -> str:
+    """Ligatures, wide and squared characters as those that they stand for; no fractions, exponents and circles."""
+    if text.isascii():
+        return text
+    return visible("".join(unicodedata.normalize("NFKC", char) if _is_compatible(char) else char for char in text))
+
+
+def _is_compatible(char: str) -> bool:
+    form = unicodedata.decomposition(char)
+    return form.startswith(_COMPATIBLE) and char not in SIGNS and not form.startswith("<compat> 0020")
+
+
+def _named(char: str) -> str:
+    return " " if char not in _KEPT and unicodedata.category(char)[0] == "S" else char
+
+
+def words(text: str) -> str:
+    """Return English ``text`` as lower-case words: numbers, money, times and common abbreviations written out.
+
+    This is the whole of version 1.
     """
     tokens = _TOKENS.findall(_tidy(_plain(clean(text))))
     pieces: list[str] = []
@@ -101,7 +161,10 @@ def normalise(text: str) -> str:
 
 def _tidy(text: str) -> str:
     """Return ``text`` with single spaces, and none before a mark that closes; the point of ``.5`` opens."""
-    words = clean(text).split(" ")
+    return _closed_up(clean(text).split(" "))
+
+
+def _closed_up(words: list[str]) -> str:
     return "".join(word if word[:1] in _CLOSING and not word[1:2].isdigit() else f" {word}" for word in words).strip()
 
 
@@ -259,6 +322,20 @@ def _count_noun(noun: str, count: int) -> str:
     return noun if count == 1 else _PLURALS.get(noun, f"{noun}s")
 
 
-def normaliser(language: str) -> Callable[[str], str]:
-    """Return the normaliser of a language: :func:`normalise` for English, :func:`clean` for the others."""
-    return normalise if language.split("-")[0] == "en" else clean
+def is_english(language: str) -> bool:
+    """Whether a language tag, such as ``en-GB`` or ``en_US``, names English."""
+    return language.lower().replace("_", "-").split("-")[0] in ("en", "eng", "english")
+
+
+def normaliser(language: str, version: int = NORMALISER_VERSION) -> Callable[[str], str]:
+    """Return the normaliser of a language: :func:`normalise` for English, :func:`unmarked` for the others.
+
+    Raises:
+        ValueError: there is no such version.
+    """
+    match version:
+        case 1:
+            return words if language.split("-")[0] == "en" else clean
+        case 2:
+            return normalise if is_english(language) else unmarked
+    raise ValueError(f"no version {version} of the normaliser; there are 1 to {NORMALISER_VERSION}")

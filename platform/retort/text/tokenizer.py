@@ -57,6 +57,10 @@ class CharacterTokenizer:
             known = self._ids.get(unicodedata.normalize("NFD", char)[0], UNK)
         return known
 
+    def unknown(self, text: str) -> str:
+        """Return the characters of ``text`` that have no id, in order."""
+        return "".join(char for char in text if self._id(char) == UNK)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text; padding and the null text vanish, unknown is U+FFFD.
 

@@ -102,7 +102,8 @@ class TestOnRay:
         for mended in ("B_gone", "B_silent"):
             del codes[mended]
             (tmp_path / "corpus" / "wavs" / f"{mended}.wav").write_bytes(wav_bytes(tone(9), 16000))
-        summary = run_prepare(_config(tmp_path / "out", corpus, max_reject_fraction=0.5), Lines())
+        lines = Lines()
+        summary = run_prepare(_config(tmp_path / "out", corpus, max_reject_fraction=0.5), lines)
         text = (result_of(tmp_path / "out") / "rejects.jsonl").read_text()
         rejects = {reject["id"]: reject for reject in map(json.loads, text.splitlines())}
         expected = {**codes, "T000": "duplicate_id", "B_text": "unspeakable_text"}
@@ -110,6 +111,10 @@ class TestOnRay:
         assert rejects["B_nan"]["where"].endswith("B_nan.wav")
         assert set(_rows(tmp_path / "out")) == {f"T{i:03d}" for i in range(14)} | {"B_gone", "B_silent"}
         assert summary["rows_read"] == 22
+        # The end of a good run shows the splits, and the first reject of each reason with its place.
+        assert any(line.startswith("kept 16 of 22 rows; splits: ") for line in lines.lines)
+        assert {line.split(" ")[1] for line in lines.lines if line.startswith("rejected: ")} == set(expected.values())
+        assert all("B_" in line or "T000" in line for line in lines.lines if line.startswith("rejected: "))
         assert summary["rows_kept"] == 16
         assert sum(summary["rejected"].values()) == 6
 
@@ -139,8 +144,16 @@ def test_a_corpus_that_is_mostly_missing_stops_before_any_worker_starts(tmp_path
     write_ljspeech(tmp_path / "corpus", 6)
     for path in sorted((tmp_path / "corpus" / "wavs").iterdir())[:4]:
         path.unlink()
-    with pytest.raises(DataError, match=r"4 of 6 rows cannot be used \(missing_file: 4\)"):
-        run_prepare(_config(tmp_path / "out", {"kind": "ljspeech", "path": str(tmp_path / "corpus")}), Lines())
+    lines = Lines()
+    with pytest.raises(DataError, match=r"4 of 6 rows cannot be used \(missing_file: 4\)") as error:
+        run_prepare(_config(tmp_path / "out", {"kind": "ljspeech", "path": str(tmp_path / "corpus")}), lines)
+    example = str(error.value).splitlines()[1]
+    assert example.strip().startswith("missing_file (4), as T000 at ")
+    assert "metadata.csv:1: " in example
+    assert example.endswith("T000.wav: no such file")
+    # What was understood is told before the work starts.
+    assert lines.lines[0] == "corpus: metadata.csv is id|text|normalised; say `columns` if that is wrong"
+    assert lines.lines[1].startswith("corpus: 2 rows of 1 speakers in en; splits: ")
     assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 4
 
 

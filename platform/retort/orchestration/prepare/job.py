@@ -31,6 +31,14 @@ from retort.orchestration.chunks import (
 )
 from retort.orchestration.demand import Demand
 from retort.orchestration.outputs import job_output, run_once
+from retort.orchestration.prepare.told import (
+    first_rejects,
+    told_corpus,
+    told_end,
+    told_languages,
+    told_leaks,
+    told_unread,
+)
 from retort.orchestration.prepare.worker import (
     AUDIO,
     CODEC,
@@ -58,6 +66,7 @@ from retort.text.front_end import (
 )
 
 REJECTS_FILE = "rejects.jsonl"
+_UNREAD_KEPT = 100
 """Token sets keep codes as 16-bit integers."""
 
 
@@ -89,6 +98,10 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
             fit_utterances=config.codec_fit_utterances,
             on_rows=lambda count: progress.update(count, count + 1, "rows of the corpus read"),
         )
+        for line in told_corpus(plan, config):
+            progress.log(line)
+        for line in told_languages(plan.languages, config, front_end.config.language):
+            progress.log(line)
         _refuse_too_many(plan, None, config, output / REJECTS_FILE, work)
         _refuse_leak(plan, work, progress)
         _save_once(work / TEXT, front_end)
@@ -100,6 +113,8 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
         rejects = _refuse_too_many(plan, chunks, config, output / REJECTS_FILE, work)
         records = chunks.records()
         summary = _figures(plan, records, rejects, time.monotonic() - begin)
+        for line in (*told_unread(summary["unread_characters"], config), *told_end(summary, rejects)):
+            progress.log(line)
         artifact = _write_result(config, output / RESULT, (chunks, records, rejects), (codec, front_end), summary)
         remove_work(folder)
     return artifact
@@ -175,7 +190,8 @@ def _refuse_too_many(
     for record in records:
         if chunks is not None and record.rejects:
             chunks.forget(record.number)
-    raise DataError(f"{fault}; see {path}")
+    examples = "".join(f"\n  {line}" for line in first_rejects(rejects))
+    raise DataError(f"{fault}; see {path}{examples}")
 
 
 def _refuse_leak(plan: ReferencePlan, work: Path, progress: Progress) -> None:
@@ -187,11 +203,8 @@ def _refuse_leak(plan: ReferencePlan, work: Path, progress: Progress) -> None:
     if plan.leak is not None:
         forget_plan(work / REFERENCES)
         raise DataError(plan.leak)
-    if plan.num_shared_speakers:
-        progress.log(
-            f"speakers in more than one split: {plan.num_shared_speakers}; tests are of known voices "
-            "(splits.by: speaker keeps them apart)"
-        )
+    for line in told_leaks(plan):
+        progress.log(line)
 
 
 def _fault(
@@ -215,19 +228,27 @@ def _figures(
     plan: ReferencePlan, records: Sequence[ChunkRecord], rejects: Sequence[Reject], wall_s: float
 ) -> dict[str, Any]:
     numbers = sum_numbers(records)
-    splits = {name.removeprefix("rows/"): int(count) for name, count in sorted(numbers.items()) if "/" in name}
+    splits = {name: int(count) for name, count in sorted(_below("rows/", numbers).items())}
+    unread = Counter({char: int(count) for char, count in _below("unread/", numbers).items()})
     return {
         "rows_read": plan.num_rows + plan.num_rejected,
         "rows_kept": sum(splits.values()),
         "splits": splits,
         "shared_speakers": plan.num_shared_speakers,
+        "shared_texts": plan.num_shared_texts,
+        "shared_recordings": plan.num_shared_recordings,
         "rejected": dict(Counter(reject.code for reject in rejects).most_common()),
+        "unread_characters": dict(unread.most_common(_UNREAD_KEPT)),
         "audio_seconds": round(numbers["audio_seconds"], 3),
         "tokens": int(numbers["tokens"]),
         "wall_seconds": round(wall_s, 2),
         "tokens_per_second": round(numbers["tokens"] / wall_s, 1),
         "audio_seconds_per_second": round(numbers["audio_seconds"] / wall_s, 2),
     }
+
+
+def _below(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
+    return {name.removeprefix(prefix): value for name, value in numbers.items() if name.startswith(prefix)}
 
 
 def _write_result(

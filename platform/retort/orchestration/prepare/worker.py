@@ -16,8 +16,10 @@ from retort.data.utterance import Reject, Utterance
 from retort.errors import DataError
 from retort.evaluation.speaker import SpeakerEncoder, open_speaker_encoder
 from retort.orchestration.chunks import ChunkResult, arrived
+from retort.orchestration.prepare.told import unread_cure
 from retort.run_config import PrepareConfig
 from retort.text.front_end import open_text_front_end
+from retort.text.reading import Reading, shown
 
 TOKENS, AUDIO = "tokens", "audio"
 """Tables of a chunk."""
@@ -84,7 +86,7 @@ class PrepareWorker:
         numbers = {"audio_seconds": 0.0, "tokens": 0.0}
         for utterance in sorted(read_references(self.work_folder / REFERENCES, number), key=lambda row: row.id):
             try:
-                row, wav = self._row(utterance)
+                row, wav, unread = self._row(utterance)
             except AudioRejected as error:
                 rejects.append(Reject(utterance.id, error.code, error.detail, _where(utterance)))
                 continue
@@ -92,6 +94,8 @@ class PrepareWorker:
             numbers["audio_seconds"] += row.duration_s
             numbers["tokens"] += row.codes_KT.numel()
             numbers[f"rows/{row.split}"] = numbers.get(f"rows/{row.split}", 0.0) + 1
+            for char in unread:
+                numbers[f"unread/{char}"] = numbers.get(f"unread/{char}", 0.0) + 1
             if wav is not None:
                 audio.append({"id": row.id, "wav": wav})
         tables = {
@@ -100,17 +104,15 @@ class PrepareWorker:
         }
         return ChunkResult(tables, rejects, numbers)
 
-    def _row(self, utterance: Utterance) -> tuple[TokenRow, bytes | None]:
-        try:
-            text_ids = tuple(self.front_end.encode(utterance.text))
-        except DataError as error:
-            raise AudioRejected("unspeakable_text", str(error)) from error
+    def _row(self, utterance: Utterance) -> tuple[TokenRow, bytes | None, str]:
+        """Its tokens, its sound if it is held out, and the characters of its text that cannot be read."""
+        reading = self._reading(utterance.text)
         samples_N = self.loader.load(utterance)
         codes_KT = self.codec.encode(samples_N)
         row = TokenRow(
             id=utterance.id,
             text=utterance.text,
-            text_ids=text_ids,
+            text_ids=reading.ids,
             speaker=utterance.speaker,
             split=utterance.split or "train",
             codes_KT=codes_KT,
@@ -118,7 +120,23 @@ class PrepareWorker:
             speaker_embedding=self._embedding(samples_N),
         )
         held_out = row.split != "train"
-        return row, wav_bytes(samples_N, self.codec.sample_rate) if held_out else None
+        return row, wav_bytes(samples_N, self.codec.sample_rate) if held_out else None, reading.unread
+
+    def _reading(self, text: str) -> Reading:
+        try:
+            reading = self.front_end.read(text)
+        except DataError as error:
+            raise AudioRejected("unspeakable_text", str(error)) from error
+        if not reading.num_letters:
+            raise AudioRejected("unspeakable_text", f"there is nothing to speak in {text[:80]!r}")
+        if reading.unread_fraction > self.config.max_unread_fraction:
+            raise AudioRejected(
+                "unread_characters",
+                f"the text front-end cannot read {reading.unread_fraction:.0%} of the letters of {text[:80]!r} "
+                f"({shown(reading.unread)}), more than max_unread_fraction {self.config.max_unread_fraction:g}; "
+                f"{unread_cure(self.config)}",
+            )
+        return reading
 
     def _embedding(self, samples_N: torch.Tensor) -> tuple[float, ...] | None:
         if self.speaker_encoder is None:
