@@ -189,4 +189,5 @@ def clean_environment(changes: Mapping[str, str]) -> dict[str, str]:
     ours = ("RAY_", "AWS_", "RETORT_", "XDG_CACHE_HOME")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | token | dict(changes)
+    patience = {"RAY_raylet_start_wait_time_s": f"{_START_S:g}"}  # 30 s by default, too short on a busy machine
+    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | patience | token | dict(changes)
