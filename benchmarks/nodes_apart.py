@@ -24,6 +24,7 @@ HEAD_ADDRESS, SECOND_ADDRESS = "127.0.0.1", "127.0.0.2"
 _RAY = Path(sys.executable).with_name("ray")
 _STARTED = "Ray runtime started."
 _START_S = 180.0
+_TRIES = 4
 _POLL_S = 0.1
 _OPTIONS = (
     "--block", "--disable-usage-stats", "--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0",
@@ -73,22 +74,31 @@ class RayNode:
         """Names the namespace of its mounts."""
 
     def start(self) -> None:
-        """Start it and wait until it belongs to the cluster.
+        """Start it and wait until it belongs to the cluster; Ray gives up after half a minute, so it is tried again.
 
         Raises:
             RuntimeError: it does not; what it said is quoted.
         """
+        for _ in range(_TRIES):
+            if self._started():
+                return
+            self.kill()
+        said = self._log.read_text(errors="replace")
+        raise RuntimeError(f"{' '.join(self._command)} did not start:\n{said}")
+
+    def _started(self) -> bool:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=dict(self._environment), start_new_session=True
             )
         deadline = time.monotonic() + _START_S
         while _STARTED not in self._log.read_text(errors="replace"):
+            self.mounts = _mounts_of(self._process.pid) or self.mounts
             if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"{' '.join(self._command)} did not start:\n{self._log.read_text(errors='replace')}")
+                return False
             time.sleep(_POLL_S)
-        self.mounts = _mounts_of(self._process.pid)
+        self.mounts = _mounts_of(self._process.pid) or self.mounts
+        return True
 
     def kill(self) -> None:
         """SIGKILL to its raylet and its workers and all that they started, as when a machine loses its power."""
@@ -168,10 +178,11 @@ class NodesApart:
 
 
 def _mounts_of(pid: int) -> str:
+    """Names the namespace of a process's mounts; empty for one that has ended."""
     try:
         return str(Path(f"/proc/{pid}/ns/mnt").readlink())
     except OSError:
-        return "gone"
+        return ""
 
 
 def _title(process: psutil.Process) -> str:
@@ -189,5 +200,4 @@ def clean_environment(changes: Mapping[str, str]) -> dict[str, str]:
     ours = ("RAY_", "AWS_", "RETORT_", "XDG_CACHE_HOME")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    patience = {"RAY_raylet_start_wait_time_s": f"{_START_S:g}"}  # 30 s by default, too short on a busy machine
-    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | patience | token | dict(changes)
+    return kept | {"RAY_USAGE_STATS_ENABLED": "0"} | token | dict(changes)
