@@ -123,7 +123,8 @@ class RayNode:
     def work(self) -> list[str]:
         """Titles of its workers that are not idle."""
         titles = [_title(process) for process in self.processes()]
-        return sorted(title for title in titles if title.startswith("ray::") and "IDLE" not in title)
+        idle = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+        return sorted(title for title in titles if title.startswith("ray::") and not title.startswith(idle))
 
     def has(self, pattern: str) -> bool:
         """Whether a file of such a name lies below its ``/tmp``."""
@@ -187,7 +188,7 @@ def _mounts_of(pid: int) -> str:
 
 def _title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""
 
