@@ -24,6 +24,7 @@ HEAD_ADDRESS, SECOND_ADDRESS = "127.0.0.1", "127.0.0.2"
 _RAY = Path(sys.executable).with_name("ray")
 _STARTED = "Ray runtime started."
 _START_S = 180.0
+_TRIES = 4
 _POLL_S = 0.1
 _OPTIONS = (
     "--block", "--disable-usage-stats", "--object-store-memory=200000000", "--min-worker-port=0", "--max-worker-port=0",
@@ -73,22 +74,31 @@ class RayNode:
         """Names the namespace of its mounts."""
 
     def start(self) -> None:
-        """Start it and wait until it belongs to the cluster.
+        """Start it and wait until it belongs to the cluster; Ray gives up after half a minute, so it is tried again.
 
         Raises:
             RuntimeError: it does not; what it said is quoted.
         """
+        for _ in range(_TRIES):
+            if self._started():
+                return
+            self.kill()
+        said = self._log.read_text(errors="replace")
+        raise RuntimeError(f"{' '.join(self._command)} did not start:\n{said}")
+
+    def _started(self) -> bool:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command, stdout=log, stderr=log, env=dict(self._environment), start_new_session=True
             )
         deadline = time.monotonic() + _START_S
         while _STARTED not in self._log.read_text(errors="replace"):
+            self.mounts = _mounts_of(self._process.pid) or self.mounts
             if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise RuntimeError(f"{' '.join(self._command)} did not start:\n{self._log.read_text(errors='replace')}")
+                return False
             time.sleep(_POLL_S)
-        self.mounts = _mounts_of(self._process.pid)
+        self.mounts = _mounts_of(self._process.pid) or self.mounts
+        return True
 
     def kill(self) -> None:
         """SIGKILL to its raylet and its workers and all that they started, as when a machine loses its power."""
@@ -113,7 +123,8 @@ class RayNode:
     def work(self) -> list[str]:
         """Titles of its workers that are not idle."""
         titles = [_title(process) for process in self.processes()]
-        return sorted(title for title in titles if title.startswith("ray::") and "IDLE" not in title)
+        idle = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")
+        return sorted(title for title in titles if title.startswith("ray::") and not title.startswith(idle))
 
     def has(self, pattern: str) -> bool:
         """Whether a file of such a name lies below its ``/tmp``."""
@@ -168,15 +179,16 @@ class NodesApart:
 
 
 def _mounts_of(pid: int) -> str:
+    """Names the namespace of a process's mounts; empty for one that has ended."""
     try:
         return str(Path(f"/proc/{pid}/ns/mnt").readlink())
     except OSError:
-        return "gone"
+        return ""
 
 
 def _title(process: psutil.Process) -> str:
     try:
-        return " ".join(process.cmdline())
+        return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""
 
