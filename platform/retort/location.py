@@ -63,12 +63,14 @@ class RemotePath(PosixPath):
         return "/".join(self.parts[2:])
 
 
-def parse_location(text: str) -> Path:
-    """The place that a person wrote: ``s3://bucket/key``, or else a local path.
+def parse_location(text: str | Path) -> Path:
+    """The place that a person wrote: ``s3://bucket/key``, or else a local path. A path stays what it is.
 
     Raises:
         ValueError: another scheme, or a broken url; with the cure.
     """
+    if isinstance(text, Path):
+        return text
     found = _URL.fullmatch(text)
     if found is None:
         return Path(text)
