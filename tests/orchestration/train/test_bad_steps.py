@@ -97,7 +97,8 @@ def test_a_bad_batch_costs_its_step_and_nothing_else(root: Path, kind: str) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["plain", "sharded"])
 def test_a_gradient_that_is_none_is_found_by_what_it_did(root: Path, kind: str) -> None:
-    """Its own loss is a number; the next one is none, or the weights are none when they are saved."""
+    """Its own loss is a number. Unsharded, the next one is none, or the weights are when they are saved; with ZeRO,
+    DeepSpeed sees it and would go on without a word."""
     workers, optimizer, world_size = KINDS[kind]
     for number, name in ((5, "in between"), (7, "before a checkpoint")):
         job, told = (

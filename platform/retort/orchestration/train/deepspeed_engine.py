@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from retort.errors import QualityGateError
 from retort.orchestration.train.master_weights import (
     Piece,
     full_parameters,
@@ -15,6 +16,10 @@ from retort.orchestration.train.master_weights import (
 from retort.training.schedule import OptimizerConfig, ema_decay_at, learning_rate_at, parameter_groups
 
 ZeroStage = Literal[0, 1, 2, 3]
+
+
+class BadGradientError(QualityGateError):
+    """The gradient of a step is not a number, and the step was not made."""
 
 
 class DeepSpeedOptimizer:
@@ -65,6 +70,9 @@ class DeepSpeedOptimizer:
         Args:
             loss: of a micro-batch.
             weight: its factor, ``None`` for 1; see :func:`micro_batch_weight`.
+
+        Raises:
+            BadGradientError: on every rank; with ZeRO, DeepSpeed passes over such a step and only logs it.
         """
         self.engine.backward(loss if weight is None else loss * weight)
         self._micro_step += 1
@@ -75,6 +83,11 @@ class DeepSpeedOptimizer:
                 group["lr"] = rate
         self.engine.step()
         if last:
+            if not self.engine.was_step_applied():
+                raise BadGradientError(
+                    "the gradient is not a number; lower optimizer.learning_rate or check the data. "
+                    "The last checkpoint is intact"
+                )
             self._move_average()
             self.step += 1
         return last

@@ -27,7 +27,7 @@ from retort.orchestration.train.checkpoints import (
     TrainingCheckpoints,
     accumulation_for,
 )
-from retort.orchestration.train.deepspeed_engine import DeepSpeedOptimizer, micro_batch_weight
+from retort.orchestration.train.deepspeed_engine import BadGradientError, DeepSpeedOptimizer, micro_batch_weight
 from retort.orchestration.train.metrics import EVENTS_FILE, MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
@@ -196,7 +196,7 @@ class TrainingLoop:
                     self._optimizer,
                     self._after_micro_batch,
                 )
-            except (BadLossError, BadWeightsError) as error:
+            except (BadLossError, BadGradientError, BadWeightsError) as error:
                 raise self._noted(error) from None
             step = self._optimizer.step
             if step > self._reported and not self._means.is_empty:  # the last steps were left out
@@ -205,7 +205,7 @@ class TrainingLoop:
                 self._save(step)
         return self._last
 
-    def _noted(self, error: BadLossError | BadWeightsError) -> QualityGateError:
+    def _noted(self, error: BadLossError | BadGradientError | BadWeightsError) -> QualityGateError:
         """Note the step that is at fault: this one, or the one before if that one's gradient spoiled the weights."""
         batches, accumulation = self._problem.batches, self._optimizer.config.accumulation
         done = self._optimizer.step
@@ -213,7 +213,7 @@ class TrainingLoop:
         is_spoiled = done > self._saved and (isinstance(error, BadWeightsError) or not self._optimizer.is_finite_here())
         step = done if is_spoiled else done + 1
         numbers = tuple(range((step - 1) * accumulation, step * accumulation))
-        if not is_spoiled:
+        if isinstance(error, BadLossError) and not is_spoiled:
             numbers = numbers[self._micro_batch : self._micro_batch + 1]
         ids = tuple(name for number in numbers for name in batches.ids(number))
         note_bad_step(self._output, BadStep(step, self._ranks.rank, self._ranks.world_size, str(error), numbers, ids))
