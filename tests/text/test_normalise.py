@@ -45,6 +45,10 @@ def test_golden(text, words):
 @example("etc 😀.")
 @example("İ1")
 @example("mr . e .g. 5")
+@example("0.CO0")
+@example("\u00b2VS")
+@example("\u00ae.cO.")
+@example("```0")
 def test_twice_is_once(text):
     once = normalise(text)
     assert normalise(once) == once

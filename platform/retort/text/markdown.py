@@ -50,7 +50,8 @@ def _blocks(text: str) -> Iterator[str]:
                 yield number + _TAGS.sub(" ", "".join(_inline(block.children or [])))
                 number = ""
             case "fence" | "code_block":
-                yield block.content
+                # The word after the fence names a language, unless it is all there is.
+                yield block.content if block.content.strip() else block.info
             case "list_item_close":
                 yield number
                 number = ""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from retort.text.markdown import plain_text
 from retort.text.numbers import MAX_DIGITS, cardinal, ordinal, spell_digits, whole, year
-from retort.text.written_forms import SIGNS, expand, spoken_marks
+from retort.text.written_forms import SIGNS, expand, expand_words, spoken_marks
 
 # Part of the fingerprint of a text front-end: raise it whenever an output changes, and keep what the old one gave:
 # models were trained on it. 1: words of numbers, money and times. 2: no Markdown, compatibility characters folded, and
@@ -119,8 +119,9 @@ def normalise(text: str) -> str:
     """
     written = spoken_marks(_compatible(visible(plain_text(spaced(text)))))
     known = "".join(_named(char) for char in written.translate(_PUNCTUATION))
+    said = expand_words(words(expand(_closed_up(visible(known).split(" ")))))
     # A dash at the start of a line is a mark of a list, so that a second pass would take it away.
-    return _DASHES.sub("", words(expand(_closed_up(visible(known).split(" ")))))
+    return _DASHES.sub("", _closed_up(said.split(" ")))
 
 
 def unmarked(text: str) -> str:

@@ -85,6 +85,10 @@ _PER_NAMES = {
 }  # fmt: skip
 _DENOMINATORS = {"2": ("half", "halves"), "4": ("quarter", "quarters")}
 _DOMAINS = "com|org|net|io|gov|edu|dev|ai|app|info|co|uk|de|fr|eu"
+_DOMAIN = re.compile(
+    rf"(?<![^\W_]|[.@-])(?:[A-Za-z0-9-]{{1,63}}\.){{1,3}}(?i:{_DOMAINS})(?:/[\w./-]{{0,200}})?(?![\w@.-]\w)(?!\w)"
+)
+_VERSUS = re.compile(r"(?<![^\W\d_])(?i:vs)(?![^\W\d_])\.?")
 
 
 def spoken_marks(text: str) -> str:
@@ -97,6 +101,12 @@ def expand(text: str) -> str:
     for pattern, said in _RULES:
         text = pattern.sub(said, text)
     return text
+
+
+def expand_words(text: str) -> str:
+    """Return lower-case words as they are said where a sign or a number that is gone has set one free."""
+    said = _DOMAIN.sub(_address, _VERSUS.sub(" versus ", text))
+    return text if said == text else " ".join(said.split())
 
 
 def _address(match: re.Match[str]) -> str:
@@ -185,10 +195,7 @@ _RULES: tuple[_Rule, ...] = tuple(
         # Addresses come first, since they hold everything else.
         (r"\b(?i:https?://|www\.)\S+", _address),
         (r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}\b", _address),
-        (
-            rf"(?<![\w.@-])(?:[A-Za-z0-9-]{{1,63}}\.){{1,3}}(?:{_DOMAINS})(?:/[\w./-]{{0,200}})?(?![\w@.-]\w)(?!\w)",
-            _address,
-        ),
+        (_DOMAIN, _address),
         (r"(?<![\d-])(\d{4})-(\d{2})-(\d{2})(?![\d-])", _date),
         (r"(?<![\w'\"])(\d{1,2})'\s?(\d{1,2})(?:\"|'')", r"\1 feet \2 inches"),
         (r"(?<=\d)\s?([AaPp])\.\s?[Mm]\.?(?!\w)", r" \1 m"),
@@ -209,7 +216,7 @@ _RULES: tuple[_Rule, ...] = tuple(
         (r"\b(?:[A-Z]\.){2,}", _initials),
         (r"\bw/o\b", "without"),
         (r"\bw/(?=\s|\w)", "with "),
-        (r"\b(?i:vs)\b\.?", "versus"),
+        (_VERSUS, " versus "),
         # Names with signs.
         (r"(?<![A-Za-z\d])([A-GJ])#(?![\w#])", r"\1 sharp"),
         (r"(?<![\w#&])#(?=[A-Za-z])", " hashtag "),
