@@ -85,13 +85,13 @@ class Stub:
         voices: tuple[str, ...] = ("s0",),
     ) -> None:
         self.pieces, self.error, self.is_endless, self.has = pieces, error, is_endless, voices
-        self.asked: list[Ask] = []
+        self.asks: list[Ask] = []
         self.under_way = threading.Event()
         """Set once more is wanted than the pieces."""
 
     async def speak(self, ask: Ask) -> AsyncIterator[Snippet]:
         """See :class:`Backend`."""
-        self.asked.append(ask)
+        self.asks.append(ask)
         for piece in self.pieces:
             yield piece
         self.under_way.set()

@@ -63,7 +63,7 @@ def test_what_clients_send_at_their_defaults_is_spoken(path: Path) -> None:
             answer.begin()
             sound = answer.read()
     assert answer.status == 200, sound
-    assert stub.asked[0].voice == openai_voices(VOICES)[wanted["voice"]]
+    assert stub.asks[0].voice == openai_voices(VOICES)[wanted["voice"]]
     if wanted.get("stream_format") == "sse":
         events = [json.loads(event.removeprefix(b"data: ")) for event in sound.split(b"\n\n") if event]
         assert events[-1]["type"] == "speech.audio.done"
@@ -95,7 +95,7 @@ def test_open_webui_lists_what_it_then_asks_for() -> None:
                 body = {"input": "one two", "voice": voice, "model": model}
                 answer = httpx.post(f"{url}/v1/audio/speech", json=body)
                 assert answer.status_code == 200, answer.text
-    assert {ask.voice for ask in stub.asked} == set(VOICES)
+    assert {ask.voice for ask in stub.asks} == set(VOICES)
 
 
 @pytest.mark.parametrize("alias", [*EXPECTED, "Alloy", "VERSE"])
@@ -104,7 +104,7 @@ def test_openais_voices_stand_for_the_models_own(alias: str) -> None:
     with running(api_of_stub(stub)) as url:
         listed = {voice["id"]: voice for voice in httpx.get(f"{url}/v1/audio/voices").json()["data"]}
         answer = httpx.post(f"{url}/v1/audio/speech", json={"model": "tiny", "input": "one", "voice": alias})
-    assert (answer.status_code, stub.asked[0].voice) == (200, EXPECTED[alias.lower()])
+    assert (answer.status_code, stub.asks[0].voice) == (200, EXPECTED[alias.lower()])
     assert listed[alias.lower()]["alias_of"] == {"tiny": EXPECTED[alias.lower()]}
 
 
@@ -138,7 +138,7 @@ def test_aliases_of_the_file_win_over_openais_and_lose_to_the_models_own() -> No
         said = {}
         for voice in (*aliases, "echo"):
             answer = httpx.post(f"{url}/v1/audio/speech", json={"model": "tiny", "input": "one", "voice": voice})
-            said[voice] = stub.asked[-1].voice if answer.status_code == 200 else answer.json()["error"]["code"]
+            said[voice] = stub.asks[-1].voice if answer.status_code == 200 else answer.json()["error"]["code"]
         listed = [voice["id"] for voice in httpx.get(f"{url}/v1/audio/voices").json()["data"]]
     assert said == {"alloy": "zoe", "ada": "ada", "narrator": "max", "lost": "voice_not_found", "echo": "zoe"}
     assert len(listed) == len(set(listed)) == len(VOICES) + len(OPENAI_VOICES) + 1
@@ -179,7 +179,7 @@ def test_null_is_a_field_that_is_left_out() -> None:
     assert (absent.status_code, null.status_code) == (200, 200)
     assert absent.content == null.content
     assert int(whole.headers["content-length"]) == 44 + 2 * 24_000, "no stream was asked for"
-    assert stub.asked[-1].voice == "max", "the default voice, by the default model"
+    assert stub.asks[-1].voice == "max", "the default voice, by the default model"
     assert missing.json()["error"]["message"] == "the field input is missing"
 
 

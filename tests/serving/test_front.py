@@ -1,14 +1,17 @@
 """HAProxy with the configuration that Ray Serve writes and this project mends, before the API, without Ray itself."""
 
+import asyncio
 import resource
 import selectors
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -20,6 +23,9 @@ from retort.serving.local import _free_port, _haproxy
 from retort.serving.speaking import Snippet
 from tests.serving.running import Stub, api_of_stub, paused, running
 from tests.serving.test_api import body
+
+if TYPE_CHECKING:
+    from ray.serve._private.haproxy import HAProxyApi
 
 HEADER = "X-Retort-Client-0123456789abcdef"
 KEY = "a-key-for-the-tests-0001"
@@ -37,29 +43,33 @@ class Running:
     config: str
 
 
-@contextmanager
-def proxied(
-    folder: Path, to: str, *, header_s: int = 2, max_connections: int = 16_384, host: str = "127.0.0.1"
-) -> Iterator[Running]:
-    """HAProxy before a server, as Ray Serve would start it."""
+def rays_own(folder: Path, to: str, host: str, ports: tuple[int, int, int]) -> "HAProxyApi":
+    """What Ray Serve writes the configuration with, and starts and replaces HAProxy."""
     from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig, ServerConfig
     from ray.serve.config import HTTPOptions
 
     url = httpx.URL(to)
-    port, counters, stats = _free_port(), _free_port(), _free_port()
+    port, counters, stats = ports
     config = HAProxyConfig(
         socket_path=str(folder / "admin.sock"), metrics_socket_path=str(folder / "metrics.sock"), metrics_port=counters,
         stats_port=stats, server_state_base=str(folder), server_state_file=str(folder / "state"), metrics_enabled=False,
-        http_options=HTTPOptions(host=host, port=port),
-        timeout_client_s=60,
-        has_received_routes=True, has_received_servers=True, is_head=True,
+        http_options=HTTPOptions(host=host, port=port), timeout_client_s=60, has_received_routes=True,
+        has_received_servers=True, is_head=True,
     )  # fmt: skip
     server = ServerConfig("one", url.host, url.port or 80)
     backend = BackendConfig(
         name="retort", path_prefix="/", app_name="retort", servers=[server], http_health_check_path="/health/live"
     )
-    rendered = HAProxyApi(config, {"retort": backend}, str(folder / "haproxy.cfg"))
-    rendered._generate_config_file_internal()
+    return HAProxyApi(config, {"retort": backend}, str(folder / "haproxy.cfg"))
+
+
+@contextmanager
+def proxied(
+    folder: Path, to: str, *, header_s: int = 2, max_connections: int = 16_384, host: str = "127.0.0.1"
+) -> Iterator[Running]:
+    """HAProxy before a server, as Ray Serve would start it."""
+    port, counters, stats = _free_port(), _free_port(), _free_port()
+    rays_own(folder, to, host, (port, counters, stats))._generate_config_file_internal()
     write_starter(folder / "haproxy", _haproxy() or "", Front(host, HEADER, max_connections, header_s, header_s))
     with (folder / "log").open("wb") as log:
         command = [str(folder / "haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
@@ -72,6 +82,35 @@ def proxied(
     finally:
         process.terminate()
         process.wait(60)
+
+
+@haproxy_only
+def test_ray_serve_starts_and_replaces_what_is_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By Ray's own code, which knows a new HAProxy by its process id and by the file in its command line."""
+    import ray.serve._private.haproxy as theirs
+
+    async def start_and_replace(folder: Path, to: str) -> list[tuple[int, int]]:
+        ports = _free_port(), _free_port(), _free_port()
+        api = rays_own(folder, to, "127.0.0.1", ports)
+        at, seen = f"http://127.0.0.1:{ports[0]}", []
+        await api.start()
+        try:
+            for _ in range(3):
+                assert await asyncio.to_thread(paused, 60, lambda: answers(f"{at}/health/live"))
+                seen.append((httpx.get(f"{at}/-/routes").status_code, api._proc.pid))
+                assert api._is_our_haproxy(api._proc.pid)
+                await api.reload()
+        finally:
+            await api.stop()
+        return seen
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name, running(api_of_stub(tone())) as url:  # short, for sockets
+        starter = Path(name, "haproxy")
+        write_starter(starter, _haproxy() or "", Front("127.0.0.1", HEADER, 1000, 5, 5))
+        monkeypatch.setattr(theirs, "RAY_SERVE_HAPROXY_BINARY_PATH", str(starter))
+        seen = asyncio.run(start_and_replace(Path(name), url))
+    assert [status for status, _ in seen] == [404] * 3, "each is mended"
+    assert len({pid for _, pid in seen}) == 3
 
 
 def answers(url: str) -> bool:

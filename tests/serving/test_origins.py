@@ -43,7 +43,7 @@ def test_what_another_website_sends_is_refused(method: str, path: str, headers: 
         answer = httpx.request(method, url + path, json=body(1), headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (403, "cross_site")
         assert 'retort_requests_total{model="",status="403"} 1.0' in httpx.get(f"{url}/metrics").text
-    assert not stub.asked
+    assert not stub.asks
 
 
 def test_clients_and_this_servers_own_page_are_not_refused() -> None:
@@ -179,4 +179,4 @@ def test_a_website_in_a_real_browser_gets_nothing_unless_it_is_listed(is_listed:
         assert paused(60, lambda: page.frames[1].url.startswith("chrome-error:"))
         browser.close()
     assert outcomes == {"plain": "opaque", "json": "cors" if is_listed else "failed", "blob": "opaque"}
-    assert len(stub.asked) == is_listed
+    assert len(stub.asks) == is_listed

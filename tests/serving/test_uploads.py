@@ -116,6 +116,23 @@ def test_a_voice_that_was_added_is_known_by_its_name_too(address: str, folder: P
     remove_all(address)
 
 
+def test_a_lenient_server_takes_a_form_with_fields_that_it_does_not_know(
+    config: ServeConfig, made: dict[str, LocalBackend], tmp_path: Path
+) -> None:
+    fields = {"name": "Ada", "consent": CONSENT, "language": "en", "is_public": "1"}
+    lenient = config.replace(lenient=True, voice_uploads=VoiceUploads(folder=tmp_path / "lenient"))
+    with running(api_of(lenient, made)) as url:
+        added = httpx.post(f"{url}/v1/audio/voices", data=fields, files={"audio_sample": sound()}, timeout=60)
+        crowd = fields | {f"x{number}": "" for number in range(50)}
+        crowded = httpx.post(f"{url}/v1/audio/voices", data=crowd, files={"audio_sample": sound()}, timeout=60)
+    assert (added.status_code, added.headers["x-ignored-fields"]) == (200, "language, is_public")
+    assert crowded.status_code == 400, "a few"
+    del fields["is_public"]
+    with running(api_of(config, made)) as url:
+        refused = httpx.post(f"{url}/v1/audio/voices", data=fields, files={"audio_sample": sound()}, timeout=60)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "language")
+
+
 @pytest.mark.parametrize("consent", [None, "", "yes", CONSENT.replace("owner", "friend")])
 def test_without_consent_nothing_is_kept_but_the_attempt(address: str, folder: Path, consent: str | None) -> None:
     before = (folder / "audit.jsonl").read_text() if (folder / "audit.jsonl").exists() else ""

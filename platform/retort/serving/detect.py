@@ -12,6 +12,7 @@ from retort.serving.bodies import read_body
 from retort.serving.decode_sample import read_marked_apart
 from retort.serving.errors import ApiError
 from retort.serving.forms import OVERHEAD_BYTES, read_form
+from retort.serving.requests import ignored_fields
 from retort.serving.settings import ServeConfig
 
 _FILE, _OTHERS = "file", ("format", "statement")
@@ -51,7 +52,7 @@ class Detector:
     """
 
     def __init__(self, config: ServeConfig, provenance: Provenance | None) -> None:
-        self._limits, self._provenance = config.limits, provenance
+        self._limits, self._provenance, self._lenient = config.limits, provenance, config.lenient
 
     async def create(self, request: Request) -> JSONResponse:
         """Look for the marks. That none is found proves nothing: marks can be lost and taken out."""
@@ -64,7 +65,8 @@ class Detector:
             timeout_s=self._limits.body_timeout_s,
             content_type="multipart/form-data",
         )
-        form = await read_form(request, body, file_field=_FILE, others=_OTHERS, max_bytes=settings.detect_max_bytes)
+        limit, lenient = settings.detect_max_bytes, self._lenient
+        form = await read_form(request, body, file_field=_FILE, others=_OTHERS, max_bytes=limit, lenient=lenient)
         kind = form.texts.get("format")
         if kind not in (None, "pcm"):
             raise ApiError(400, "format is pcm, or left out for files with a header", param="format")
@@ -74,4 +76,5 @@ class Detector:
             marked = await read_marked_apart(form.file, max_seconds=settings.detect_max_seconds)
         comment = form.texts.get("statement") or marked.comment
         findings = await asyncio.to_thread(self._provenance.examine, comment, marked.samples_N)
-        return JSONResponse({"object": "audio.provenance", **findings.as_dict()})
+        tree = {"object": "audio.provenance", **findings.as_dict()}
+        return JSONResponse(tree, headers=ignored_fields(form.ignored))

@@ -184,10 +184,12 @@ def _first_fault(error: ValidationError) -> ApiError:
     return ApiError(400, f"{field}: {fault['msg']}{shown}", param=field)
 
 
-def header_of(names: Sequence[str]) -> str:
-    """Names of the client's, fit for the value of a header: few, short, and without what a header cannot hold."""
+def ignored_fields(names: Sequence[str]) -> dict[str, str]:
+    """The header that names fields that were ignored: few, short, and without what a header cannot hold."""
+    if not names:
+        return {}
     fit = [re.sub(r"[^\w.\-]", "?", name, flags=re.ASCII)[:60] for name in names[:20]]
-    return ", ".join(fit) + (", ..." if len(names) > len(fit) else "")
+    return {"X-Ignored-Fields": ", ".join(fit) + (", ..." if len(names) > len(fit) else "")}
 
 
 def _shown(text: str) -> str:

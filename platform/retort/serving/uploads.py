@@ -17,6 +17,7 @@ from retort.serving.bodies import read_body
 from retort.serving.decode_sample import SAMPLE_RATE, decode_sample
 from retort.serving.errors import ApiError
 from retort.serving.forms import OVERHEAD_BYTES, read_form
+from retort.serving.requests import ignored_fields
 from retort.serving.settings import ServeConfig, VoiceUploads
 from retort.serving.voices import AddedVoice, VoiceStore
 
@@ -55,6 +56,7 @@ class _Form:
     name: str
     consent: str
     sample: bytes
+    ignored: tuple[str, ...]
 
 
 class Uploads:
@@ -73,6 +75,7 @@ class Uploads:
         describe: Callable[[str], Awaitable[Description]],
     ) -> None:
         self._limits, self._backends, self._describe = config.limits, backends, describe
+        self._lenient = config.lenient
         self._config = settings = config.voice_uploads
         self._store = None if settings is None else VoiceStore(settings.folder, max_voices=settings.max_voices)
 
@@ -112,7 +115,7 @@ class Uploads:
             timeout_s=self._limits.body_timeout_s,
             content_type="multipart/form-data",
         )
-        form = await _parse(request, body, settings)
+        form = await _parse(request, body, settings, lenient=self._lenient)
         digest = hashlib.sha256(form.sample).hexdigest()
         if _words(form.consent) != _words(settings.consent_statement):
             await asyncio.to_thread(store.note, "refused_without_consent", sample_sha256=digest)
@@ -131,7 +134,8 @@ class Uploads:
         added = await asyncio.to_thread(
             lambda: store.add(form.name, consent=form.consent, sample_sha256=digest, voices=list(voices.values()))
         )
-        return JSONResponse({"object": "voice", "id": added.id, "name": added.name, "created_at": added.created})
+        tree = {"object": "voice", "id": added.id, "name": added.name, "created_at": added.created}
+        return JSONResponse(tree, headers=ignored_fields(form.ignored))
 
     async def delete(self, voice: str) -> JSONResponse:
         """Remove a voice, by id or name; what is being said in it is said to its end."""
@@ -147,12 +151,14 @@ class Uploads:
         return self._store, self._config
 
 
-async def _parse(request: Request, body: bytes, settings: VoiceUploads) -> _Form:
+async def _parse(request: Request, body: bytes, settings: VoiceUploads, *, lenient: bool) -> _Form:
     file_field, *others = reversed(FIELDS)
-    form = await read_form(request, body, file_field=file_field, others=others, max_bytes=settings.max_bytes)
+    form = await read_form(
+        request, body, file_field=file_field, others=others, max_bytes=settings.max_bytes, lenient=lenient
+    )
     if "name" not in form.texts:
         raise ApiError(400, "the field name is missing", param="name")
-    return _Form(_clean_name(form.texts["name"]), form.texts.get("consent", ""), form.file)
+    return _Form(_clean_name(form.texts["name"]), form.texts.get("consent", ""), form.file, form.ignored)
 
 
 def _clean_name(name: str) -> str:
