@@ -74,13 +74,14 @@ test: .venv/.stamp ## Everything: the checks, and every test, in two lanes
 LONGEST := tests/e2e tests/orchestration/tune/test_job.py tests/serving/test_app.py tests/serving/test_layouts.py
 SELECTED := $(if $(PYTEST_ARGUMENTS),$(PYTEST_ARGUMENTS) || [ $$? -eq 5 ])
 checks-and-tours: lint
-	$(BIN)/pytest -q $(LONGEST) --ignore=$(FAULTS) $(SELECTED)
+	$(BIN)/pytest -q $(LONGEST) $(addprefix --ignore=,$(FAULTS)) $(SELECTED)
 
 most-tests: .venv/.stamp
 	$(BIN)/pytest -q --durations=15 $(addprefix --ignore=,$(LONGEST)) $(SELECTED)
 
-FAULTS := tests/e2e/test_faults.py
-faults: .venv/.stamp ## One of each fault of benchmarks/faults.py; minutes each
+# Minutes each, and of no use while something else is being mended.
+FAULTS := tests/e2e/test_faults.py tests/e2e/test_two_nodes.py
+faults: .venv/.stamp ## One of each fault of benchmarks/faults.py, and a tour of which a node is killed
 	$(BIN)/pytest -q --durations=0 $(FAULTS)
 
 format: .venv/.stamp ## Format, and mend what ruff can
