@@ -57,6 +57,19 @@ def test_nothing_is_made_for_a_ray_that_is_told_otherwise(
     assert not list(home.iterdir())
 
 
+def test_where_no_file_can_be_written_the_process_has_a_token_of_its_own(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "no-folder").touch()
+    monkeypatch.setenv("HOME", str(home / "no-folder"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")  # so that what is set is taken back
+    ensure_private_token()
+    first = os.environ["RAY_AUTH_TOKEN"]  # noqa: TID251 - it is what the function sets
+    assert len(first) == 64
+    ensure_private_token()
+    assert os.environ["RAY_AUTH_TOKEN"] == first, "the same for every Ray of this process"  # noqa: TID251
+
+
 def test_jobs_that_start_together_have_one_token(home: Path) -> None:
     found: list[str] = []
     together = threading.Barrier(8)

@@ -16,14 +16,16 @@ def token_file() -> Path:
 def ensure_private_token() -> None:
     """Make a token that its owner alone can read, where a Ray that starts here would make one that everybody can.
 
-    Nothing happens where there is a token, or Ray asks for none. A place that cannot be written is left to Ray, which
-    says so.
+    Nothing happens where there is a token, or Ray asks for none. Where the place cannot be written, as in a pod with a
+    read-only home, this process and what it starts have a token of their own that is on no disk.
     """
     is_told = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     is_off = os.environ.get("RAY_AUTH_MODE", "token").lower() != "token"
     if not is_told and not is_off:
-        with contextlib.suppress(OSError):
+        try:
             _make(token_file())
+        except OSError:
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _make(file: Path) -> None:
