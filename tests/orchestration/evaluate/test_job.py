@@ -1,5 +1,6 @@
 """What an evaluation refuses before it starts anything."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -88,4 +89,6 @@ def test_a_pool_that_does_not_fit_is_as_large_as_fits(tmp_path: Path, folders: t
         num_resamples=100,
     )
     with ray_session(num_cpus=1):
-        assert run_evaluate(asked, QuietProgress())["systems"]["r"]["utterances"] == 3
+        assert run_evaluate(asked, QuietProgress())["systems"].keys() == {"r"}
+    summary = json.loads((tmp_path / "out" / "result" / "summary.json").read_text())
+    assert [system["utterances"] for system in summary["systems"]] == [3]
