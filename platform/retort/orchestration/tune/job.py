@@ -124,6 +124,10 @@ class Sweep:
             if trial.outcome is not None:
                 self._remember(trial.number, trial.outcome)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Ray Tune writes down all that it was given, and a sweep goes on from its ledger alone."""
+        return {}
+
     @property
     def num_left(self) -> int:
         """Trials that have not ended."""
