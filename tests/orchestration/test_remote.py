@@ -198,20 +198,20 @@ def test_a_driver_that_fails_leaves_to_the_next_what_it_has_done(node: Path, mon
 
     def fail() -> None:
         with job_output(config) as output:
-            (output / "metrics.jsonl").write_text("line\n")
+            (output / "rejects.jsonl").write_text("line\n")
             raise RuntimeError("the driver fails")
 
     with pytest.raises(RuntimeError, match="the driver fails"):
         fail()
-    assert keys("interrupted") == {"run.yaml", "metrics.jsonl"}
+    assert keys("interrupted") == {"run.yaml", "rejects.jsonl"}
     _another_node(node, monkeypatch)
     with pytest.raises(DataError, match="interrupted: the job that writes it has not finished"):
         result_of(config.output)
     with job_output(config) as output:
-        assert (output / "metrics.jsonl").read_text() == "line\n"
+        assert (output / "rejects.jsonl").read_text() == "line\n"
         (output / "audio").mkdir()
         (output / "audio" / "a.wav").write_bytes(b"sound")
-    assert keys("interrupted") == {"run.yaml", "metrics.jsonl", "audio/a.wav"}
+    assert keys("interrupted") == {"run.yaml", "rejects.jsonl", "audio/a.wav"}
 
 
 def test_the_reports_of_a_training_on_another_node_are_seen_by_the_driver(
