@@ -1,3 +1,4 @@
+import itertools
 import math
 from typing import get_args
 
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from retort.losses.divergence import (
     AnyDivergence,
     DivergenceConfig,
+    ForwardKL,
+    SkewKL,
     legal_log_softmax,
     masked_mean,
     per_codebook_mean,
@@ -120,6 +123,36 @@ def test_from_a_top_k_it_never_exceeds_the_full_one_and_tends_to_it(
     assert (part >= -1e-5).all()
     whole = token_divergence(kind(), student, top_k_of(teacher, V))
     assert torch.allclose(whole, full, atol=2e-3)
+
+
+def by_hand(divergence: AnyDivergence, p: torch.Tensor, q: torch.Tensor) -> float:
+    """From the definitions, of two vectors of probabilities."""
+    match divergence:
+        case ForwardKL():
+            return float((p * (p / q).log()).sum())
+        case SkewKL(skew=a, direction="forward"):
+            return float((p * (p / (a * p + (1 - a) * q)).log()).sum())
+        case SkewKL(skew=a):
+            return float((q * (q / (a * q + (1 - a) * p)).log()).sum())
+
+
+@pytest.mark.parametrize(
+    "divergence", [ForwardKL(), SkewKL(), SkewKL(skew=0.4), SkewKL(skew=0.25, direction="reverse")], ids=str
+)
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 3.0])
+@pytest.mark.parametrize("k", [None, 1, 3])
+def test_every_token_equals_the_definition(divergence: AnyDivergence, temperature: float, k: int | None) -> None:
+    """Of full logits, and of the partition of a top-k and all the rest; the temperature is of both, and squared."""
+    student, teacher = logits(0), logits(1)
+    taught = teacher if k is None else top_k_of(teacher, k, temperature=temperature)
+    got = token_divergence(divergence, student, taught, temperature=temperature)
+    for b, s, c in itertools.product(range(B), range(S), range(K)):
+        legal = V + 1 if c == 0 else V
+        p, q = ((x[b, s, c, :legal].double() / temperature).softmax(-1) for x in (teacher, student))
+        if k is not None:
+            kept = p.argsort(descending=True)[:k]
+            p, q = (torch.cat([x[kept], 1 - x[kept].sum()[None]]) for x in (p, q))
+        assert float(got[b, s, c]) == pytest.approx(temperature**2 * by_hand(divergence, p, q), rel=1e-3, abs=1e-6)
 
 
 def test_per_codebook_means_add_up_to_the_mean() -> None:

@@ -81,7 +81,8 @@ def write_synthetic(folder: Path, job: DistillConfig, teacher: CodecLM, data: Ar
 
     def record(index: int, row: TokenRow) -> dict[str, object]:
         batch = stream.build([index], torch.Generator())
-        top = top_k_of(guided_logits(teacher.eval(), batch.conditions, batch.inputs_BKS, guidance), 16)
+        logits = guided_logits(teacher.eval(), batch.conditions, batch.inputs_BKS, guidance)
+        top = top_k_of(logits, 16, temperature=made.temperature)
         one = top.__class__(top.ids[0], top.log_probs[0], top.log_tail[0])
         encoded = encode_top_k(one, codebook_size=16, encoding=made.encoding)
         prompt = prompts.choose(row.id, row.speaker)

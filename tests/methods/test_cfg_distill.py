@@ -3,7 +3,15 @@ import torch
 from pydantic import ValidationError
 
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
-from retort.losses.divergence import masked_mean, token_forward_kl, top_k_of
+from retort.losses.divergence import (
+    AnyDivergence,
+    ForwardKL,
+    SkewKL,
+    masked_mean,
+    token_divergence,
+    token_forward_kl,
+    top_k_of,
+)
 from retort.methods.cfg_distill import (
     CachedTeacher,
     CFGDistillConfig,
@@ -127,6 +135,27 @@ def test_cross_entropy_alone_needs_no_teacher_and_terms_add_with_their_weights()
     assert live is not None
     direct = masked_mean(token_forward_kl(student(given.conditions, given.inputs_BKS), live), given.mask_BKS)
     assert torch.allclose(kl, direct)
+
+
+@pytest.mark.parametrize("divergence", [ForwardKL(), SkewKL(), SkewKL(skew=0.3, direction="reverse")], ids=str)
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_the_loss_is_the_divergence_at_its_temperature(divergence: AnyDivergence, temperature: float) -> None:
+    """Against the live teacher and against everything cached; held to the definition in tests/losses."""
+    model, given = teacher(), batch()
+    student = student_from(model, SHAPE, init="random")
+    config = GUIDED.replace(divergence=divergence, temperature=temperature)
+    live = LiveTeacher(model, config).targets(given)
+    assert live.logits_BSKV is not None
+    with torch.no_grad():
+        mine = student(given.conditions, given.inputs_BKS)
+    tokens_BSK = token_divergence(divergence, mine, live.logits_BSKV, temperature=temperature)
+    expected = float(masked_mean(tokens_BSK, given.mask_BKS))
+    top, lengths = top_k_of(live.logits_BSKV, 16, temperature=temperature), given.mask_BKS.any(1).sum(1).tolist()
+    lookup = {b: type(top)(top.ids[b, :n], top.log_probs[b, :n], top.log_tail[b, :n]) for b, n in enumerate(lengths)}
+    for targets in (live, CachedTeacher(lookup, 2).targets(given)):
+        out = CFGDistillObjective(student, config)(given, targets)
+        assert float(out.loss.detach()) == pytest.approx(expected, rel=2e-3)
+        assert float(out.metrics["kl"]) == pytest.approx(expected, rel=2e-3)
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:

@@ -1,6 +1,7 @@
 """A CFG distillation's targets: cached as live, or none, and none that were made for something else."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,17 +19,22 @@ def data(tmp_path: Path) -> Artifact:
     return write_tokens(tmp_path / "data")
 
 
-def test_cached_targets_teach_what_the_live_teacher_teaches(tmp_path: Path, data: Artifact) -> None:
+@pytest.mark.parametrize(
+    "method", [{}, {"temperature": 2.0}, {"temperature": 0.7, "divergence": {"kind": "skew_kl", "skew": 0.3}}]
+)
+def test_cached_targets_teach_what_the_live_teacher_teaches(
+    tmp_path: Path, data: Artifact, method: dict[str, Any]
+) -> None:
     teacher = write_teacher(tmp_path / "teacher")
     by_id = {"batch": {"prompts": "by_id"}}
-    live = distill(tmp_path, "live", training=by_id)
-    write_synthetic(tmp_path / "synthetic", live, teacher, data)
+    live = distill(tmp_path, "live", training=by_id, method=method)
+    write_synthetic(tmp_path / "synthetic", live, teacher, data, temperature=method.get("temperature", 1.0))
     cached = distill(
         tmp_path,
         "cached",
         synthetic=tmp_path / "synthetic",
         sampled_fraction=0.2,
-        method={"targets": "cached"},
+        method={"targets": "cached", **method},
     )
     assert set(checked(cached)) == {"data", "teacher", "synthetic"}
     one, two = problem_of(live), problem_of(cached)
@@ -43,7 +49,7 @@ def test_cached_targets_teach_what_the_live_teacher_teaches(tmp_path: Path, data
         batch = two.batches.batch(n)  # rows of both kinds; the live teacher needs no ids
         losses += [float(p.objective(batch, p.teacher.targets(batch)).loss.detach()) for p in (one, two)]
     assert losses[1::2] == pytest.approx(losses[0::2], rel=2e-3)
-    assert max(losses) > 0.5
+    assert max(losses) > 0.2
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """SPADE's distillation: which layer imitates which, masks, scales, and memory that does not grow with depth."""
 
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.errors import ConfigError
-from retort.losses.divergence import SkewKL, token_divergence, token_forward_kl
+from retort.losses.divergence import SkewKL, masked_mean, token_cross_entropy, token_divergence, token_forward_kl
 from retort.losses.features import attention_mse, latent_mse
 from retort.methods.multilevel_distill import (
     MultilevelDistillConfig,
@@ -19,7 +20,9 @@ from retort.methods.multilevel_distill import (
     matched_layers,
 )
 from retort.models.codec_lm import CodecLM, CodecLMConfig
+from retort.nn.conditions import TEXT_PAD
 from retort.nn.guidance import TwoTermGuidance
+from retort.nn.transformer import Block
 
 K, V = 2, 9
 LAYOUT = CodebookLayout(codebook_size=V, delays=(0, 1))
@@ -143,6 +146,76 @@ def test_guidance_enters_the_logits_and_not_the_features() -> None:
     assert outs[0]["latent"] == outs[1]["latent"]
     assert outs[0]["attention"] == outs[1]["attention"]
     assert outs[0]["logit"] != outs[1]["logit"]
+
+
+@dataclass
+class Seen:
+    """What the blocks of a model were given and gave, by hooks on the modules of an ordinary pass."""
+
+    outputs: list[Tensor]
+    maps: list[Tensor]
+    embedding: Tensor
+    logits: Tensor
+
+
+def watched(lm: CodecLM, given: LMBatch) -> Seen:
+    outputs, maps, inputs = list[Tensor](), list[Tensor](), list[Tensor]()
+    hooks = []
+    for block in lm.blocks:
+        assert isinstance(block, Block)
+        hooks += [
+            block.register_forward_pre_hook(lambda _, args: inputs.append(args[0])),
+            block.register_forward_hook(lambda _, __, out: outputs.append(out)),
+            block.attention.register_forward_pre_hook(lambda module, args: maps.append(module.weights(*args))),
+        ]
+    with torch.no_grad():
+        logits = lm(given.conditions, given.inputs_BKS)
+    for hook in hooks:
+        hook.remove()
+    return Seen(outputs, maps, inputs[0], logits)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_the_loss_is_that_of_the_paper_term_by_term(relative: bool, temperature: float) -> None:
+    """A student of two layers, kept from 1 and 2 of a teacher's five, by loops over what counts."""
+    config = MultilevelDistillConfig(
+        relative=relative, temperature=temperature, ce_weight=0.4, logit_weight=0.9, latent_weight=0.8,
+        attention_weight=0.7, embedding_weight=0.6,
+    )  # fmt: skip
+    teacher, student, given = model(5), model(2, seed=1), batch((6, 3))
+    out = MultilevelObjective(student, (1, 2), 5, config)(given, TracedTeacher(teacher, config).targets(given))
+    taught, mine = watched(teacher, given), watched(student, given)
+    # A column is a letter, the speaker, or a step with a target.
+    letters = given.conditions.text_BL != TEXT_PAD
+    valid = torch.cat([letters, torch.ones(2, 1, dtype=torch.bool), given.mask_BKS.any(1)], dim=1)
+    assert 0 < int(valid.sum()) < valid.numel()
+
+    def distance(a: Tensor, b: Tensor, size: int) -> float:
+        """Of vectors in rows [N, ...]: by the teacher's own size, or by how many numbers there are."""
+        squares = float((a.double() - b.double()).square().sum())
+        return squares / (float(b.double().square().sum()) if relative else size)
+
+    def latent(a: Tensor, b: Tensor) -> float:
+        return distance(a[valid], b[valid], a[valid].numel())
+
+    def attention(a: Tensor, b: Tensor) -> float:
+        rows = [x.transpose(1, 2)[valid] for x in (a, b)]  # queries first: [N, H, T]
+        return distance(rows[0], rows[1], rows[0].shape[0] * rows[0].shape[1])
+
+    pairs = [(0, 1), (1, 4)]  # the last teacher layer before the next one that was kept, and the last of all
+    expected = {
+        "latent": sum(latent(mine.outputs[n], taught.outputs[t]) for n, t in pairs) / 2,
+        "attention": sum(attention(mine.maps[n], taught.maps[t]) for n, t in pairs) / 2,
+        "embedding": latent(mine.embedding, taught.embedding),
+        "ce": float(masked_mean(token_cross_entropy(mine.logits, given.targets_BKS), given.mask_BKS)),
+        "logit": float(
+            masked_mean(token_divergence(SkewKL(), mine.logits, taught.logits, temperature=temperature), given.mask_BKS)
+        ),
+    }
+    assert {name: float(term) for name, term in out.metrics.items()} == pytest.approx(expected, rel=1e-4)
+    weights = {"ce": 0.4, "logit": 0.15 * 0.9, "latent": 0.15 * 0.8, "attention": 0.15 * 0.7, "embedding": 0.15 * 0.6}
+    assert float(out.loss.detach()) == pytest.approx(sum(weights[n] * expected[n] for n in expected), rel=1e-4)
 
 
 class MapsAlive(TorchDispatchMode):
