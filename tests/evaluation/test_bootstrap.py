@@ -109,6 +109,18 @@ def test_whole_speakers_are_resampled():
     assert (single.units, single.reliable) == (12, True)
 
 
+def test_a_paired_comparison_resamples_whole_speakers_too():
+    """One speaker of two is better, the other worse: with all utterances of each, nothing is sure."""
+    a, b = [1.0] * 12, [0.0] * 8 + [2.0] * 4
+    speakers = ["a"] * 8 + ["b"] * 4
+    clustered = paired_comparison(a, b, clusters=speakers, num_resamples=2000)
+    single = paired_comparison(a, b, num_resamples=2000)
+    assert clustered.difference == single.difference == pytest.approx(-1 / 3)
+    assert (clustered.low, clustered.high) == (-1.0, 1.0)
+    assert -1.0 < single.low < single.high < 1.0
+    assert (clustered.units, single.units) == (2, 12)
+
+
 def test_clusters_of_one_are_no_clusters():
     assert confidence_interval(ERRORS, WORDS, clusters=range(12)) == confidence_interval(ERRORS, WORDS)
 

@@ -102,6 +102,20 @@ def test_a_recordings_own_embedding_never_takes_part_in_its_voice(recorded: Judg
     assert float(voice_E.norm()) == pytest.approx(1.0)
 
 
+def test_nor_does_a_training_rows_own_embedding(tmp_path: Path) -> None:
+    """Judged on the training part, a row would be near to itself."""
+    made = rows_of([("train", "s0", 3 + i, False) for i in range(4)])
+    rows = [replace(one, speaker_embedding=tuple(torch.eye(4)[i].tolist())) for i, one in enumerate(made)]
+    strings = TestStrings(token_set(tmp_path, rows), split="train", count=3)
+    for one in strings.rows.values():
+        voice_E = strings.embedding_for(one)
+        assert voice_E is not None
+        assert float(voice_E.norm()) == pytest.approx(1.0)
+        assert voice_E[int(one.id[1:])] == 0.0
+        assert int((voice_E > 0.5).sum()) == 3, "all the others of its speaker"
+    assert strings.embedding_for(replace(made[0], speaker="nobody")) is None
+
+
 def test_a_missing_recording_is_a_row_whose_words_are_all_wrong(recorded: Judge) -> None:
     verdicts = recorded.judge(RECORDINGS, ["u05", "u00"])
     missing, there = (verdict.item for verdict in verdicts)

@@ -18,6 +18,7 @@ from retort.methods.cfg_distill import (
     CFGDistillObjective,
     LiveTeacher,
 )
+from retort.methods.multilevel_distill import MultilevelDistillConfig, TracedTeacher
 from retort.models.codec_lm import CodecLM
 from retort.models.initialise import student_from
 from retort.models.presets import tiny
@@ -156,6 +157,17 @@ def test_the_loss_is_the_divergence_at_its_temperature(divergence: AnyDivergence
         out = CFGDistillObjective(student, config)(given, targets)
         assert float(out.loss.detach()) == pytest.approx(expected, rel=2e-3)
         assert float(out.metrics["kl"]) == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_teacher_is_never_in_training_mode() -> None:
+    torch.manual_seed(0)
+    model = CodecLM(SHAPE.replace(dropout=0.5)).train()
+    multilevel = MultilevelDistillConfig()
+    for made in (LiveTeacher(model.train(), GUIDED), TracedTeacher(model.train(), multilevel)):
+        first, second = (made.targets(batch()).logits_BSKV for _ in range(2))
+        assert first is not None
+        assert second is not None
+        assert torch.equal(first, second)
 
 
 def test_options_that_contradict_each_other_are_refused() -> None:

@@ -33,6 +33,17 @@ def test_a_row_does_not_depend_on_its_padding() -> None:
     assert torch.allclose(alone[0], padded[0], atol=1e-5)
 
 
+def test_a_row_does_not_depend_on_the_padding_of_its_prompt() -> None:
+    model = tiny()
+    alone = conditions([[5, 6]], prompts=3)
+    longer = torch.randint(0, 16, (1, 3, 9), generator=torch.Generator().manual_seed(5))
+    filled = torch.cat([torch.cat([alone.prompt_BKP, longer[:, :, 3:]], dim=2), longer])
+    valid = torch.arange(9) < torch.tensor([[3], [9]])
+    both = model(Conditions(alone.text_BL.expand(2, -1), filled, valid), inputs(2, 5))
+    assert torch.allclose(model(alone, inputs(1, 5))[0], both[0], atol=1e-5)
+    assert not torch.allclose(both[0], both[1], atol=1e-3)
+
+
 def test_the_future_is_not_seen() -> None:
     model = tiny()
     x = inputs(1, 6).clone()

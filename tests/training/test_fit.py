@@ -88,13 +88,18 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
     assert torch.allclose(whole.student.weight, split.student.weight, atol=1e-6)
 
 
+def test_the_decay_of_the_average_rises_to_what_was_asked_for() -> None:
+    assert [ema_decay_at(step, 0.5) for step in (0, 1, 7, 8, 100)] == pytest.approx([0.1, 2 / 11, 8 / 17, 0.5, 0.5])
+    assert ema_decay_at(10_000, 0.99) == 0.99
+
+
 def test_the_average_equals_a_loop_over_the_history() -> None:
     toy = Toy()
-    optimizer = PlainOptimizer(toy, CONFIG.replace(ema_decay=0.9), 10)
+    optimizer = PlainOptimizer(toy, CONFIG.replace(ema_decay=0.2), 10)
     average = toy.student.weight.detach().clone()
     for step, batch in enumerate(batches(10)):
         optimizer.apply_gradients(toy(batch, None).loss, None)
-        decay = ema_decay_at(step, 0.9)
+        decay = min(0.2, (1 + step) / (10 + step))
         average = decay * average + (1 - decay) * toy.student.weight.detach()
     optimizer.use_average()
     assert torch.allclose(toy.student.weight, average, atol=1e-6)

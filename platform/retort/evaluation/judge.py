@@ -70,7 +70,6 @@ class TestStrings:
         self.folder, self.description = folder, tokens.description
         self.rows = {row.id: row for row in sorted(rows[:count], key=lambda row: row.id)}
         self._others = rows
-        self.embeddings = _mean_embeddings(self._train)
 
     @property
     def expected(self) -> list[Expected]:
@@ -84,6 +83,23 @@ class TestStrings:
             return voice_KP
         others = [other for other in self._others if other.speaker == row.speaker and other.id != row.id]
         return max(others, key=lambda other: other.num_frames).codes_KT if others else None
+
+    def embedding_for(self, row: TokenRow) -> Tensor | None:
+        """Mean of the embeddings that training rows of the row's speaker hold, without its own; of L2 norm 1."""
+        others = [own_E for name, own_E in self._embeddings.get(row.speaker, ()) if name != row.id]
+        if not others:
+            return None
+        total_E: Tensor = torch.stack(others).sum(0)
+        mean_E: Tensor = total_E / total_E.norm()
+        return mean_E
+
+    @cached_property
+    def _embeddings(self) -> Mapping[str, Sequence[tuple[str, Tensor]]]:
+        found: dict[str, list[tuple[str, Tensor]]] = {}
+        for row in self._train:
+            if row.speaker_embedding is not None:
+                found.setdefault(row.speaker, []).append((row.id, torch.tensor(row.speaker_embedding)))
+        return found
 
     @cached_property
     def codec(self) -> Codec:
@@ -112,15 +128,6 @@ class TestStrings:
                 if record["id"] in self.rows:
                     sounds[record["id"]] = record["wav"]
         return sounds
-
-
-def _mean_embeddings(rows: Sequence[TokenRow]) -> dict[str, Tensor]:
-    sums: dict[str, Tensor] = {}
-    for row in rows:
-        if row.speaker_embedding is not None:
-            embedding = torch.tensor(row.speaker_embedding)
-            sums[row.speaker] = sums.get(row.speaker, torch.zeros_like(embedding)) + embedding
-    return {speaker: total / total.norm() for speaker, total in sums.items()}
 
 
 class Judge:
@@ -168,16 +175,17 @@ class Judge:
         """
         if self.scorers.encoder is None:
             return None
-        if row.speaker in self.strings.embeddings:
-            return self.strings.embeddings[row.speaker]
+        mean_E = self.strings.embedding_for(row)
+        if mean_E is not None:
+            return mean_E
         if row.speaker not in self._heard:
             self._heard[row.speaker] = self._embed_recordings(row.speaker)
         others = [embedding_E for name, embedding_E in self._heard[row.speaker] if name != row.id]
         if not others:
             return None
         total_E: Tensor = torch.stack(others).sum(0)
-        mean_E: Tensor = total_E / total_E.norm()
-        return mean_E
+        heard_E: Tensor = total_E / total_E.norm()
+        return heard_E
 
     def _embed_recordings(self, speaker: str) -> list[tuple[str, Tensor]]:
         assert self.scorers.encoder is not None

@@ -121,7 +121,7 @@ def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype:
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
     )
-    _seed(training.seed, ranks.rank)
+    seed_rank(training.seed, ranks.rank)
     loop = TrainingLoop(config, problem, optimizer, checkpoints, ranks, num_parameters)
     _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
     if found is not None:
@@ -247,7 +247,7 @@ def _describe(config: TrainJob, optimizer: DeepSpeedOptimizer, ranks: Ranks) -> 
     )
 
 
-def _seed(seed: int, rank: int) -> None:
+def seed_rank(seed: int, rank: int) -> None:
     """Ranks draw different dropout masks; the batches have generators of their own."""
     own = (seed << 16) + rank
     torch.manual_seed(own)
