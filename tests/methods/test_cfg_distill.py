@@ -160,10 +160,11 @@ def test_the_loss_is_the_divergence_at_its_temperature(divergence: AnyDivergence
 
 
 def test_a_teacher_is_never_in_training_mode() -> None:
-    torch.manual_seed(0)
-    model = CodecLM(SHAPE.replace(dropout=0.5)).train()
-    multilevel = MultilevelDistillConfig()
-    for made in (LiveTeacher(model.train(), GUIDED), TracedTeacher(model.train(), multilevel)):
+    def model() -> CodecLM:
+        torch.manual_seed(0)
+        return CodecLM(SHAPE.replace(dropout=0.5)).train()
+
+    for made in (LiveTeacher(model(), GUIDED), TracedTeacher(model(), MultilevelDistillConfig())):
         first, second = (made.targets(batch()).logits_BSKV for _ in range(2))
         assert first is not None
         assert second is not None
