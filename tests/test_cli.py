@@ -176,8 +176,9 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, re
 
 def test_ctrl_c_is_130_and_says_how_to_go_on(report_file: Path) -> None:
     code = (
-        "import sys, time\nfrom retort import cli\nimport retort.orchestration.jobs as jobs\n"
-        "def wait(config, progress):\n    print('ready', flush=True)\n    time.sleep(60)\n"
+        "import signal, sys, time\nfrom retort import cli\nimport retort.orchestration.jobs as jobs\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background ignores
+        "def wait(config, progress):\n    print('ready', flush=True)\n    time.sleep(300)\n"
         "jobs.run_job = wait\ncli.main(['report', sys.argv[1]])"
     )
     process = subprocess.Popen(
@@ -187,7 +188,7 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(report_file: Path) -> None:
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 130
     assert "run the same command again to continue" in err
     assert "Traceback" not in err
