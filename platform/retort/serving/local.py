@@ -1,7 +1,9 @@
 """Serve on this machine: Ray, Ray Serve and the application, until it is interrupted."""
 
 import contextlib
+import csv
 import functools
+import io
 import os
 import secrets
 import shutil
@@ -9,6 +11,8 @@ import signal
 import socket
 import tempfile
 import threading
+import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from ipaddress import ip_address
@@ -33,6 +37,7 @@ _IDLE_S = 15
 """How long a connection is kept for its next request."""
 _LOOK_S = 5.0
 """Between looks into the registry."""
+_MOST_WAITED_FOR_HAPROXY_S, _LOOK_AT_HAPROXY_S = 60.0, 0.1
 
 
 def demo_config(runs: Path, overrides: Sequence[str] = ()) -> ServeConfig:
@@ -144,11 +149,30 @@ def serving(config: ServeConfig) -> Iterator[str]:
 
         serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": None})
         deploy(config)
+        if _uses_haproxy(config):
+            _wait_for_haproxy(config)
         try:
             yield f"http://{config.host}:{config.port}"
             serve.delete(_APP)  # no new requests; those that have begun go on for at most `drain_s`
         finally:
             serve.shutdown()
+
+
+def _wait_for_haproxy(config: ServeConfig) -> None:
+    """Until HAProxy reaches the replicas themselves, or for a while: Ray Serve says before that they are ready.
+
+    Meanwhile HAProxy sends requests through its backup, a proxy in Python that takes every piece of a stream at once,
+    so a client that reads nothing is not noticed.
+    """
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"http://{host}:{os.environ['RAY_SERVE_HAPROXY_STATS_PORT']}/stats;csv"
+    over = time.monotonic() + _MOST_WAITED_FOR_HAPROXY_S
+    while time.monotonic() < over:
+        with contextlib.suppress(OSError, ValueError), urllib.request.urlopen(address, timeout=5) as page:
+            servers = list(csv.DictReader(io.StringIO(page.read().decode().removeprefix("# "))))
+            if any(row["act"] == "1" and row["svname"] != "BACKEND" and row["status"] == "UP" for row in servers):
+                return
+        time.sleep(_LOOK_AT_HAPROXY_S)
 
 
 def _variables(config: ServeConfig, folder: Path) -> dict[str, str]:
