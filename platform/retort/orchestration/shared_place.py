@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def check_shared_place(output: Path, nodes: Sequence[Node], demand: Demand) -> N
         StorageError: a node sees another folder, or none, or cannot write it; the node is named.
         MissingRequirementError: the package is not installed on a node.
     """
-    one = Demand(demand.name, 1, 1, demand.cpus, demand.gpus, 0.0)
+    one = replace(demand, count=1)
     asked = [node for node in nodes if node.room(one)]
     if sum(node.alive for node in nodes) < 2 or not asked or behind(output) is not None:
         return

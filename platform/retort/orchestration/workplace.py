@@ -121,7 +121,8 @@ def _asked_for(demand: Demand | None) -> Iterator[None]:
         return
     from ray.autoscaler.sdk import request_resources
 
-    request_resources(bundles=demand.bundles)
+    selectors = [dict(demand.labels)] * len(demand.bundles)
+    request_resources(bundles=demand.bundles, bundle_label_selectors=selectors)
     try:
         yield
     finally:

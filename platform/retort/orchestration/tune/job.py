@@ -234,8 +234,8 @@ def _room(config: TuneConfig, progress: Progress) -> int:
     if os.environ.get("RAY_ADDRESS"):
         return config.max_concurrent
     there = ray.cluster_resources()
-    needs = [_need(job) for job in config.trial]
-    fits = [int(there.get(name, 0.0) // need[name]) for need in needs for name in need if need[name] > 0]
+    needs = [(name, each * demand.count) for demand in _demands(config) for name, each in demand.resources.items()]
+    fits = [int(there.get(name, 0.0) // need) for name, need in needs]
     room = max(1, min([config.max_concurrent, *fits]))
     if room < config.max_concurrent:
         progress.log(f"{room} trials at once instead of {config.max_concurrent}: this Ray has no room for more")
@@ -245,15 +245,6 @@ def _room(config: TuneConfig, progress: Progress) -> int:
 def _demands(config: TuneConfig) -> list[Demand]:
     """What the jobs of a trial need; inside a trial nobody would hear that it is too much."""
     return [demand for job in config.trial for demand in demands_of(job)]
-
-
-def _need(job: Any) -> dict[str, float]:
-    training, pool = getattr(job, "training", None), getattr(job, "pool", None)
-    if training is not None:
-        workers = training.workers
-        gpus = workers.max_workers * workers.gpus_per_worker if workers.use_gpu else 0.0
-        return {"CPU": workers.max_workers * workers.cpus_per_worker, "GPU": gpus}
-    return {} if pool is None else {"CPU": pool.size * pool.cpus_per_worker, "GPU": pool.size * pool.gpus_per_worker}
 
 
 def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict[int, dict[str, float]]:
