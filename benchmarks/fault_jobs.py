@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,16 @@ import psutil
 import yaml
 
 from benchmarks.made_up_data import write_teacher, write_token_set
+from benchmarks.seaweedfs import SeaweedFS
 from retort.data.synthetic import SAMPLED, TARGETS
+from retort.location import RemotePath
 from retort.orchestration.train.metrics import read_metrics
 from retort.store.checkpoints import CheckpointFolder
+from retort.store.commit import is_committed
+from retort.store.manifest import MARKER_NAME
 
 ANYTHING = {"stability": {"max_s_per_word": 1e6, "min_s_per_word": 0.0, "max_repeat_ratio": 1.0}}
+_BUCKET = "runs"
 _POLL_S = 0.02
 _NOTICED_S = 8.0
 
@@ -54,7 +60,9 @@ class TinyJob(ABC):
     worker_title: str
 
     def __init__(self, root: Path, name: str) -> None:
-        self.root, self.output = root, root / name
+        self.root, self.name, self.output = root, name, root / name
+        self.place: Path = self.output
+        self.store: SeaweedFS | None = None
         self.run_file = root / f"{name}.yaml"
         self.run_file.write_text(yaml.safe_dump(self.tree()))
 
@@ -70,13 +78,49 @@ class TinyJob(ABC):
     def compare(self, reference: "TinyJob", outcome: Outcome) -> None:
         """Hold the finished output against that of a job that nobody harmed."""
 
+    def move_into_store(self) -> SeaweedFS:
+        """Have the output in a store of its own, which is up when this returns and ends with :meth:`clear`."""
+        folder = self.root / f"{self.name}.store"
+        folder.mkdir()
+        self.store = SeaweedFS(folder)
+        self.store.start()
+        self.store.make_bucket(_BUCKET)
+        self.place = RemotePath("s3:", _BUCKET, self.name)
+        self.output = self.root / "cache" / "retort" / "outputs" / _BUCKET / self.name
+        self.run_file.write_text(yaml.safe_dump(self.tree()))
+        return self.store
+
     def start(self, environment: dict[str, str] | None = None) -> "subprocess.Popen[bytes]":
         """Start it, in a session of its own; what it says goes into a log beside the output."""
         command = [sys.executable, "-m", "retort.cli", self.verb, str(self.run_file)]
-        with self.root.joinpath(f"{self.output.name}.log").open("ab") as log:
-            return subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, env={**os.environ, **(environment or {})}
-            )
+        stored = {} if self.store is None else {**self.store.environment, "XDG_CACHE_HOME": str(self.root / "cache")}
+        variables = {**os.environ, **stored, **(environment or {})}
+        with self.root.joinpath(f"{self.name}.log").open("ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=variables)
+
+    def is_finished(self) -> bool:
+        """Whether the result is there, wherever it lies."""
+        if self.store is None:
+            return is_committed(self.output / "result")
+        return self.store.store(_BUCKET, self.name).exists(f"result/{MARKER_NAME}")
+
+    def result(self) -> Path:
+        """The result on this machine; of a store, a copy, whose checksums were compared."""
+        if self.store is None:
+            return self.output / "result"
+        copy = self.root / f"{self.name}.result"
+        if not copy.exists():
+            self.store.store(_BUCKET, self.name).get_folder("result", copy)
+        return copy
+
+    def clear(self) -> None:
+        """Remove what it left, its store too."""
+        if self.store is not None:
+            self.store.kill()
+        for path in (self.output, self.root / self.name, *self.root.glob(f"{self.name}.*")):
+            if path.is_file():
+                path.unlink()
+            shutil.rmtree(path, ignore_errors=True)
 
     def wait_until(self, process: "subprocess.Popen[bytes]", count: int) -> bool:
         """Wait until so many are done; False if the job ended before."""
@@ -92,7 +136,7 @@ class TinyJob(ABC):
 
     def log(self) -> str:
         """What all starts have said."""
-        return self.root.joinpath(f"{self.output.name}.log").read_text(errors="replace")
+        return self.root.joinpath(f"{self.name}.log").read_text(errors="replace")
 
 
 class TrainingJob(TinyJob):
@@ -110,7 +154,7 @@ class TrainingJob(TinyJob):
             "log_every": 1,
         }
         data, model = str(self.root / "data" / "result"), {"kind": "preset", "name": "tiny"}
-        return {"job": "pretrain", "output": str(self.output), "data": data, "model": model, "training": training}
+        return {"job": "pretrain", "output": str(self.place), "data": data, "model": model, "training": training}
 
     def done(self) -> int:
         """Steps in the metrics."""
@@ -134,7 +178,7 @@ class TrainingJob(TinyJob):
 
     def compare(self, reference: TinyJob, outcome: Outcome) -> None:
         """The same bits."""
-        if digest_of(self.output / "result") != digest_of(reference.output / "result"):
+        if digest_of(self.result()) != digest_of(reference.result()):
             outcome.wrong_outputs += 1
 
 
@@ -147,7 +191,7 @@ class RowsJob(TinyJob):
         """Chunks of four rows."""
         return {
             "job": "generate",
-            "output": str(self.output),
+            "output": str(self.place),
             "teacher": str(self.root / "teacher" / "result"),
             "data": str(self.root / "data" / "result"),
             "guidance": {"kind": "two_term", "scale": 1.5},
@@ -168,7 +212,7 @@ class RowsJob(TinyJob):
 
         found: Counter[tuple[str, str]] = Counter()
         for name in (TARGETS, SAMPLED):
-            for path in sorted((self.output / "result" / name).glob("*.parquet")):
+            for path in sorted((self.result() / name).glob("*.parquet")):
                 found.update((name, row) for row in pq.read_table(path, columns=["id"])["id"].to_pylist())
         return found
 
@@ -178,7 +222,7 @@ class RowsJob(TinyJob):
         found, expected = self.rows(), reference.rows()
         outcome.rows_lost += sum((expected - found).values())
         outcome.rows_doubled += sum((found - expected).values())
-        if digest_of(self.output / "result") != digest_of(reference.output / "result"):
+        if digest_of(self.result()) != digest_of(reference.result()):
             outcome.wrong_outputs += 1
 
 

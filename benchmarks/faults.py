@@ -32,12 +32,12 @@ from benchmarks.fault_jobs import (
     write_inputs,
 )
 from retort.errors import HeadLostError, PreemptedError, ResourceError
-from retort.store.commit import is_committed
 
 RECORDS = Path(__file__).with_name("faults.json")
 _STARTS = 4
 """How often a job is started before it is given up."""
 _JITTER_S = 0.3
+_LONGEST_OUTAGE_S = 20.0
 
 Fault = Callable[[TinyJob, random.Random, Outcome], None]
 """Starts the job, harms it once, and leaves it ended, in whatever state."""
@@ -130,6 +130,19 @@ def disk_full(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
     filler.unlink()
 
 
+def store_outage(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
+    """The S3 service that holds the output is killed and comes back; the job itself waits and goes on."""
+    store = job.move_into_store()
+    process = _begun(job, moment)
+    committed = job.committed() if isinstance(job, TrainingJob) else 0
+    store.kill()
+    time.sleep(moment.uniform(1.0, _LONGEST_OUTAGE_S))
+    store.start()
+    outcome.exit_codes.append(process.wait())
+    if isinstance(job, TrainingJob):
+        outcome.steps_lost = job.steps_lost(committed, restarted=False)
+
+
 FAULTS: dict[str, tuple[type[TinyJob], Fault]] = {
     "worker of a training killed": (TrainingJob, kill_worker),
     "worker of a pool killed": (RowsJob, kill_worker),
@@ -144,6 +157,8 @@ FAULTS: dict[str, tuple[type[TinyJob], Fault]] = {
     "corrupt byte in a checkpoint": (TrainingJob, corrupt_byte),
     "truncated chunk": (RowsJob, truncated_shard),
     "disk full while training": (TrainingJob, disk_full),
+    "S3 outage while training": (TrainingJob, store_outage),
+    "S3 outage while generating": (RowsJob, store_outage),
 }
 
 
@@ -153,7 +168,7 @@ def repeat(name: str, root: Path, reference: TinyJob, moment: random.Random, num
     job, outcome, began = kind(root, f"{kind.verb}-{number}"), Outcome(), time.monotonic()
     fault(job, moment, outcome)
     committed = job.committed() if isinstance(job, TrainingJob) else 0
-    was_finished = is_committed(job.output / "result")
+    was_finished = job.is_finished()
     while outcome.exit_codes[-1] != 0 and len(outcome.exit_codes) < _STARTS:
         outcome.exit_codes.append(job.start().wait())
         # What a corrupt checkpoint held is lost by design: the one before it is taken.
@@ -163,7 +178,10 @@ def repeat(name: str, root: Path, reference: TinyJob, moment: random.Random, num
     outcome.seconds = round(time.monotonic() - began, 1)
     if outcome.survived:
         job.compare(reference, outcome)
+    if not outcome.survived or outcome.wrong_outputs:
+        print(f"{name}: the job said last:\n{job.log()[-3000:]}", flush=True)
     subprocess.run(["umount", str(job.output)], capture_output=True, check=False)
+    job.clear()
     return outcome
 
 
@@ -240,8 +258,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for number in range(args.repetitions):
                 outcomes.append(repeat(name, root, references[kind], moment, number))
                 print(f"{name}, {number + 1} of {args.repetitions}: {outcomes[-1]}", flush=True)
-                shutil.rmtree(root / f"{kind.verb}-{number}", ignore_errors=True)
-                (root / f"{kind.verb}-{number}.log").unlink(missing_ok=True)
             records.append(record_of(name, outcomes, args.seed))
             args.records.write_text(json.dumps(records, indent=1) + "\n")
     finally:

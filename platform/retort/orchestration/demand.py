@@ -92,8 +92,8 @@ class Demand:
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of each, by Ray's names; memory in bytes."""
-        each = {"CPU": self.cpus, "GPU": self.gpus, "memory": self.memory_gib * _GIB}
+        """Of each, by Ray's names; memory in whole bytes, as Ray counts it."""
+        each = {"CPU": self.cpus, "GPU": self.gpus, "memory": float(int(self.memory_gib * _GIB))}
         return {name: amount for name, amount in each.items() if amount > 0}
 
     @property
@@ -101,7 +101,7 @@ class Demand:
         """Of each as an actor, by the names of Ray's options."""
         given: dict[str, Any] = {"num_cpus": self.cpus, "num_gpus": self.gpus}
         if self.memory_gib:
-            given["memory"] = int(self.memory_gib * _GIB)
+            given["memory"] = int(self.resources["memory"])
         if self.labels:
             given["label_selector"] = dict(self.labels)
         return given
