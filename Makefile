@@ -71,7 +71,8 @@ test: .venv/.stamp ## Everything: the checks, and every test, in two lanes
 
 # The longest tests wait for Ray most of the time, so others run beside them. What a person selects may leave a lane
 # without tests, which pytest tells by 5.
-LONGEST := tests/e2e tests/orchestration/tune/test_job.py tests/serving/test_app.py tests/serving/test_layouts.py
+LONGEST := tests/e2e tests/orchestration/tune/test_job.py tests/orchestration/generate tests/orchestration/test_submit.py \
+  tests/serving/test_app.py tests/serving/test_layouts.py
 SELECTED := $(if $(PYTEST_ARGUMENTS),$(PYTEST_ARGUMENTS) || [ $$? -eq 5 ])
 checks-and-tours: lint
 	$(BIN)/pytest -q $(LONGEST) $(addprefix --ignore=,$(FAULTS)) $(SELECTED)

@@ -34,4 +34,4 @@ def test_what_it_does_not_read_among_the_rest_is_told(
     assert read_audio(tmp_path / "a.wav").duration_s == pytest.approx(summary["seconds"], abs=0.001)
     caplog.clear()
     assert say("one two", model, tmp_path / "b.wav", seed=1)["unread"] == ""
-    assert [record for record in caplog.records if record.name.startswith("retort")] == []
+    assert [one for one in caplog.records if one.name.startswith("retort") and one.levelno >= logging.WARNING] == []
