@@ -116,6 +116,35 @@ def test_a_killed_sweep_goes_on_and_a_bad_trial_is_a_row_with_its_reason(tmp_pat
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_finished_sweep_goes_on_to_more_trials_and_is_weighed_again_without_any(tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    few = sweep(tmp_path, num_trials=1)
+    assert run_tune(few, QuietProgress())["trials"] == 1
+    first = few.folder_of(0)
+    kept = [first / "outcome.json", first / "student" / "result" / "COMMITTED"]
+    before = [path.stat().st_mtime_ns for path in kept]
+
+    more = sweep(tmp_path, num_trials=2)
+    summary = run_tune(more, QuietProgress())
+    assert (summary["trials"], summary["finished"]) == (2, 2)
+    assert [path.stat().st_mtime_ns for path in kept] == before, "the first trial is not run again"
+    front = json.loads((more.output / "pareto.json").read_text())
+    assert [row["parameters"]["student.student.num_heads"] for row in front["trials"]] == [1, 2]
+
+    second = more.folder_of(1) / "outcome.json"
+    before.append(second.stat().st_mtime_ns)
+    gated = sweep(tmp_path, num_trials=2, gate="parameters<=10", objectives=["parameters"], max_concurrent=1)
+    assert run_tune(gated, QuietProgress())["trials"] == 2
+    assert [path.stat().st_mtime_ns for path in (*kept, second)] == before, "no trial is run again"
+    front = json.loads((more.output / "pareto.json").read_text())
+    assert (front["gate"], front["objectives"]) == ("parameters<=10", ["parameters"])
+    with pytest.raises(ConfigError, match="num_trials: 2 → 1.*2 trials are measured"):
+        run_tune(few.replace(gate=gated.gate, objectives=gated.objectives), QuietProgress())
+
+
+@pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_trial_behind_its_peers_is_stopped_and_the_next_one_finds_room(tmp_path: Path) -> None:
     write_inputs(tmp_path)
