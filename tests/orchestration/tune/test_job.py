@@ -139,7 +139,7 @@ def test_a_finished_sweep_goes_on_to_more_trials_and_is_weighed_again_without_an
     assert [path.stat().st_mtime_ns for path in (*kept, second)] == before, "no trial is run again"
     front = json.loads((more.output / "pareto.json").read_text())
     assert (front["gate"], front["objectives"]) == ("parameters<=10", ["parameters"])
-    with pytest.raises(ConfigError, match="num_trials: 2 → 1.*2 trials are measured"):
+    with pytest.raises(ConfigError, match=r"num_trials: 2 → 1.*2 trials are measured"):
         run_tune(few.replace(gate=gated.gate, objectives=gated.objectives), QuietProgress())
 
 
