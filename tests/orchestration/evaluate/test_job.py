@@ -75,7 +75,6 @@ def test_systems_and_comparisons_must_be_named_consistently(tmp_path: Path, fold
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_pool_that_does_not_fit_is_as_large_as_fits(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     """An actor without room would take its share of the pieces and never begin."""
     data, _ = folders
@@ -109,7 +108,6 @@ def figures(output: Path) -> dict[str, object]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_a_finished_evaluation_goes_on_with_another_system(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     data, teacher = folders
     resynthesis, lm = {"name": "r", "kind": "resynthesis"}, model(teacher)
