@@ -67,12 +67,11 @@ def faults(text: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     "text",
     [
-        "time.sleep(2)", "await asyncio.sleep(3.0)", "process.communicate(timeout=60)",
-        "subprocess.run(x, timeout=280)", "httpx.get(url, timeout=5)", "thread.join(100)", "event.wait(60)", "connection.settimeout(30)",
+        "time.sleep(2)", "await asyncio.sleep(3.0)", "process.communicate(timeout=60)", "httpx.get(url, timeout=5)",
+        "subprocess.run(x, timeout=280)", "thread.join(100)", "event.wait(60)", "connection.settimeout(30)",
         "page.wait_for_function('x', timeout=30_000)", "tab.set_default_timeout(20_000)",
         "deadline = time.monotonic() + 20", "end = time.time() + 120", "assert time.monotonic() - began < 5",
-        "@pytest.mark.timeout(600)\ndef test(): ...", "JOB = 'import time\\ntime.sleep(60)'",
-        "script('exec sleep 600')",
+        "@pytest.mark.timeout(600)\ndef test(): ...", "JOB = 'import time\\ntime.sleep(60)'", "run('exec sleep 600')",
     ],
 )  # fmt: skip
 def test_waits_that_a_loaded_machine_fails_are_found(text: str) -> None:

@@ -152,9 +152,8 @@ def _training_lacks(done: Artifact, before: TrainJob, config: TrainJob) -> str |
 
 
 def _sweep_lacks(done: Artifact, before: TuneConfig, config: TuneConfig) -> str | None:
-    del before
     there, asked = done.info.metrics.get("trials", 0), num_trials(config)
-    if isinstance(there, int) and asked < there:
+    if isinstance(there, int) and asked < min(there, num_trials(before)):
         return f"{there} trials are measured, and none is forgotten; raise num_trials, or leave it at {there}"
     return None
 
