@@ -122,7 +122,11 @@ REFUSED = {
         "training.steps": (99_999, "the learning rates of the .* steps that are done led down to the end"),
         "training.seed": (77, "may change after the finish: .*training.steps"),
         "training.workers.precision": ("bf16", "another precision is another model"),
-        "training.optimizer.accumulation": (7, "change workers and training.optimizer.accumulation together"),
+        "training.optimizer.accumulation": (7, "change training.workers and training.optimizer.accumulation together"),
+        "training.workers.num_workers": (
+            2,
+            "a step was made of 1 micro-batches, and 2 workers with accumulation 1 would",
+        ),
         "training.max_bad_steps": (1, "2 bad steps were left out, more than training.max_bad_steps 1 allows"),
     },
     "pretrain/mel_diffusion": {"training.steps": (99_999, "training.optimizer.final_fraction is 1")},
@@ -235,6 +239,13 @@ def test_more_steps_at_the_same_learning_rates_go_on_from_the_last_checkpoint(tm
     next((tmp_path / "out" / CHECKPOINTS).iterdir()).rename(tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"training\.steps: 6 → 9; .*has no checkpoint of step 6 to go on from"):
         again(longer)
+
+
+def test_the_same_step_by_other_workers_leaves_a_training_finished(tmp_path: Path) -> None:
+    finish(pretrain(tmp_path, "out", workers={"num_workers": 2}))
+    for workers, accumulation in ((1, 2), (1, 1), (2, 1)):
+        changes = {"workers": {"num_workers": workers}, "optimizer": {"accumulation": accumulation}}
+        assert "is finished" in again(pretrain(tmp_path, "out", **changes))
 
 
 def test_more_steps_within_the_warm_up_go_on(tmp_path: Path) -> None:

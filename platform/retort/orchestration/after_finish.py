@@ -135,10 +135,14 @@ def why_no_other_steps(was: int, config: TrainJob, done: int) -> str | None:
 
 def _training_lacks(done: Artifact, before: TrainJob, config: TrainJob) -> str | None:
     was, training = before.training, config.training
-    if was.micro_batches_per_step != training.micro_batches_per_step:
+    per_step, workers = was.micro_batches_per_step, training.workers.max_workers
+    is_as_before = was.optimizer.accumulation == training.optimizer.accumulation
+    # As when a run goes on from a checkpoint: other workers alone make the same step if it can be dealt out to them.
+    if per_step % workers or not (training.micro_batches_per_step == per_step or is_as_before):
         return (
-            f"a step was made of {was.micro_batches_per_step} micro-batches over all workers and would be made of "
-            f"{training.micro_batches_per_step}; change workers and training.optimizer.accumulation together"
+            f"a step was made of {per_step} micro-batches, and {workers} workers with accumulation "
+            f"{training.optimizer.accumulation} would make another; change training.workers and "
+            "training.optimizer.accumulation together"
         )
     left_out = done.info.metrics.get("steps_left_out", 0)
     if isinstance(left_out, int) and left_out > training.max_bad_steps:
