@@ -1,7 +1,9 @@
 """A finished job whose run file changed: what leaves it finished, what it goes on with, and what is refused."""
 
+import copy
+import functools
 import io
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +28,15 @@ FIGURES = {"trials": 9, "rows_read": 100, "rows_kept": 95, "steps_left_out": 2}
 """What the records of finished jobs say."""
 
 
-def run_files() -> Iterator[dict[str, Any]]:
+@functools.cache
+def run_files() -> tuple[dict[str, Any], ...]:
     """The trees of all run files, with the jobs of tours one by one."""
+    trees: list[dict[str, Any]] = []
     for file in sorted([*ROOT.glob("jobs/configs/*.yaml"), *ROOT.glob("tune_configs/*.yaml")]):
         config = validate(load_tree(file), RunConfig, where=file.name)  # type: ignore[arg-type, var-annotated]
         jobs = config.jobs if isinstance(config, DemoConfig) else [config]
-        yield from (job.model_dump(mode="json") for job in jobs)
+        trees += (job.model_dump(mode="json") for job in jobs)
+    return tuple(trees)
 
 
 def file_of(job: str) -> dict[str, Any]:
@@ -45,10 +50,9 @@ def file_of(job: str) -> dict[str, Any]:
 
 
 def loaded(tree: dict[str, Any], output: Path, **values: Any) -> Any:
-    tree = yaml.safe_load(yaml.safe_dump(tree)) | {"output": str(output)}
+    tree = copy.deepcopy(tree) | {"output": str(output)}
     if tree["job"] == "tune":  # its jobs write below it
-        tree = yaml.safe_load(yaml.safe_dump(tree).replace(file_of("tune")["output"], str(output)))
-        tree["before"] = []
+        tree = json.loads(json.dumps(tree | {"before": []}).replace(file_of("tune")["output"], str(output)))
     for key, value in values.items():
         put(tree, key, value, said=key)
     return validate(tree, RunConfig, where="test")  # type: ignore[arg-type]
