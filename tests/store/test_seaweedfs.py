@@ -51,7 +51,7 @@ def test_a_service_killed_in_the_middle_of_an_upload_and_restarted_loses_nothing
     killed_at: list[int] = []
 
     def fault() -> None:
-        killed_at.append(comes(lambda: len(weed.store("runs").list("big"))))
+        killed_at.append(comes(lambda: len(weed.store("runs").list("big")), every_s=0.02))
         weed.kill()
         time.sleep(DOWN_S)
         weed.start()
