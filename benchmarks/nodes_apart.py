@@ -23,7 +23,7 @@ from benchmarks.seaweedfs import free_ports
 HEAD_ADDRESS, SECOND_ADDRESS = "127.0.0.1", "127.0.0.2"
 _RAY = Path(sys.executable).with_name("ray")
 _STARTED = "Ray runtime started."
-_START_S = 180.0
+_START_S = 900.0
 _TRIES = 4
 _POLL_S = 0.1
 _OPTIONS = (

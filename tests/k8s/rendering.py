@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from tests.patience import HANG_S
+
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
 OVERLAYS = tuple(sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml")))
@@ -22,7 +24,7 @@ Manifest = dict[str, Any]
 @cache
 def _rendered(folder: Path) -> str:
     command = [str(KUBECTL), "kustomize", str(folder)]
-    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=280).stdout
+    text = subprocess.run(command, check=True, capture_output=True, text=True, timeout=HANG_S).stdout
     return json.dumps(list(yaml.load_all(text, Loader=yaml.CSafeLoader)))
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from retort.orchestration.auth_token import ensure_private_token, token_file
+from tests.patience import HANG_S
 
 VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE")
 
@@ -96,7 +97,7 @@ def test_jobs_that_start_together_have_one_token(home: Path) -> None:
 def test_ray_takes_the_token_that_a_session_made(home: Path) -> None:
     code = "from retort.orchestration.cluster import ray_session\nwith ray_session(num_cpus=2):\n    import ray\n"
     code += "    print(ray.get(ray.remote(lambda: 6 * 7).remote()))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S)
     assert said.stdout.strip() == "42", said.stderr
     assert mode_of(token_file()) == 0o600
     assert len(token_file().read_text()) == 64, "ours, which Ray did not replace"

@@ -20,7 +20,7 @@ from retort.orchestration.chunks import (
 )
 from retort.orchestration.cluster import ray_session
 from retort.run_config import PoolConfig
-from tests.orchestration.tiny_runs import Lines, kill_an_actor_after
+from tests.orchestration.tiny_runs import Lines, killing_an_actor_after
 
 POOL = PoolConfig(size=2)
 
@@ -142,11 +142,10 @@ def test_rejects_with_strange_text_are_written_as_json_lines(tmp_path):
 @pytest.mark.usefixtures("ray")
 class TestOnRay:
     def test_a_killed_actor_loses_and_doubles_nothing_and_what_is_done_is_not_done_again(self, tmp_path):
-        chunks, lines, killed = ChunkFolder(tmp_path / "a" / "chunks", 12), Lines(), []
+        chunks, lines = ChunkFolder(tmp_path / "a" / "chunks", 12), Lines()
         chunks.write(11, _result(11, "before"))
-        thread = kill_an_actor_after(3, tmp_path, killed)
-        assert run_chunks(chunks, _worker(seconds=0.1), {}, POOL, lines, "test") == 11
-        thread.join(timeout=1)
+        with killing_an_actor_after(3, tmp_path) as killed:
+            assert run_chunks(chunks, _worker(seconds=0.1), {}, POOL, lines, "test") == 11
         assert len(killed) == 1
         assert not Path(f"/proc/{killed[0]}").exists()
         assert _ids(chunks, tmp_path) == EXPECTED

@@ -9,6 +9,7 @@ import torch
 
 from retort.orchestration import doctor
 from retort.orchestration.doctor import Finding, exit_code_of
+from tests.patience import HANG_S
 
 
 def test_this_machine_has_no_fault_outside_its_resources() -> None:
@@ -96,17 +97,20 @@ def test_token_that_others_can_read_is_a_warning(tmp_path: Path, mode: int, verd
 def test_ray_starts_and_a_ray_that_fails_is_told() -> None:
     good = doctor.start_local_ray()
     bad = doctor.start_local_ray({"RAY_TMPDIR": "/proc/self"})
-    found = doctor.probe_ray(good)
+    found = doctor.probe_ray(good, timeout_s=HANG_S)
     assert found.verdict == "ok"
     assert "on every address of this machine listened" in found.detail
-    finding = doctor.probe_ray(bad)
+    finding = doctor.probe_ray(bad, timeout_s=HANG_S)
     assert finding.exit_code == 4
     assert "a local Ray does not run" in finding.detail
 
 
 def test_ray_that_hangs_is_ended() -> None:
     hanging = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", "import time; time.sleep(1e6)"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert doctor.probe_ray(hanging, timeout_s=0.2).exit_code == 4
     assert hanging.poll() is not None

@@ -21,6 +21,7 @@ from tests.k8s import crd_schemas, operator_rules
 from tests.k8s.pod_security import careful, restricted
 from tests.k8s.rendering import K8S, KUBECTL, ROOT, pods
 from tests.orchestration import kube_api
+from tests.patience import HANG_S
 
 RUNS = sorted((K8S / "jobs" / "runs").glob("*.yaml"))
 
@@ -212,7 +213,7 @@ def test_one_example_is_applied_with_the_run_files(tmp_path: Path, monkeypatch: 
     command = next(line for line in (K8S / "jobs" / "jobs.yaml").read_text().splitlines() if "kubectl apply" in line)
     with kube_api.serving() as api:
         with_kubectl(monkeypatch, tmp_path, api.address)
-        subprocess.run(shlex.split(command.lstrip("# ")), cwd=ROOT, check=True, capture_output=True, timeout=120)
+        subprocess.run(shlex.split(command.lstrip("# ")), cwd=ROOT, check=True, capture_output=True, timeout=HANG_S)
     assert {(m["kind"], m["metadata"]["name"]) for m in api.objects.values()} == {
         ("ConfigMap", "retort-runs"),
         ("RayJob", "retort-prepare"),

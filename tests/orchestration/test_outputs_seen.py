@@ -64,6 +64,9 @@ def test_a_run_that_goes_on_is_seen_and_a_dead_ones_lock_is_not(tmp_path: Path) 
             pass
     (tmp_path / "run.lock").write_text(json.dumps({"pid": os.getpid()}))
     assert look_at(folder).state == "stopped"
+    finish(folder)
+    with OutputLock(folder):
+        assert look_at(folder).state == "running", "a finished job that goes on"
 
 
 def test_a_finished_output_shows_what_went_in_and_came_out(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from retort.orchestration.watch import ask_head
 from retort.orchestration.workplace import workplace
 from retort.run_config import PoolConfig, WorkersConfig
 from tests.orchestration.tiny_runs import Lines
+from tests.patience import HANG_S
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -55,7 +56,7 @@ class TestOnRay:
         import ray
 
         remote = ray.remote(**demand.options)(lambda: ray.get_runtime_context().get_node_labels()["zone"])
-        assert ray.get(remote.remote(), timeout=60) == "a"
+        assert ray.get(remote.remote(), timeout=HANG_S) == "a"
 
     @pytest.mark.parametrize(
         ("needs", "told"),

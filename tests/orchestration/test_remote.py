@@ -106,7 +106,6 @@ EVALUATE = {
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(1500)
 def test_every_job_of_a_tour_reads_and_writes_a_store(
     node: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

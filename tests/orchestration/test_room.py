@@ -2,6 +2,7 @@
 
 import itertools
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from retort.orchestration.shared_place import answer, read_word
 from retort.orchestration.watch import HeadListener, Heard, View, Watch, run_beside
 from retort.run_config import PoolConfig, WorkersConfig
 from tests.orchestration.tiny_runs import Lines
+from tests.patience import comes
 
 AT_ONCE = Patience(line_every_s=0.0, poll_s=0.001)
 
@@ -70,10 +72,10 @@ def test_a_cluster_that_is_too_small_is_told_with_both_numbers() -> None:
 
 
 def test_a_ray_of_this_machine_is_not_waited_for() -> None:
-    began = time.monotonic()
+    looked: list[int] = []
     with pytest.raises(ResourceError):
-        wait_for_room(always(node(1, 1)), training(2, wait_s=600), Lines(), can_grow=False)
-    assert time.monotonic() - began < 60
+        wait_for_room(lambda: looked.append(1) or [node(1, 1)], training(2, wait_s=600), Lines(), can_grow=False)
+    assert looked == [1]
 
 
 def test_a_pool_begins_with_what_fits_and_says_so() -> None:
@@ -144,8 +146,7 @@ def test_a_head_is_known_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
         listener = HeadListener(View(0.0, [node(1, 1)]), f"127.0.0.1:{server.getsockname()[1]}", every_s=0.01)
         time.sleep(0.3)
         assert listener.view == View(0.0, [node(1, 1)])
-    while listener.view.silent_since is None:
-        time.sleep(0.01)
+    assert comes(lambda: listener.view.silent_since is not None)
     listener.close()
 
 
@@ -217,16 +218,17 @@ def test_a_pool_whose_worker_is_gone_for_good_is_not_waited_for_for_ever() -> No
 
 def test_work_runs_beside_and_its_end_is_its_own() -> None:
     looked: list[int] = []
-    assert run_beside(lambda: time.sleep(0.3) or 7, lambda: looked.append(1)) == 7
-    assert looked
+    assert run_beside(lambda: 7 if comes(lambda: len(looked) > 2) else 0, lambda: looked.append(1)) == 7
     with pytest.raises(KeyError, match="x"):
         run_beside(lambda: {}["x"], lambda: None)
 
     def look() -> None:
         raise HeadLostError("gone")
 
+    over = threading.Event()
     with pytest.raises(HeadLostError):
-        run_beside(lambda: time.sleep(1.0), look)
+        run_beside(over.wait, look)
+    over.set()
 
 
 def test_a_node_that_sees_another_folder_is_found_out(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from retort.errors import ConfigError, MissingRequirementError, ResourceError, S
 from retort.orchestration import submit
 from retort.orchestration.ray_jobs import check_answer
 from retort.orchestration.submit import Execution, Submission, packed, resolved_config, submit_job, tracked_files
+from tests.patience import HANG_S, ONE_TRY_S, comes
 
 TOKEN = "0123456789abcdef" * 4
 
@@ -139,10 +139,13 @@ def test_missing_token_is_told_with_the_cure(
 
 
 @contextlib.contextmanager
-def answering(status: int, body: bytes, *, delay_s: float = 0.0) -> Iterator[str]:
+def answering(status: int, body: bytes, *, is_silent: bool = False) -> Iterator[str]:
+    is_over = threading.Event()
+
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            time.sleep(delay_s)
+            if is_silent:
+                is_over.wait()
             with contextlib.suppress(BrokenPipeError):  # the client that did not wait is the point of one test
                 self.send_response(status)
                 self.end_headers()
@@ -157,6 +160,7 @@ def answering(status: int, body: bytes, *, delay_s: float = 0.0) -> Iterator[str
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
+        is_over.set()
         server.shutdown()
         thread.join()
         server.server_close()
@@ -179,7 +183,7 @@ def test_whatever_else_answers_is_told(monkeypatch: pytest.MonkeyPatch, status: 
 
 def test_silent_host_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    with answering(200, b"", delay_s=2.0) as address, pytest.raises(StorageError, match="timed out"):
+    with answering(200, b"", is_silent=True) as address, pytest.raises(StorageError, match="timed out"):
         check_answer(address, timeout_s=0.2)
 
 
@@ -219,22 +223,20 @@ def head() -> Iterator[Head]:
 
 
 def _wait_until_it_answers(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240  # a busy machine takes its time
-    while True:
-        try:
-            check_answer(address, timeout_s=5)
-        except StorageError:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        else:
-            return
+    def answers() -> bool:
+        assert process.poll() is None, log.read_text()
+        with contextlib.suppress(StorageError):
+            check_answer(address, timeout_s=ONE_TRY_S)
+            return True
+        return False
+
+    assert comes(answers), log.read_text()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     mine = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
     process.send_signal(signal.SIGTERM)
-    _, alive = psutil.wait_procs(mine, timeout=15)
+    _, alive = psutil.wait_procs(mine, timeout=ONE_TRY_S)
     for child in alive:
         child.kill()
     if process.poll() is None:
@@ -246,7 +248,7 @@ def retort(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, as a person runs it: Ray reads a token once per process and keeps it."""
     code = "import sys; from retort.cli import run; sys.exit(run(sys.argv[1:]))"
     command = [sys.executable, "-c", code, *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=280, check=False)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 @pytest.mark.ray
@@ -293,7 +295,7 @@ def test_a_job_that_nobody_waits_for_is_listed_read_and_attached_to(head: Head, 
 @pytest.mark.ray
 def test_a_running_job_is_attached_to_and_stopped_when_its_time_is_up(head: Head, tmp_path: Path) -> None:
     """It sleeps where the entry script would begin."""
-    sleeper = script(tmp_path / "sleeper", "echo asleep; exec sleep 600")
+    sleeper = script(tmp_path / "sleeper", "echo asleep; exec sleep 1000000")
     (tmp_path / "report.yaml").write_text("job: report\nevaluation: asleep\noutput: out\n")
     arguments = ("submit", "report", "report.yaml", "--address", head.address, "--python", str(sleeper))
     first = retort(tmp_path, *arguments, "--no-wait")
@@ -339,10 +341,10 @@ def test_the_probes_of_kubernetes_are_answered_without_a_token(head: Head) -> No
     container = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
     paths = {container[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert paths == {"/api/healthz"}
-    with urllib.request.urlopen(f"http://127.0.0.1:{head.agent}/api/healthz", timeout=30) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{head.agent}/api/healthz", timeout=HANG_S) as answer:
         assert answer.status == 200
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=30)
+        urllib.request.urlopen(f"{head.address}/api/jobs/", timeout=HANG_S)
 
 
 @pytest.mark.ray

@@ -5,7 +5,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from typing import Any
 import psutil
 import pytest
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+from tests.patience import HANG_S, comes
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 JOB = """
 import sys, time
@@ -77,9 +78,8 @@ class Job:
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.errors, env=environment)
 
     def wait_for(self, name: str) -> None:
-        while not (self.folder / name).exists():
-            assert self.process.poll() is None, self.said()
-            time.sleep(0.05)
+        assert comes(lambda: (self.folder / name).exists() or self.process.poll() is not None)
+        assert (self.folder / name).exists(), self.said()
 
     def enough(self) -> None:
         (self.folder / "enough").touch()
@@ -105,9 +105,8 @@ def test_a_cluster_that_is_too_small_is_waited_for_aloud(cluster: Any, tmp_path:
 
 
 def test_a_node_that_comes_in_time_lets_the_work_begin(cluster: Any, tmp_path: Path) -> None:
-    job = Job(tmp_path, cluster, count=1, wait_s=600.0)
-    while "waiting for nodes" not in job.said():
-        time.sleep(0.05)
+    job = Job(tmp_path, cluster, count=1, wait_s=HANG_S)
+    assert comes(lambda: "waiting for nodes" in job.said())
     cluster.add_node(num_cpus=1)
     job.enough()
     assert job.end() == 0, job.said()
@@ -145,7 +144,7 @@ def test_a_node_that_sees_another_folder_is_named(cluster: Any, tmp_path: Path) 
     with (tmp_path / "node.txt").open("wb") as log:
         node = subprocess.Popen(["unshare", "-m", "sh", "-c", start], stdout=log, stderr=log)
     try:
-        job = Job(tmp_path, cluster, count=1, wait_s=120.0)
+        job = Job(tmp_path, cluster, count=1, wait_s=HANG_S)
         job.enough()
         assert job.end() == 5, job.said()
         assert "is not the same folder on every node: on node " in job.said()

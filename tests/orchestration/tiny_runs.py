@@ -6,7 +6,8 @@ import struct
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.presets import tiny
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
+from tests.patience import comes
 
 RATE = 16000
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -163,21 +165,26 @@ def _ancestors(pid: int) -> set[int]:
     return seen
 
 
-def kill_an_actor_after(records: int, work: Path, killed: list[int], *, timeout_s=120) -> threading.Thread:
-    """Start a thread that SIGKILLs one of this process's actors as soon as so many chunks are done."""
+@contextmanager
+def killing_an_actor_after(records: int, work: Path) -> Iterator[list[int]]:
+    """Meanwhile, one of this process's actors is SIGKILLed as soon as so many chunks are done; gives its number."""
+    killed: list[int] = []
+    is_over = threading.Event()
 
     def watch():
-        end = time.monotonic() + timeout_s
-        while time.monotonic() < end and not killed:
+        while not killed and not is_over.wait(0.01):
             if len(list(work.glob("*/chunks/records/*.json"))) >= records:
                 for pid in actors_of(os.getpid())[:1]:
                     os.kill(pid, signal.SIGKILL)
                     killed.append(pid)
-            time.sleep(0.01)
 
-    thread = threading.Thread(target=watch, daemon=True)
+    thread = threading.Thread(target=watch)
     thread.start()
-    return thread
+    try:
+        yield killed
+    finally:
+        is_over.set()
+        thread.join()
 
 
 def run_and_kill_the_driver(job: str, config: Path, work: Path, *, records: int) -> int:
@@ -190,15 +197,16 @@ def run_and_kill_the_driver(job: str, config: Path, work: Path, *, records: int)
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(config)], stderr=subprocess.PIPE, start_new_session=True
     )
-    end = time.monotonic() + 120
+
+    def done() -> int:
+        assert process.poll() is None, process.stderr.read().decode()
+        count = len(list(work.glob("*/chunks/records/*.json")))
+        return count if count >= records else 0
+
     try:
-        while time.monotonic() < end:
-            done = len(list(work.glob("*/chunks/records/*.json")))
-            assert process.poll() is None, process.stderr.read().decode()
-            if done >= records:
-                return done
-            time.sleep(0.005)
-        raise AssertionError("the driver did not get that far in time")
+        found = comes(done, every_s=0.005)
+        assert found, "the driver did not get that far"
+        return found
     finally:
         process.kill()
         process.wait()

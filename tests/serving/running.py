@@ -3,8 +3,7 @@
 import asyncio
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,14 +17,16 @@ from retort.serving.api import build_api
 from retort.serving.backends import Ask, Description, LocalBackend, Numbers
 from retort.serving.settings import Limits, ServeConfig, ServedModel
 from retort.serving.speaking import Snippet
+from tests.patience import HANG_S, comes
 
+PATIENT_LIMITS = Limits(max_text_tokens=200, deadline_s=HANG_S, body_timeout_s=60.0)
 PATIENT = GuardConfig(seconds_per_character=0.2, extra_seconds=3.0, retries=1)
 
 
 def settings(model: Path, **changes: object) -> ServeConfig:
     """Two names for one model; random weights rarely end by themselves, so the guard is patient."""
     served = tuple(ServedModel(name=name, path=model, precision="fp32", slots=4) for name in ("tiny", "other"))
-    config = ServeConfig(models=served, default_model="tiny", guard=PATIENT, limits=Limits(max_text_tokens=200))
+    config = ServeConfig(models=served, default_model="tiny", guard=PATIENT, limits=PATIENT_LIMITS)
     return config.replace(**changes)
 
 
@@ -43,8 +44,7 @@ def running(api: FastAPI) -> Iterator[str]:
     server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    assert comes(lambda: server.started, every_s=0.01)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:
@@ -55,16 +55,6 @@ def running(api: FastAPI) -> Iterator[str]:
 def api_of(config: ServeConfig, made: dict[str, LocalBackend]) -> FastAPI:
     """The application over backends of this process."""
     return build_api(config, made)
-
-
-def paused(seconds: float, is_over: Callable[[], bool]) -> bool:
-    """Wait for something, a while."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if is_over():
-            return True
-        time.sleep(0.1)
-    return False
 
 
 class Stub:

@@ -20,6 +20,7 @@ from retort.serving.api import build_api
 from retort.serving.catalogue import OPENAI_VOICES, openai_voices
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Snippet
+from tests.patience import HANG_S
 from tests.serving.clients.record import PACKAGES, command_of, version_of
 from tests.serving.running import Stub, api_of_stub, running
 
@@ -57,7 +58,7 @@ def test_what_clients_send_at_their_defaults_is_spoken(path: Path) -> None:
     stub = second()
     with running(api_of_stub(stub)) as url:
         address = httpx.URL(url)
-        with socket.create_connection((address.host, address.port or 80), timeout=30) as connection:
+        with socket.create_connection((address.host, address.port or 80), timeout=HANG_S) as connection:
             connection.sendall(request)
             answer = http.client.HTTPResponse(connection)
             answer.begin()
@@ -78,7 +79,7 @@ def test_the_clients_themselves_say_it(script: str) -> None:
     if missing:
         pytest.skip(f"{', '.join(missing)} not installed for {script}; run `make clients`")
     with running(api_of_stub(second())) as url:
-        said = subprocess.run(command_of(script, url), capture_output=True, timeout=240)
+        said = subprocess.run(command_of(script, url), capture_output=True, timeout=HANG_S)
     assert said.returncode == 0, said.stderr.decode()
     assert is_the_second(said.stdout)
 

@@ -14,7 +14,7 @@ from retort.orchestration.promote import promote
 from retort.serving.local import Follower, registry_config, serving, wait_for_the_end
 from tests.inference.speaking import speaking_model
 from tests.orchestration.promotions import write_evaluation
-from tests.serving.running import paused
+from tests.patience import HANG_S, comes
 
 
 def promote_new(root: Path, name: str, seed: int, registry: Path) -> str:
@@ -35,13 +35,13 @@ def test_the_registry_is_served_and_a_promotion_replaces_the_version_in_service(
     config = config.replace(port=8714, drain_s=5.0)
     follower = Follower(registry, config, lines.append)
     with serving(config) as address:
-        assert httpx.get(f"{address}/v1/models/small", timeout=30).json()["fingerprint"] == first
+        assert httpx.get(f"{address}/v1/models/small", timeout=HANG_S).json()["fingerprint"] == first
         follower()
         assert lines == [], "nothing has changed"
         second = promote_new(tmp_path / "b", "small", 1, registry)
         promote_new(tmp_path / "c", "unknown", 2, registry)
         follower()
-        assert paused(30, lambda: httpx.get(f"{address}/v1/models/small").json()["fingerprint"] == second)
+        assert comes(lambda: httpx.get(f"{address}/v1/models/small").json()["fingerprint"] == second)
         assert lines == ["now serving small@2"]
         (registry / "small" / "current.json").write_text("{")
         follower()

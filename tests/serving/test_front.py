@@ -21,7 +21,8 @@ from retort.serving.gate import client_of
 from retort.serving.haproxy import Front, mended, write_starter
 from retort.serving.local import _free_port, _haproxy
 from retort.serving.speaking import Snippet
-from tests.serving.running import Stub, api_of_stub, paused, running
+from tests.patience import HANG_S, ONE_TRY_S, comes
+from tests.serving.running import Stub, api_of_stub, running
 from tests.serving.test_api import body
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 
 HEADER = "X-Retort-Client-0123456789abcdef"
 KEY = "a-key-for-the-tests-0001"
+
+LONGER_THAN_HEADERS_S = 3.0
+"""Than the second that the headers of a request may take in the test."""
 
 haproxy_only = pytest.mark.skipif(_haproxy() is None, reason="no HAProxy on this machine")
 
@@ -65,7 +69,7 @@ def rays_own(folder: Path, to: str, host: str, ports: tuple[int, int, int]) -> "
 
 @contextmanager
 def proxied(
-    folder: Path, to: str, *, header_s: int = 2, max_connections: int = 16_384, host: str = "127.0.0.1"
+    folder: Path, to: str, *, header_s: int = 600, max_connections: int = 16_384, host: str = "127.0.0.1"
 ) -> Iterator[Running]:
     """HAProxy before a server, as Ray Serve would start it."""
     port, counters, stats = _free_port(), _free_port(), _free_port()
@@ -76,12 +80,12 @@ def proxied(
         process = subprocess.Popen(command, stdout=log, stderr=log)
     at = f"http://{host}:{port}"
     try:
-        assert paused(60, lambda: answers(f"{at}/health/live")), (folder / "log").read_text()
+        assert comes(lambda: answers(f"{at}/health/live")), (folder / "log").read_text()
         pages = f"http://{host}:{counters}/metrics", f"http://{host}:{stats}/stats"
         yield Running(at, *pages, (folder / "haproxy.cfg").read_text())
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(HANG_S)
 
 
 @haproxy_only
@@ -96,7 +100,7 @@ def test_ray_serve_starts_and_replaces_what_is_mended(monkeypatch: pytest.Monkey
         await api.start()
         try:
             for _ in range(3):
-                assert await asyncio.to_thread(paused, 60, lambda: answers(f"{at}/health/live"))
+                assert await asyncio.to_thread(comes, lambda: answers(f"{at}/health/live"))
                 seen.append((httpx.get(f"{at}/-/routes").status_code, api._proc.pid))
                 assert api._is_our_haproxy(api._proc.pid)
                 await api.reload()
@@ -115,7 +119,7 @@ def test_ray_serve_starts_and_replaces_what_is_mended(monkeypatch: pytest.Monkey
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=10).status_code == 200
+        return httpx.get(url, timeout=ONE_TRY_S).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -131,7 +135,7 @@ def idle(url: str, count: int, sent: bytes = b"") -> Iterator[list[socket.socket
     with ExitStack() as stack:
         held = [stack.enter_context(socket.socket()) for _ in range(count)]
         for connection in held:
-            connection.settimeout(30 if sent else 0)
+            connection.settimeout(HANG_S if sent else 0)
             connection.connect_ex((address.host, address.port or 80))
             if sent:
                 connection.sendall(sent)
@@ -139,8 +143,8 @@ def idle(url: str, count: int, sent: bytes = b"") -> Iterator[list[socket.socket
 
 
 def wait_until_closed(held: list[socket.socket], *, count: int) -> int:
-    """How many the server has closed once it is that many, or after minutes."""
-    closed, deadline = 0, time.monotonic() + 120
+    """How many the server has closed once it is that many."""
+    closed, deadline = 0, time.monotonic() + HANG_S
     with selectors.DefaultSelector() as selector:
         for connection in held:
             selector.register(connection, selectors.EVENT_READ)
@@ -168,7 +172,7 @@ def test_thousands_of_idle_connections_keep_nobody_out(tmp_path: Path, what: str
         with running(api_of_stub(tone())) as url, proxied(tmp_path, url, header_s=10) as front:
             target = {"the API": front.address, "the counters": front.counters, "the page of counters": front.stats}
             with idle(target[what], 4200):
-                speech = httpx.post(f"{front.address}/v1/audio/speech", json=body(1), timeout=60)
+                speech = httpx.post(f"{front.address}/v1/audio/speech", json=body(1))
                 assert speech.status_code == 200
                 if what == "the API":
                     assert answers(front.counters)
@@ -209,7 +213,7 @@ def test_one_address_does_not_take_all_connections(tmp_path: Path) -> None:
         pytest.skip("this machine has the loopback device only")
     with (
         running(api_of_stub(tone())) as url,
-        proxied(tmp_path, url, header_s=60, max_connections=40, host=own) as front,
+        proxied(tmp_path, url, max_connections=40, host=own) as front,
     ):
         assert "    maxconn 40\n" in front.config
         with idle(front.address, 30) as held:
@@ -222,13 +226,13 @@ def test_an_answer_that_takes_longer_than_headers_may_is_waited_for(tmp_path: Pa
         async def speak(self, ask):  # type: ignore[no-untyped-def]
             import asyncio
 
-            await asyncio.sleep(3)
+            await asyncio.sleep(LONGER_THAN_HEADERS_S)
             async for piece in super().speak(ask):
                 yield piece
 
     slow = Slow(*tone().pieces)
     with running(api_of_stub(slow)) as url, proxied(tmp_path, url, header_s=1) as front:
-        assert httpx.post(f"{front.address}/v1/audio/speech", json=body(1), timeout=60).status_code == 200
+        assert httpx.post(f"{front.address}/v1/audio/speech", json=body(1)).status_code == 200
 
 
 @haproxy_only
@@ -272,7 +276,7 @@ def test_what_ray_serve_tells_by_itself_is_told_to_nobody(tmp_path: Path, path: 
 @haproxy_only
 def test_a_server_that_is_gone_is_told_in_openais_shape(tmp_path: Path) -> None:
     with proxied_to_nobody(tmp_path) as front:
-        answer = httpx.get(f"{front}/v1/models", timeout=60)
+        answer = httpx.get(f"{front}/v1/models")
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
         assert answer.headers["retry-after"] == "5"
 

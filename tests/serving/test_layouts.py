@@ -19,7 +19,8 @@ from retort.errors import ConfigError, MissingRequirementError
 from retort.serving.local import deploy, serving
 from retort.serving.settings import Limits, ServeConfig
 from tests.inference.speaking import speaking_model
-from tests.serving.running import api_of, backends, paused, running, settings
+from tests.patience import HANG_S, ONE_TRY_S, comes
+from tests.serving.running import api_of, backends, running, settings
 from tests.serving.test_api import body, good_seed, speak
 from tests.serving.test_app import load
 
@@ -65,7 +66,7 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
         models[0].replace(name=name, path=path, slots=1, part_characters=4096)
         for name, path in (("long", long), ("endless", endless))
     )
-    limits = Limits(max_seconds=max(200.0, ENDLESS_S), max_waiting_seconds=60.0)
+    limits = Limits(max_seconds=max(200.0, ENDLESS_S), max_waiting_seconds=60.0, deadline_s=HANG_S)
     config = base.replace(models=models, limits=limits)
     made = backends(config)
     seed = good_seed(made["tiny"])
@@ -92,7 +93,7 @@ def command(layout: Layout, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield said.partition(" at ")[2].partition(" ")[0], server
     finally:
         server.send_signal(signal.SIGINT)
-        assert server.wait(120) == 0
+        assert server.wait(HANG_S) == 0
 
 
 @pytest.mark.ray
@@ -101,7 +102,7 @@ def test_everything_in_one_process_behind_haproxy_says_the_same(
     layout: Layout, command: tuple[str, "subprocess.Popen[str]"]
 ) -> None:
     address, _ = command
-    assert httpx.get(f"{address}/health/ready", timeout=30).status_code == 200
+    assert httpx.get(f"{address}/health/ready").status_code == 200
     wanted = [body(layout.seed, model=name, response_format="pcm") for name in ("tiny", "other")]
     answers = [speak(address, one) for one in (*wanted, {**wanted[0], "stream_format": "audio"})]
     assert {(answer.status_code, answer.content) for answer in answers} == {(200, layout.short)}
@@ -118,7 +119,7 @@ def test_the_server_that_the_command_starts_is_guarded(command: tuple[str, "subp
     cross = httpx.post(f"{address}/v1/audio/speech", json=body(1), headers={"Origin": "https://evil.example"})
     assert cross.status_code == 403
     url = httpx.URL(address)
-    with socket.create_connection((url.host, url.port or 80), timeout=120) as connection:
+    with socket.create_connection((url.host, url.port or 80), timeout=HANG_S) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: a\r\n")
         assert b" 408 " in connection.recv(200), "after `body_timeout_s`"
 
@@ -130,20 +131,20 @@ def test_what_has_begun_is_said_to_its_end_after_sigterm(
 ) -> None:
     address, server = command
     name = {"X-Request-ID": uuid.uuid4().hex}
-    with httpx.stream("POST", f"{address}/v1/audio/speech", json=LONG, headers=name, timeout=60) as answer:
+    with httpx.stream("POST", f"{address}/v1/audio/speech", json=LONG, headers=name) as answer:
         chunks = answer.iter_raw()
         received = next(chunks)
         server.send_signal(signal.SIGTERM)
-        assert paused(20, lambda: not is_live(address)), "nobody else is let in"
+        assert comes(lambda: not is_live(address)), "nobody else is let in"
         assert received + b"".join(chunks) == layout.long
-    assert server.wait(60) == 0
+    assert server.wait(HANG_S) == 0
     logs = Path(get_default_ray_temp_dir()).glob("session_*/logs/serve/*.log")
     assert any(name["X-Request-ID"] in log.read_text(errors="replace") for log in logs), "its line of the access log"
 
 
 def is_live(address: str) -> bool:
     try:
-        return httpx.get(f"{address}/health/live").status_code == 200
+        return httpx.get(f"{address}/health/live", timeout=ONE_TRY_S).status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -151,7 +152,7 @@ def is_live(address: str) -> bool:
 @pytest.fixture(scope="module")
 def hasty(layout: Layout) -> Iterator[tuple[ServeConfig, str]]:
     """A server of this process that does not wait long for slow readers."""
-    patient = {"max_waiting_seconds": 3600.0, "deadline_s": 600.0}
+    patient = {"max_waiting_seconds": 3600.0, "deadline_s": HANG_S}
     config = layout.config.replace(limits=layout.config.limits.replace(slow_reader_s=1.0, **patient))
     with serving(config) as address:
         yield config, address
@@ -168,7 +169,7 @@ def test_who_reads_nothing_is_cut_off_behind_haproxy(hasty: tuple[ServeConfig, s
         url = httpx.URL(address)
         client.connect((url.host, url.port))
         client.sendall(REQUEST_HEAD % len(wanted) + wanted)
-        assert paused(120, lambda: 'requests_total{model="endless"' in httpx.get(f"{address}/metrics").text)
+        assert comes(lambda: 'requests_total{model="endless"' in httpx.get(f"{address}/metrics").text)
         metrics = httpx.get(f"{address}/metrics").text
         ended = [line for line in metrics.splitlines() if line.startswith('retort_requests_total{model="endless"')]
         assert ended == ['retort_requests_total{model="endless",status="499"} 1.0'], "cut off, before the guard ends it"
@@ -187,7 +188,7 @@ def test_a_new_version_of_everything_takes_over_without_a_failed_request(
     promoted = config.models[0].replace(path=speaking_model(tmp_path, weights_seed=1))
     with load(address, layout.seed, clients=6) as answers:
         deploy(config.replace(models=(promoted, *config.models[1:])))
-        assert paused(30, lambda: bool(answers) and answers[-1][1] != layout.short)
+        assert comes(lambda: bool(answers) and answers[-1][1] != layout.short)
     new = speak(address, body(layout.seed, response_format="pcm"))
     assert set(answers) == {(200, layout.short), (new.status_code, new.content)}, "HAProxy sends nobody to who has left"
 

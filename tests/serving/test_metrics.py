@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from retort.serving.speaking import OverloadedError, Snippet
-from tests.serving.running import Stub, api_of_stub, paused, running
+from tests.patience import HANG_S, comes
+from tests.serving.running import Stub, api_of_stub, running
 from tests.serving.test_api import body
 
 
@@ -37,12 +38,12 @@ def test_a_client_that_hangs_up_has_left(wanted: dict[str, object]) -> None:
         host, port = url.removeprefix("http://").split(":")
         data = json.dumps(body(1, **wanted)).encode()
         head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
             connection.sendall(f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data)
-            assert stub.under_way.wait(20)
+            assert stub.under_way.wait(HANG_S)
             if wanted["response_format"] == "pcm":
                 assert b" 200 " in connection.recv(1000)
-        assert paused(20, lambda: is_counted_as_left(httpx.get(f"{url}/metrics").text))
+        assert comes(lambda: is_counted_as_left(httpx.get(f"{url}/metrics").text))
 
 
 @pytest.mark.parametrize("name", ["wav", "pcm"])
@@ -128,7 +129,7 @@ def test_a_body_that_does_not_come_and_a_key_that_is_guessed_are_counted(tmp_pat
     with running(api_of_stub(Stub(), api_keys=str(keys), limits={"body_timeout_s": 0.2})) as url:
         host, port = url.removeprefix("http://").split(":")
         head = f"POST /v1/audio/speech HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {KEY}\r\n"
-        with socket.create_connection((host, int(port)), timeout=20) as connection:
+        with socket.create_connection((host, int(port)), timeout=HANG_S) as connection:
             connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 50\r\n\r\n{{".encode())
             assert b" 408 " in connection.recv(200)
         with httpx.Client(base_url=url) as client:

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from retort.serving.speaking import Snippet
-from tests.serving.running import Stub, api_of_stub, paused, running
+from tests.patience import HANG_MS, comes, patient
+from tests.serving.running import Stub, api_of_stub, running
 from tests.serving.test_api import body
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -170,13 +171,13 @@ def test_a_website_in_a_real_browser_gets_nothing_unless_it_is_listed(is_listed:
         sync_playwright() as playwright,
     ):
         targets[0] = url.replace("127.0.0.1", "localhost")
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=HANG_MS)
+        page = patient(browser.new_page())
         page.goto(site)
-        page.wait_for_function("window.outcomes !== undefined", timeout=60_000)
+        page.wait_for_function("window.outcomes !== undefined")
         outcomes = page.evaluate("window.outcomes")
-        assert paused(60, lambda: 'status="403"} ' in httpx.get(f"{url}/metrics").text), "the form's, uploads are off"
-        assert paused(60, lambda: page.frames[1].url.startswith("chrome-error:"))
+        assert comes(lambda: 'status="403"} ' in httpx.get(f"{url}/metrics").text), "the form's, uploads are off"
+        assert comes(lambda: page.frames[1].url.startswith("chrome-error:"))
         browser.close()
     assert outcomes == {"plain": "opaque", "json": "cors" if is_listed else "failed", "blob": "opaque"}
     assert len(stub.asks) == is_listed

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.inference.speaking import speaking_model
+from tests.patience import HANG_MS, patient
 from tests.serving.running import api_of, backends, running, settings
 from tests.serving.test_api import good_seed
 
@@ -42,8 +43,8 @@ def test_type_choose_hear_and_compare(tmp_path: Path) -> None:
     seed = good_seed(made["tiny"])
     with running(api_of(config, made)) as address, sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        page = browser.new_page()
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments, timeout=HANG_MS)
+        page = patient(browser.new_page())
         asked: list[str] = []
         faults: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
@@ -58,14 +59,14 @@ def test_type_choose_hear_and_compare(tmp_path: Path) -> None:
         page.fill("#seed", str(seed))
         page.click("#both")
         for side in (a, b):
-            expect(side.locator(".rtf")).to_have_text(re.compile(r"\d"), timeout=30_000)
+            expect(side.locator(".rtf")).to_have_text(re.compile(r"\d"))
             expect(side.locator(".first")).to_contain_text("ms")
             assert float(side.locator(".length").inner_text().split()[0]) > 0.5
             assert side.locator(".used").inner_text() == str(seed)
             assert side.locator("audio").get_attribute("src").startswith("blob:")
             assert side.locator(".fault").inner_text() == ""
         assert a.locator(".length").inner_text() == b.locator(".length").inner_text(), "one model under two names"
-        page.wait_for_function("window.sounds.filter(([what]) => what === 'closed').length === 2", timeout=30_000)
+        page.wait_for_function("window.sounds.filter(([what]) => what === 'closed').length === 2")
         sounds = page.evaluate("window.sounds")
         assert sounds == sorted(sounds, key=lambda sound: sound[1]), "the second is asked for when the first is heard"
         for number in (0, 1):

@@ -68,7 +68,7 @@ def speaking_routes(app: FastAPI) -> dict[str, list[dict[str, Any]]]:
 
 
 def ask(url: str, wanted: dict[str, Any]) -> httpx.Response:
-    return httpx.post(url, json={"model": "tiny", "input": "one", "voice": "s0", **wanted}, timeout=60)
+    return httpx.post(url, json={"model": "tiny", "input": "one", "voice": "s0", **wanted})
 
 
 def sound_of(answer: httpx.Response) -> tuple[bytes, str]:
@@ -98,9 +98,7 @@ def test_every_route_and_format_carries_both_marks(made: FastAPI, address: str) 
             assert answer.headers[PROVENANCE].count(".") == 2
             name = wanted["response_format"]
             fields = {"format": "pcm", "statement": statement} if name == "pcm" else {}
-            found = httpx.post(
-                address + "/v1/audio/detect", data=fields, files={"file": ("speech", body)}, timeout=60
-            ).json()
+            found = httpx.post(address + "/v1/audio/detect", data=fields, files={"file": ("speech", body)}).json()
             assert found["watermark"]["found"], (wanted, found)
             assert found["signature"]["valid"] is True, (wanted, found)
             assert found["signature"]["claims"]["model"] == "tiny"
@@ -134,7 +132,7 @@ def test_the_comment_says_in_words_that_the_speech_is_synthetic(address: str) ->
 def test_speech_at_another_speed_is_marked_as_it_is_heard(address: str) -> None:
     answer = ask(f"{address}/v1/audio/speech", {"response_format": "pcm", "speed": 0.5})
     found = httpx.post(
-        f"{address}/v1/audio/detect", data={"format": "pcm"}, files={"file": ("x", answer.content)}, timeout=60
+        f"{address}/v1/audio/detect", data={"format": "pcm"}, files={"file": ("x", answer.content)}
     ).json()
     assert found["watermark"]["found"]
 
@@ -143,7 +141,7 @@ def test_sound_of_others_is_not_marked(address: str) -> None:
     from retort.audio.files import wav_bytes
 
     files = {"file": ("x.wav", wav_bytes(torch.from_numpy(SOUND), 24_000))}
-    found = httpx.post(f"{address}/v1/audio/detect", files=files, timeout=60).json()
+    found = httpx.post(f"{address}/v1/audio/detect", files=files).json()
     assert found["marked"] is False
     assert found["signature"] is None
     assert found["watermark"]["is_weak"] is True
@@ -167,7 +165,7 @@ def test_what_cannot_be_searched_is_refused(
 ) -> None:
     # httpx sends a form of several parts only if there is a file.
     sent = files or {"format": (None, "pcm")}
-    answer = httpx.post(f"{address}/v1/audio/detect", data=fields if files else {}, files=sent, timeout=60)
+    answer = httpx.post(f"{address}/v1/audio/detect", data=fields if files else {}, files=sent)
     assert answer.status_code == status, answer.text
     assert answer.json()["error"]["param"] == param
 
@@ -178,7 +176,7 @@ def test_a_server_that_marks_nothing_says_so_and_changes_nothing(tmp_path: Path)
         answer = ask(f"{url}/v1/audio/speech", {"response_format": "wav"})
         assert PROVENANCE not in answer.headers
         assert len(answer.content) == 44 + 2 * len(SOUND)
-        refused = httpx.post(f"{url}/v1/audio/detect", files={"file": ("x", b"ab")}, timeout=60)
+        refused = httpx.post(f"{url}/v1/audio/detect", files={"file": ("x", b"ab")})
     assert refused.status_code == 403
     assert refused.json()["error"]["code"] == "provenance_off"
 
@@ -204,7 +202,7 @@ def test_a_new_route_that_forgets_the_mark_says_nothing(tmp_path: Path) -> None:
     rogue.add_api_route("/v2/two", forgetful_stream, methods=["GET"])
     with running(rogue) as url:
         for path in ("/v2/one", "/v2/two"):
-            answer = httpx.get(url + path, timeout=30)
+            answer = httpx.get(url + path)
             assert answer.status_code == 500
             assert answer.json()["error"]["code"] == "not_marked"
             assert b"sound" not in answer.content

@@ -17,6 +17,7 @@ from retort.inference.synthesizer import Synthesizer
 from retort.serving.admission import Admission
 from retort.serving.speaking import OverloadedError, Snippet, Speaking
 from tests.inference.speaking import speaking_model
+from tests.patience import HANG_S
 
 GUARD = GuardConfig(seconds_per_character=0.1, extra_seconds=2.0, retries=0)
 
@@ -169,7 +170,7 @@ def test_leaving_stops_the_request_within_a_frame(synthesizer: Synthesizer) -> N
 
 
 async def until(is_so: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while not is_so() and time.monotonic() < deadline:
         await asyncio.sleep(0.001)
     return is_so()

@@ -60,7 +60,7 @@ def sound(
 
 def upload(address: str, sample: bytes, *, name: str = "Ada", consent: str | None = CONSENT) -> httpx.Response:
     fields = {"name": name} | ({} if consent is None else {"consent": consent})
-    return httpx.post(f"{address}/v1/audio/voices", data=fields, files={"audio_sample": sample}, timeout=60)
+    return httpx.post(f"{address}/v1/audio/voices", data=fields, files={"audio_sample": sample})
 
 
 def voices(address: str) -> list[dict[str, object]]:
@@ -122,14 +122,14 @@ def test_a_lenient_server_takes_a_form_with_fields_that_it_does_not_know(
     fields = {"name": "Ada", "consent": CONSENT, "language": "en", "is_public": "1"}
     lenient = config.replace(lenient=True, voice_uploads=VoiceUploads(folder=tmp_path / "lenient"))
     with running(api_of(lenient, made)) as url:
-        added = httpx.post(f"{url}/v1/audio/voices", data=fields, files={"audio_sample": sound()}, timeout=60)
+        added = httpx.post(f"{url}/v1/audio/voices", data=fields, files={"audio_sample": sound()})
         crowd = fields | {f"x{number}": "" for number in range(50)}
-        crowded = httpx.post(f"{url}/v1/audio/voices", data=crowd, files={"audio_sample": sound()}, timeout=60)
+        crowded = httpx.post(f"{url}/v1/audio/voices", data=crowd, files={"audio_sample": sound()})
     assert (added.status_code, added.headers["x-ignored-fields"]) == (200, "language, is_public")
     assert crowded.status_code == 400, "a few"
     del fields["is_public"]
     with running(api_of(config, made)) as url:
-        refused = httpx.post(f"{url}/v1/audio/voices", data=fields, files={"audio_sample": sound()}, timeout=60)
+        refused = httpx.post(f"{url}/v1/audio/voices", data=fields, files={"audio_sample": sound()})
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "language")
 
 

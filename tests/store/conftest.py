@@ -20,6 +20,7 @@ from moto.server import ThreadedMotoServer
 from retort.location import RemotePath
 from retort.store.place import store_of
 from retort.store.s3 import S3Credentials, S3Store
+from tests.patience import HANG_S
 
 CREDENTIALS = S3Credentials("testing-key", "testing-secret")
 SLOW_S = 6.0
@@ -101,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
             status, code = how.split(":")
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
             return self.answer(int(status), [("Content-Type", "application/xml")], text.encode())
-        upstream = http.client.HTTPConnection("127.0.0.1", self.server.proxy.upstream, timeout=30)
+        upstream = http.client.HTTPConnection("127.0.0.1", self.server.proxy.upstream, timeout=HANG_S)
         upstream.request(self.command, self.path, body, dict(self.headers))
         answer = upstream.getresponse()
         content = answer.read()
@@ -175,7 +176,7 @@ def open_s3(proxy: FaultProxy, bucket: str) -> Callable[..., S3Store]:
             "endpoint_url": proxy.url,
             "credentials": CREDENTIALS,
             "max_attempts": 3,
-            "timeout_s": 20.0,
+            "timeout_s": HANG_S,
             "outage_s": 0.0,
         }
         return S3Store(f"s3://{bucket}/some/prefix", **{**arguments, **options})

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from retort.errors import DataError, ResourceError, StorageError
 from retort.store.checkpoints import CheckpointFolder
 from retort.store.commit import verify_folder
+from tests.patience import HANG_S
 from tests.store.conftest import fill
 
 
@@ -250,7 +251,7 @@ def test_several_processes_write_one_checkpoint(tmp_path: Path) -> None:
         assert good.step == step
         assert [(good.path / f"rank{r}.bin").read_bytes()[:2] for r in range(3)] == [bytes([step, r]) for r in range(3)]
     for rank in ranks:
-        rank.communicate(timeout=30)
+        rank.communicate(timeout=HANG_S)
     assert [rank.returncode for rank in ranks] == [0, 0, 0]
     assert CheckpointFolder(tmp_path).steps() == [2, 3]
 

@@ -12,6 +12,7 @@ import pytest
 
 from retort.errors import StorageError
 from retort.store.lock import OutputLock
+from tests.patience import HANG_S
 
 HOLD = """
 import sys, pathlib
@@ -87,7 +88,7 @@ if child:
     print(child, flush=True)
     os._exit(0)
 os.close(1)
-time.sleep(60)
+time.sleep(1e6)
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
     child = int(done.stdout)
@@ -116,7 +117,7 @@ while entered < 100:
         continue
 """
     processes = [subprocess.Popen([sys.executable, "-c", program, str(tmp_path / "out")]) for _ in range(3)]
-    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]
+    assert [process.wait(timeout=HANG_S) for process in processes] == [0, 0, 0]
 
 
 def test_file_removed_between_its_opening_and_the_lock_is_not_taken_for_the_lock(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from retort.store.place import (
 from retort.store.registry import Card, Registry
 from retort.store.results import result_of
 from retort.store.uploads import Mirror
+from tests.patience import HANG_S, comes
 from tests.store.conftest import CONTENT, FaultProxy, Node, fill, read_tree
 
 
@@ -70,7 +71,7 @@ def test_many_processes_of_a_node_fetch_one_copy(node: Node, proxy: FaultProxy) 
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(100)
+        thread.join()
     assert len(found) == 4
     assert len(set(found)) == 1
     assert [path.name for path in (node.cache / "retort" / "artifacts").iterdir()] == [found[0].name]
@@ -146,10 +147,7 @@ def test_files_that_grow_are_mirrored_and_go_on_on_another_node(node: Node, prox
 
     with Mirror([local_of(place) / "log.txt", local_of(place) / "never.txt"], every_s=0.05):
         fill(local_of(place), {"log.txt": b"one\n"})
-        deadline = time.monotonic() + 100
-        while there() != b"one\n" and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert there() == b"one\n"
+        assert comes(lambda: there() == b"one\n")
         # An unchanged file is not sent again.
         proxy.requests.clear()
         time.sleep(0.3)
@@ -337,11 +335,9 @@ def test_training_goes_on_through_an_outage_and_the_newest_checkpoint_is_uploade
     here = [path.name for path in sorted(local_of(root).glob("step-*"))]
     assert here[-2:] == ["step-00000006", "step-00000008"]
     is_out.clear()
-    deadline = time.monotonic() + 100
-    while 8 not in steps_at(root) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    assert comes(lambda: 8 in steps_at(root), every_s=0.2)
     assert steps_at(root)[-1] == 8
-    assert ours.close(60)
+    assert ours.close(HANG_S)
     assert is_committed(local_of(root) / "step-00000008")
 
 

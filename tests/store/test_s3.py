@@ -15,6 +15,7 @@ from retort.errors import StorageError
 from retort.store.commit import commit_folder, verify_folder
 from retort.store.s3 import S3Credentials, S3Store
 from retort.store.s3_faults import RemoteStoreError, StoreFault
+from tests.patience import HANG_S
 from tests.store.conftest import CONTENT, CREDENTIALS, SLOW_S, FaultProxy, fill, read_tree
 
 Opener = Callable[..., S3Store]
@@ -100,7 +101,7 @@ def test_passing_fault_at_any_read_is_survived(
 def test_an_answer_that_takes_too_long_is_asked_for_again(
     open_s3: Opener, proxy: FaultProxy, sealed: Path, tmp_path: Path, method: str, suffix: str
 ) -> None:
-    store = open_s3(timeout_s=SLOW_S / 2, max_attempts=2, outage_s=120.0)
+    store = open_s3(timeout_s=SLOW_S / 2, max_attempts=2, outage_s=HANG_S)
     proxy.break_next(method, suffix, "slow", times=3)
     manifest = store.put_folder(sealed, "a")
     assert store.get_folder("a", tmp_path / "got") == manifest
@@ -275,7 +276,7 @@ def test_uploader_killed_between_parts(
         return take(method, path, headers)
 
     proxy.take = watch  # type: ignore[method-assign]
-    assert reached.wait(60)
+    assert reached.wait(HANG_S)
     proxy.take = take  # type: ignore[method-assign]
     store = open_s3()
     assert not store.exists("a")

@@ -6,8 +6,8 @@ trains, and ``OUTPUT/result/``, the committed artifact that the next job reads.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -78,13 +78,55 @@ def job_output(config: JobConfig, *, others: Sequence[str] = ()) -> Iterator[Pat
             held.check()
 
 
-def run_once(config: JobConfig, progress: Progress, work: Callable[[], Artifact]) -> tuple[Artifact, float]:
+@dataclass(frozen=True)
+class AfterFinish:
+    """Which keys of a finished job's file may change, and what happens then; any other change is refused.
+
+    Keys are dotted and stand for all that is below them. ``output`` may always change: it is where the job looks.
+
+    Attributes:
+        same: the result does not depend on them: the job stays finished.
+        more: with them the job goes on from what is there, and ends as one unbroken run would have ended.
+        lacks: why such a change is refused all the same, or None; it is given the result, the configuration that made
+            it, and the present one.
+        ways: keys that are refused, below one of the others too, to the reason and what to do instead.
+    """
+
+    same: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    lacks: Callable[[Artifact, Any, Any], str | None] | None = None
+    ways: Mapping[str, str] = field(default_factory=dict)
+
+    def allows(self, key: str) -> bool:
+        """Whether a key may change at all."""
+        return _is_below(key, (*self.same, *self.more)) and not _is_below(key, self.ways)
+
+    def way_of(self, keys: Iterable[str]) -> str | None:
+        """Why the first of these keys that has a reason is refused, and what to do instead."""
+        return next((way for key in keys for name, way in self.ways.items() if _is_below(key, (name,))), None)
+
+    @property
+    def told(self) -> str:
+        """For a person."""
+        if not self.same and not self.more:
+            return ""
+        return f" (what may change after the finish: {', '.join(sorted({*self.same, *self.more}))})"
+
+
+_NOTHING = AfterFinish()
+
+
+def run_once(
+    config: JobConfig, progress: Progress, work: Callable[[], Artifact], after: AfterFinish = _NOTHING
+) -> tuple[Artifact, float]:
     """The result of a job, from an earlier run of this very configuration or else from ``work``.
 
     Args:
         config: the job.
-        progress: told if there is nothing left to do.
-        work: checks its inputs, does the job under :func:`job_output`, and commits the result.
+        progress: told if there is nothing left to do, or what a finished job goes on with.
+        work: checks its inputs, does the job under :func:`job_output`, and commits the result; where ``after`` lets a
+            finished job go on, in place of the one that is there.
+        after: what may differ from the configuration of a finished job.
 
     Returns:
         The committed artifact, and the seconds that ``work`` took: 0.0 if the result was there.
@@ -95,8 +137,13 @@ def run_once(config: JobConfig, progress: Progress, work: Callable[[], Artifact]
     """
     done = _finished_result(config)
     if done is not None:
-        progress.log(f"{config.job}: {config.output} is finished")
-        return done, 0.0
+        changed = _changes_after_the_finish(config, done, after)
+        more = [told for key, told in changed.items() if _is_below(key, after.more)]
+        if not more:
+            unmoved = f"; without effect on its result: {'; '.join(changed.values())}" if changed else ""
+            progress.log(f"{config.job}: {config.output} is finished{unmoved}")
+            return done, 0.0
+        progress.log(f"{config.job}: {config.output} is finished, and goes on with {'; '.join(more)}")
     began = time.monotonic()
     artifact = work()
     kept = replace(artifact, path=keep_result(artifact.path))
@@ -104,36 +151,55 @@ def run_once(config: JobConfig, progress: Progress, work: Callable[[], Artifact]
 
 
 def _finished_result(config: JobConfig) -> Artifact | None:
-    """The verified artifact of an earlier run of this very configuration, or None if there is none yet.
-
-    Where the output folder itself lies does not count.
+    """The verified artifact of an earlier run, or None if there is none yet.
 
     Raises:
-        ConfigError: the output holds the result of another configuration; the first keys that differ are named.
         StorageError: the result is damaged.
     """
     where = config.output.absolute() / RESULT
     folder = localise(where) if isinstance(where, RemotePath) and is_finished(where) else local_of(where)
-    if not is_committed(folder):
-        return None
-    artifact = read_artifact(folder)
-    changed = differing_keys(
-        _completed(artifact.info.config, type(config)), config.model_dump(mode="json"), ignore=("output",)
-    )
-    if changed:
+    return read_artifact(folder) if is_committed(folder) else None
+
+
+def _changes_after_the_finish(config: JobConfig, done: Artifact, after: AfterFinish) -> dict[str, str]:
+    """What differs from the configuration that made a result, by key; where the output itself lies does not count.
+
+    Raises:
+        ConfigError: a key may not change so; the first ones are named, with both values and the way.
+    """
+    before = _completed(done.info.config, type(config))
+    tree = done.info.config if before is None else before.model_dump(mode="json")
+    changed = _differences(tree, config.model_dump(mode="json"))
+    changed.pop("output", None)
+    refused = [key for key in changed if before is None or not after.allows(key)]
+    why = after.way_of(refused) if refused else None
+    if changed and not refused:
+        why = _why_not(config, (done, before), after, changed)
+    if refused or why is not None:
+        named = [changed[key] for key in refused or changed]
         raise ConfigError(
-            f"{config.output} holds the result of another configuration; it differs in {'; '.join(changed[:3])}. "
-            "Choose another output, or delete that folder"
+            f"{config.output} holds the result of another configuration; it differs in {'; '.join(named[:3])}. "
+            + (f"It cannot go on there: {why}. " if why else "")
+            + f"Choose another output, or delete that folder{after.told}"
         )
-    return artifact
+    return changed
 
 
-def _completed(tree: Mapping[str, Any], kind: type[JobConfig]) -> Mapping[str, Any]:
-    """A recorded configuration with the defaults of keys that were added since."""
+def _why_not(
+    config: JobConfig, found: tuple[Artifact, JobConfig | None], after: AfterFinish, changed: Iterable[str]
+) -> str | None:
+    """Why keys that may change may not change so."""
+    if isinstance(config.output, RemotePath) and any(_is_below(key, after.more) for key in changed):
+        return "a result in a store is written once"
+    return None if after.lacks is None else after.lacks(*found, config)
+
+
+def _completed(tree: Mapping[str, Any], kind: type[JobConfig]) -> JobConfig | None:
+    """A recorded configuration with the defaults of keys that were added since; None if it is not valid any more."""
     try:
-        return validate(dict(tree), kind, where="the record").model_dump(mode="json")
+        return validate(dict(tree), kind, where="the record")
     except ConfigError:
-        return tree
+        return None
 
 
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Sequence[str] = ()) -> list[str]:
@@ -144,14 +210,21 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], *, ignore: Se
         new: the present tree.
         ignore: dotted keys that may differ, each with everything below it.
     """
+    return [told for key, told in _differences(old, new).items() if not _is_below(key, ignore)]
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, str]:
     before, after = _flat(old), _flat(new)
     keys = [*after, *(key for key in before if key not in after)]
-    return [
-        f"{key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
+    return {
+        key: f"{key}: {before.get(key, '(absent)')} → {after.get(key, '(absent)')}"
         for key in keys
         if before.get(key, "(absent)") != after.get(key, "(absent)")
-        and not any(key == name or key.startswith(name + ".") for name in ignore)
-    ]
+    }
+
+
+def _is_below(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def absolute_paths(config: C) -> C:

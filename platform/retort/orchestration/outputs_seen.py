@@ -102,10 +102,10 @@ def look_at(output: Path) -> OutputSeen:
     state: State = "stopped"
     if damage:
         state = "damaged"
+    elif _is_held(output):
+        state = "running"  # a finished job may go on
     elif artifact is not None:
         state = "finished"
-    elif _is_held(output):
-        state = "running"
     elif failure:
         state = "failed"
     info = None if artifact is None else artifact.info

@@ -15,6 +15,7 @@ from retort.models.outside.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoi
 from retort.models.outside.checkpoint_style import CheckpointStyle, read_style, written_config
 from retort.models.outside.translate import EMBEDDING, HEAD, expected_shapes, from_codec_lm, to_codec_lm
 from retort.models.weights import fingerprint_of, load_codec_lm, save_model
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.outputs import job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import ExportConfig, ImportConfig, SavedCodec
@@ -34,7 +35,7 @@ def run_import(config: ImportConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: tokens, template or codec do not fit the checkpoint.
         DataError: the checkpoint is damaged, or computes something that our blocks do not; it is named.
     """
-    artifact, seconds = run_once(config, progress, lambda: _import(config, progress))
+    artifact, seconds = run_once(config, progress, lambda: _import(config, progress), after_finish(config))
     return _summary(config, artifact, seconds)
 
 
@@ -155,7 +156,7 @@ def run_export(config: ExportConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: the model does not come from an imported checkpoint, or the layout has no words for its shape.
         DataError: there is no model, or it is damaged.
     """
-    artifact, seconds = run_once(config, progress, lambda: _export(config))
+    artifact, seconds = run_once(config, progress, lambda: _export(config), after_finish(config))
     return _summary(config, artifact, seconds)
 
 

@@ -38,6 +38,11 @@ def learning_rate_at(step: int, num_steps: int, config: OptimizerConfig) -> floa
     return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * left)
 
 
+def keeps_learning_rates(done: int, num_steps: int, other: int, config: OptimizerConfig) -> bool:
+    """Whether the first ``done`` steps have the same learning rates in runs of ``num_steps`` and of ``other`` steps."""
+    return num_steps == other or config.final_fraction == 1.0 or done <= config.warmup_steps
+
+
 def ema_decay_at(step: int, decay: float) -> float:
     """Decay of the weight average after 0-based ``step``; small at first, so that the start is forgotten."""
     return min(decay, (1.0 + step) / (10.0 + step))

@@ -11,6 +11,7 @@ from retort.errors import ConfigError, DataError
 from retort.evaluation.judge import TestStrings
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate.job import run_evaluate
+from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.system_facts import describe_system
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
@@ -74,7 +75,6 @@ def test_systems_and_comparisons_must_be_named_consistently(tmp_path: Path, fold
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_pool_that_does_not_fit_is_as_large_as_fits(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     """An actor without room would take its share of the pieces and never begin."""
     data, _ = folders
@@ -92,3 +92,71 @@ def test_a_pool_that_does_not_fit_is_as_large_as_fits(tmp_path: Path, folders: t
         assert run_evaluate(asked, QuietProgress())["systems"].keys() == {"r"}
     summary = json.loads((tmp_path / "out" / "result" / "summary.json").read_text())
     assert [system["utterances"] for system in summary["systems"]] == [3]
+
+
+def cheap(output: Path, data: Path, systems: list[dict[str, object]], **changes: object) -> EvaluateConfig:
+    light = {"speed": None, "speaker_encoder": None, "num_resamples": 100, "pool": {"size": 1}, "batch_size": 2}
+    return config(output, data, systems, **{**light, **changes})
+
+
+def figures(output: Path) -> dict[str, object]:
+    """What an evaluation says of its systems; when and where does not count."""
+    return {
+        system["name"]: system for system in json.loads((output / "result" / "summary.json").read_text())["systems"]
+    }
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_finished_evaluation_goes_on_with_another_system(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    data, teacher = folders
+    resynthesis, lm = {"name": "r", "kind": "resynthesis"}, model(teacher)
+    with ray_session(num_cpus=1):
+        run_evaluate(cheap(tmp_path / "out", data, [resynthesis]), QuietProgress())
+        pieces = sorted((tmp_path / "out" / "pieces").glob("r-*.jsonl"))
+        before = [path.stat().st_mtime_ns for path in pieces]
+        assert len(pieces) == 2
+        more = cheap(tmp_path / "out", data, [lm, resynthesis], comparisons=[["r", "m"]])
+        assert list(run_evaluate(more, QuietProgress())["systems"]) == ["m", "r"]
+        assert [path.stat().st_mtime_ns for path in pieces] == before, "what was judged is not judged again"
+        run_evaluate(more.replace(output=tmp_path / "whole"), QuietProgress())
+    assert figures(tmp_path / "out") == figures(tmp_path / "whole")
+    names = [sorted(p.name for p in (tmp_path / o / "result" / "audio").iterdir()) for o in ("out", "whole")]
+    assert names[0] == names[1] != []
+    with pytest.raises(ConfigError, match="'m' is in its report"):
+        run_evaluate(cheap(tmp_path / "out", data, [resynthesis]), QuietProgress())
+
+
+def test_pieces_that_were_judged_otherwise_do_not_get_between(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    data, teacher = folders
+    systems = [{"name": "r", "kind": "resynthesis"}, model(teacher)]
+    names = [
+        "r-0000.jsonl",
+        "m-0000.jsonl",
+        "m-0000.mels.safetensors",
+        "r--u001.wav",
+        "m--u001.wav",
+        "m-0000-0000.jsonl",
+    ]
+
+    def left(config: EvaluateConfig) -> set[str]:
+        drop_what_changed(tmp_path / "pieces", config)
+        return {path.name for path in (tmp_path / "pieces").iterdir()} - {"judged.json"}
+
+    def judged() -> None:
+        for name in names:
+            (tmp_path / "pieces" / name).touch()
+
+    first = cheap(tmp_path, data, systems)
+    assert left(first) == set()
+    judged()
+    assert left(first.replace(num_resamples=200, margins={"wer": 0.1})) == set(names), "none of it is judging"
+    warmer = model(teacher, decoding={"kind": "codec_lm", "sampler": {"temperature": 0.5}})
+    of_r = {"r-0000.jsonl", "r--u001.wav", "m-0000-0000.jsonl"}
+    assert left(cheap(tmp_path, data, [systems[0], warmer])) == of_r
+    judged()
+    assert left(cheap(tmp_path, data, [systems[0]])) == of_r, "a system that is gone is in no report"
+    judged()
+    assert left(cheap(tmp_path, data, [systems[0]], seed=9)) == {*names} - {"r-0000.jsonl", "r--u001.wav"}
+    (tmp_path / "pieces" / "judged.json").unlink()
+    assert left(first) == set(), "nobody knows under what they were judged"

@@ -28,7 +28,7 @@ from retort.run_config import GenerateConfig
 from retort.store.results import result_of
 from tests.orchestration.tiny_runs import (
     Lines,
-    kill_an_actor_after,
+    killing_an_actor_after,
     run_and_kill_the_driver,
     write_teacher,
     write_token_set,
@@ -245,12 +245,11 @@ def test_killed_actor_and_killed_driver_leave_each_id_exactly_once_and_change_no
     file.write_text(yaml.safe_dump(_tree(made, tmp_path / "driver", **changes)))
     done = run_and_kill_the_driver("generate", file, tmp_path / "driver" / "work", records=3)
     assert not (tmp_path / "driver" / "result").exists()
-    lines, killed = Lines(), []
+    lines = Lines()
     with ray_session(num_cpus=4):
         summary = run_generate(_config(made, tmp_path / "driver", **changes), lines)
-        thread = kill_an_actor_after(2, tmp_path / "actor" / "work", killed)
-        run_generate(_config(made, tmp_path / "actor", **changes), Lines())
-        thread.join(timeout=1)
+        with killing_an_actor_after(2, tmp_path / "actor" / "work") as killed:
+            run_generate(_config(made, tmp_path / "actor", **changes), Lines())
     assert len(killed) == 1
     before = int(lines.lines[0].split(": ")[1].split()[0])
     assert before >= done

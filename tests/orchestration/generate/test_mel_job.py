@@ -35,7 +35,7 @@ from retort.store.results import result_of
 from tests.orchestration.mel_runs import write_denoiser, write_recorded_token_set, write_recordings
 from tests.orchestration.tiny_runs import (
     Lines,
-    kill_an_actor_after,
+    killing_an_actor_after,
     run_and_kill_the_driver,
     write_teacher,
     write_token_set,
@@ -338,12 +338,11 @@ def test_killed_actor_and_killed_driver_leave_each_id_exactly_once_and_change_no
     file.write_text(yaml.safe_dump(tree_of(made, tmp_path / "driver", given, **changes)))
     done = run_and_kill_the_driver("generate", file, tmp_path / "driver" / "work", records=1)
     assert not (tmp_path / "driver" / "result").exists()
-    lines, killed = Lines(), []
+    lines = Lines()
     with ray_session(num_cpus=2):
         summary = run_generate_mels(made_config(made, tmp_path / "driver", given, **changes), lines)
-        thread = kill_an_actor_after(1, tmp_path / "actor" / "work", killed)
-        run_generate_mels(made_config(made, tmp_path / "actor", given, **changes, pool={"size": 1}), Lines())
-        thread.join(timeout=1)
+        with killing_an_actor_after(1, tmp_path / "actor" / "work") as killed:
+            run_generate_mels(made_config(made, tmp_path / "actor", given, **changes, pool={"size": 1}), Lines())
     assert len(killed) == 1
     assert int(lines.lines[0].split(": ")[1].split()[0]) >= done
     rejects = (result_of(tmp_path / "driver") / "rejects.jsonl").read_text().splitlines()

@@ -28,7 +28,7 @@ from retort.orchestration.prune.worker import INFLUENCE, SCORES, PruneWorker, Sw
 from retort.run_config import PruneConfig
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.store.results import result_of
-from tests.orchestration.tiny_runs import WORDS, Lines, kill_an_actor_after, run_and_kill_the_driver, write_token_set
+from tests.orchestration.tiny_runs import WORDS, Lines, killing_an_actor_after, run_and_kill_the_driver, write_token_set
 
 USELESS, LAYERS = 2, 4
 
@@ -197,12 +197,11 @@ def test_killed_driver_and_killed_actor_change_nothing_and_the_pruned_model_spea
     file.write_text(yaml.safe_dump(tree_of(made, tmp_path / "driver", **changes)))
     done = run_and_kill_the_driver("prune", file, tmp_path / "driver" / "work", records=3)
     assert not (tmp_path / "driver" / "result").exists()
-    lines, killed = Lines(), []  # type: ignore[var-annotated]
+    lines = Lines()
     with ray_session(num_cpus=4):
         summary = run_prune(config_of(made, tmp_path / "driver", **changes), lines)
-        thread = kill_an_actor_after(2, tmp_path / "actor" / "work", killed)
-        again = run_prune(config_of(made, tmp_path / "actor", **changes), Lines())
-        thread.join(timeout=1)
+        with killing_an_actor_after(2, tmp_path / "actor" / "work") as killed:
+            again = run_prune(config_of(made, tmp_path / "actor", **changes), Lines())
     assert len(killed) == 1
     assert int(lines.lines[0].split(": ")[1].split()[0]) >= done
     tables = [json.loads((result_of(tmp_path / name) / "importance.json").read_text()) for name in ("driver", "actor")]

@@ -44,7 +44,6 @@ def expected(root: Path) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("fate", ["rank 0 on the other node", "rank 0 where it was, its last upload lost"])
 def test_killed_ranks_go_on_with_the_same_bits_on_whichever_node_they_are(
     root: Path, expected: bytes, fate: str, tmp_path: Path

@@ -9,7 +9,7 @@ from retort.config import validate
 from retort.errors import ConfigError, DataError
 from retort.orchestration.progress import QuietProgress
 from retort.orchestration.train.job import refuse_other_run, run_distill
-from retort.orchestration.train.worker import Assignment
+from retort.orchestration.train.worker import Assignment, _is_written
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from tests.orchestration.train_runs import distill, pretrain, write_teacher, write_tokens
 
@@ -73,3 +73,12 @@ def test_a_run_survives_the_way_to_the_worker(tmp_path: Path) -> None:
         back = Assignment.from_tree(tree)
         assert back.config == validate(job.model_dump(mode="json"), type(job), where="job") == job
         assert (back.recorded_config, back.inputs, back.run) == ({"a": 1}, {"data": "x"}, "run")
+
+
+def test_the_result_of_fewer_steps_is_not_the_one_that_this_run_wrote(tmp_path: Path) -> None:
+    short, long = (pretrain(tmp_path, "out", steps=steps).model_dump(mode="json") for steps in (6, 9))
+    result = tmp_path / "out" / "result"
+    assert not _is_written(result, short)
+    write_artifact(result, describe_artifact("x", "x", "1", inputs={}, config=short), lambda folder: None)
+    assert _is_written(result, json.loads(json.dumps(short))), "before a rank was lost"
+    assert not _is_written(result, long)

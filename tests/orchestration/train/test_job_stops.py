@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from retort.run_config import PretrainConfig
 from retort.store.checkpoints import CheckpointFolder
 from tests.orchestration.processes import workers_below
 from tests.orchestration.train_runs import events_of, losses_of, pretrain, run_ranks, weight_bytes, write_tokens
+from tests.patience import comes
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 STEPS = 120
 
 
@@ -50,11 +50,12 @@ def when_at(made: PretrainConfig, step: int, do: Callable[[int], None]) -> Calla
     """Do something with the driver's process id once the step is on record; nothing if the job ends before."""
 
     def wait(process: "subprocess.Popen[str]") -> None:
-        while not any(record["step"] >= step for _, record in read_metrics(made.output / "metrics.jsonl")):
-            if process.poll() is not None:
-                return
-            time.sleep(0.01)
-        do(process.pid)
+        def has_come() -> bool:
+            return any(record["step"] >= step for _, record in read_metrics(made.output / "metrics.jsonl"))
+
+        assert comes(lambda: has_come() or process.poll() is not None, every_s=0.01)
+        if process.poll() is None:
+            do(process.pid)
 
     return wait
 

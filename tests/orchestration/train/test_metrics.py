@@ -10,6 +10,7 @@ from retort.orchestration.outputs import EVENTS_FILE, METRICS_FILE, TENSORBOARD
 from retort.orchestration.train.metrics import MetricsWriter, RunningMeans, read_metrics, shown
 from retort.orchestration.train.ranks import Ranks
 from retort.training.seam import StepOutput
+from tests.patience import comes
 
 
 class Recorded:
@@ -75,8 +76,6 @@ def test_progress_follows_the_files(tmp_path: Path) -> None:
         with (tmp_path / EVENTS_FILE).open("a") as file:
             file.write("resuming after step 9\nunfinished")
         (tmp_path / METRICS_FILE).write_text(json.dumps({"step": 10, "loss": 1.25, "steps_per_s": 0.5}) + "\n")
-        deadline = time.monotonic() + 10
-        while not (progress.updates and progress.lines) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        assert comes(lambda: progress.updates and progress.lines)
     assert progress.updates == [(10, 100, "loss 1.2500, 0.50 steps/s, 3:00 left")]
     assert progress.lines == ["resuming after step 9"]

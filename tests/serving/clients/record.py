@@ -11,6 +11,8 @@ import sys
 from importlib.metadata import PathDistribution
 from pathlib import Path
 
+from tests.patience import HANG_S
+
 HERE = Path(__file__).parent
 CLIENTS = HERE.parents[2] / ".clients"
 PACKAGES = {
@@ -63,7 +65,7 @@ def main() -> None:
     for script, packages in PACKAGES.items():
         versions = [f"{package} {version_of(script, package)}" for package in packages]
         with socket.create_server(("127.0.0.1", 8000)) as listener:
-            listener.settimeout(120)
+            listener.settimeout(HANG_S)
             client = subprocess.Popen(command_of(script, "http://127.0.0.1:8000"), stdout=subprocess.DEVNULL)
             data = request_of(listener)
             client.kill()

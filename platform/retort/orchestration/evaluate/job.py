@@ -28,8 +28,10 @@ from retort.evaluation.votes import preferences, read_votes
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
 from retort.nn.random import seed_of
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
+from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
@@ -50,12 +52,14 @@ _MELS = ".mels.safetensors"
 def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     """Judge every system, and write ``results.jsonl``, ``summary.json``, ``report.html`` and audio.
 
+    A run that was cut short goes on with the pieces that are not judged, a finished one with systems that were added.
+
     Raises:
         DataError: a model or the token set is missing, or they do not belong together; or, after the report is written,
             a system did not deliver more strings than ``max_missing_fraction`` allows.
         ConfigError: a guidance is not valid for its model, or ``mel_reference`` shares no codes with a denoiser.
     """
-    artifact, _ = run_once(config, progress, lambda: _evaluate(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _evaluate(config, progress), after_finish(config))
     refuse_missing(artifact, config)
     return dict(artifact.info.metrics)
 
@@ -68,6 +72,7 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         if config.speaker_encoder is not None:
             strings.refuse_other_encoder(encoder_name(config.speaker_encoder))
         infos = [describe_system(system, config, strings) for system in config.systems]
+        drop_what_changed(output / _PIECES, config)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
             items = place.run(lambda heard: _judge_all(given, output, strings, heard))
             threads = config.pool.threads_per_worker
@@ -339,7 +344,7 @@ def _write(
             "missing": missing_of(tree),
         },
     )
-    return write_artifact(output / "result", info, fill)
+    return write_artifact(output / "result", info, fill, replace=True)
 
 
 def _recorded(output: Path) -> dict[str, Any]:

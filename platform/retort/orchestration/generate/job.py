@@ -16,6 +16,7 @@ from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
 from retort.methods.codec_lm_data import check_fits_tokens
 from retort.models.weights import LoadedCodecLM, load_codec_lm
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.chunks import ChunkRecord, sum_numbers, write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
 from retort.orchestration.generate.plan import plan_generation
@@ -38,7 +39,7 @@ def run_generate(config: GenerateConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: the guidance is not valid for the teacher, or there is nothing to generate.
         DataError: teacher and token set do not belong together, or every sampled sequence was dropped.
     """
-    artifact, _ = run_once(config, progress, lambda: _generate(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _generate(config, progress), after_finish(config))
     return summary(artifact)
 
 

@@ -27,6 +27,7 @@ from retort.inference.synthesizer import carry_speaking_model
 from retort.methods.codec_lm_data import check_fits_tokens
 from retort.methods.trained_mel_diffusion import LM
 from retort.models.weights import LoadedCodecLM, LoadedMelDiffusion, load_codec_lm, load_mel_diffusion
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.chunks import write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
 from retort.orchestration.generate.mel_codec import open_mel_codec
@@ -53,7 +54,7 @@ def run_generate_mels(config: GenerateMelsConfig, progress: Progress) -> dict[st
         ConfigError: a guidance, the solver or the codec is not valid for the models.
         DataError: LM, token set, denoiser and voices do not belong together, or no row is left.
     """
-    artifact, _ = run_once(config, progress, lambda: _generate(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _generate(config, progress), after_finish(config))
     return summary(artifact)
 
 

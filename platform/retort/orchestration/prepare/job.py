@@ -18,6 +18,7 @@ from retort.data.tokens import TokenSetDescription, write_description
 from retort.data.utterance import Reject
 from retort.errors import DataError
 from retort.evaluation.speaker import encoder_name
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.chunks import (
     ChunkFolder,
     ChunkRecord,
@@ -81,7 +82,7 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
             must be kept apart.
         ConfigError: the output is another configuration's.
     """
-    artifact, _ = run_once(config, progress, lambda: _prepare(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _prepare(config, progress), after_finish(config))
     return _summary(artifact)
 
 

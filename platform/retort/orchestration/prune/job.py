@@ -22,6 +22,7 @@ from retort.models.initialise import bypass
 from retort.models.layer_choice import LAYERS_FILE, Criterion, LayerChoice
 from retort.models.outside.beside import carry_outside
 from retort.models.weights import LoadedCodecLM, fingerprint_of, load_codec_lm
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.chunks import ChunkFolder, open_work_folder, remove_work, run_chunks
 from retort.orchestration.demand import Demand
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
@@ -56,7 +57,7 @@ def run_prune(config: PruneConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: there are no such layers to keep, or the guidance is not valid for the teacher.
         DataError: teacher and token set do not belong together, or the split has too few strings.
     """
-    artifact, _ = run_once(config, progress, lambda: _prune(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _prune(config, progress), after_finish(config))
     return _summary(artifact)
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from retort.errors import ConfigError, PreemptedError
 from retort.models.student_shape import PrunedTeacher
+from retort.orchestration.after_finish import TRAINING_MAY_CHANGE, after_finish, why_no_other_steps
 from retort.orchestration.cluster import sigterm_handled, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.failures import clear_failure, read_failure
@@ -31,18 +32,6 @@ from retort.store.checkpoints import steps_at
 from retort.store.place import claim, content_of, shipped
 from retort.store.results import RUN_FILE, result_of
 
-MAY_CHANGE = (
-    "output",
-    "training.workers",
-    "training.optimizer.accumulation",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
-    "training.log_every",
-    "training.max_bad_steps",
-    "training.tracker",
-)
-"""What may differ when a run goes on: none of it changes what is learned (workers and accumulation are checked against
-the checkpoint, so that a step stays the same step)."""
 _STATE = "ray"
 
 
@@ -74,7 +63,7 @@ def _run(config: TrainJob, progress: Progress) -> dict[str, Any]:
         ):
             return _train(config, progress, reports)
 
-    artifact, seconds = run_once(config, progress, work)
+    artifact, seconds = run_once(config, progress, work, after_finish(config))
     return _summary(config, artifact, seconds)
 
 
@@ -124,11 +113,14 @@ def refuse_other_run(config: TrainJob) -> None:
     if not steps or recorded is None:
         return
     tree = yaml.safe_load(recorded)
-    changed = differing_keys(tree, config.model_dump(mode="json"), ignore=MAY_CHANGE)
-    if changed:
+    changed = differing_keys(tree, config.model_dump(mode="json"), ignore=("output", *TRAINING_MAY_CHANGE))
+    why = why_no_other_steps(tree["training"]["steps"], config, steps[-1])
+    if changed and (why is not None or not changed[0].startswith("training.steps: ") or len(changed) > 1):
         raise ConfigError(
             f"{config.output} holds checkpoints (up to step {steps[-1]}) of another configuration; it differs in "
-            f"{'; '.join(changed[:3])}. Choose another output, or delete that folder"
+            f"{'; '.join(changed[:3])}. "
+            + (f"It cannot go on there: {why}. " if why else "")
+            + "Choose another output, or delete that folder"
         )
 
 

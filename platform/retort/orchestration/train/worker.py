@@ -32,7 +32,7 @@ from retort.orchestration.train.metrics import MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
 from retort.orchestration.train.task import TrainJob, task_of
-from retort.store.artifact import describe_artifact, write_artifact
+from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from retort.store.commit import is_committed
 from retort.store.place import behind, is_finished, push, workplace
 from retort.store.results import RESULT
@@ -302,7 +302,7 @@ def _write_result(
     config = assignment.config
     optimizer.use_average()
     weights = optimizer.weights()
-    if ranks.rank == 0 and not _is_written(config.output / RESULT):
+    if ranks.rank == 0 and not _is_written(config.output / RESULT, assignment.recorded_config):
         left_out = bad_steps(config.output)
         trained = problem.trained(student_weights(weights))
         batches, stop = problem.batches, config.training.steps * optimizer.config.accumulation
@@ -319,16 +319,19 @@ def _write_result(
                 f"training_{batches.unit}": batches.num_valid(stop),
             },
         )
-        write_artifact(config.output / RESULT, info, trained.save)
+        write_artifact(config.output / RESULT, info, trained.save, replace=True)
     ranks.barrier()
 
 
-def _is_written(result: Path) -> bool:
-    """Whether an attempt of this very run wrote the result, and lost a rank before all of them had ended."""
+def _is_written(result: Path, config: Mapping[str, Any]) -> bool:
+    """Whether an attempt of this very run wrote the result, and lost a rank before all of them had ended.
+
+    The result of fewer steps, with which a finished run goes on, is another one.
+    """
     remote = behind(result)
     if remote is not None and is_finished(remote):
         return True
-    if is_committed(result):
+    if is_committed(result) and read_artifact(result, verify=False).info.config == config:
         push(result)
         return True
     return False

@@ -19,6 +19,7 @@ from retort.errors import ConfigError, QualityGateError
 from retort.evaluation.metrics import OBJECTIVES
 from retort.evaluation.pareto import costs, figures_of, pareto_front
 from retort.evaluation.sweep_report import write_sweep_report
+from retort.orchestration.after_finish import SWEEP_MAY_CHANGE, after_finish
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.demand import Demand, demands_of
 from retort.orchestration.evaluate.job import measure_speeds
@@ -35,17 +36,6 @@ from retort.tuning.halving import SuccessiveHalving
 from retort.tuning.search import num_trials, searcher_of
 
 FRONT_FILE = "pareto.json"
-MAY_CHANGE = (
-    "output",
-    "before",
-    "num_trials",
-    "early_stopping",
-    "max_concurrent",
-    "max_failures",
-    "gate",
-    "objectives",
-)
-"""What may differ when a sweep goes on: none of it changes what a finished trial measured."""
 _TOGETHER = 8
 """Models that are timed in turns."""
 
@@ -53,13 +43,15 @@ _TOGETHER = 8
 def run_tune(config: TuneConfig, progress: Progress) -> dict[str, Any]:
     """Run every trial that has not ended yet, and write ``pareto.json`` and ``report.html``.
 
+    A finished sweep goes on if there are to be more trials, and is weighed again by another gate or other objectives.
+
     Returns the summary: counts of trials by their end, the numbers on the front, and where the report is.
 
     Raises:
         ConfigError: the output holds trials of another sweep.
         QualityGateError: no trial finished; the reasons of the failures are in their folders.
     """
-    artifact, _ = run_once(config, progress, lambda: _tune(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _tune(config, progress), after_finish(config))
     return dict(artifact.info.metrics)
 
 
@@ -90,7 +82,7 @@ def refuse_other_sweep(config: TuneConfig) -> None:
     if not run_file.is_file() or not Ledger(config).trials():
         return
     tree = yaml.safe_load(run_file.read_text(encoding="utf-8"))
-    changed = differing_keys(tree, config.model_dump(mode="json"), ignore=MAY_CHANGE)
+    changed = differing_keys(tree, config.model_dump(mode="json"), ignore=("output", *SWEEP_MAY_CHANGE))
     if changed:
         raise ConfigError(
             f"{config.output} holds trials of another sweep; it differs in {'; '.join(changed[:3])}. "
@@ -332,7 +324,7 @@ def _write(config: TuneConfig, output: Path, rows: list[dict[str, Any]], seconds
     info = describe_artifact(
         "sweep", config.output.name, "1", inputs={}, config=config.model_dump(mode="json"), metrics=metrics
     )
-    artifact = write_artifact(output / "result", info, fill)
+    artifact = write_artifact(output / "result", info, fill, replace=True)
     for name in (FRONT_FILE, "report.html"):
         write_bytes_atomic(output / name, (artifact.path / name).read_bytes())
     return artifact
