@@ -5,17 +5,18 @@ resolved configuration), ``metrics.jsonl``, ``checkpoints/`` where it trains, an
 that the next job reads.
 """
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from retort.config import Config
-from retort.location import Location
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
 from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
+from retort.run_config.output import Output
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
 from retort.run_config.prepare import PrepareConfig, SavedCodec, SavedText
 from retort.run_config.prune import PruneConfig
@@ -80,9 +81,18 @@ class DemoConfig(Config):
     """A tour: jobs in order, each reading what the ones before wrote."""
 
     job: Literal["demo"] = "demo"
-    output: Location
+    output: Output
     """Holds the jobs' outputs, and copies of the last report and summary."""
     jobs: tuple[JobConfig, ...] = Field(min_length=1)
+
+    @field_validator("jobs")
+    @classmethod
+    def _each_has_its_own_result(cls, jobs: tuple[Any, ...]) -> tuple[Any, ...]:
+        first: dict[Path, Any] = {}
+        for job in jobs:  # a report may be written beside an evaluation, and what is finished is not done again
+            if job.job != "report" and first.setdefault(job.output.absolute(), job) != job:
+                raise ValueError(f"two jobs write to {job.output}, which holds one result; give each its own output")
+        return jobs
 
 
 AnyConfig = (
