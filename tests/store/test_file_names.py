@@ -11,12 +11,14 @@ from retort.store.manifest import safe_key
 
 HOSTILE = (
     "a/b", "a\\b", "/a", "\\a", "..", ".", "../../a", ".hidden", "x" * 300, "x" * 301, "ü" * 300, "tab\tid", "line\nid",
-    "nul\0id", "\x1b[2J", "Ü", "ü", "u\u0308", "你好", "A", "a", "a_b", "a b", "a%2Fb", "a--b", "a~0123456789abcdef", "",
-    "-rf", "a.", "con", "CON", "*?<>|:\"", "\u202eevil", "u01.wav",
+    "nul\0id", "\x1b[2J", "Ü", "ü", "u\u0308", "你好", "A", "a", "a_b", "a b", "a%2Fb", "a--b", "a~0123456789abcdef",
+    "", "-rf", "a.", "con", "CON", "*?<>|:\"", "\u202eevil", "u01.wav",
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("names", [("slow",), ("recordings", "u00"), ("teacher_guided", "0_jackson_12"), ("a.b-c", "1")])
+@pytest.mark.parametrize(
+    "names", [("slow",), ("recordings", "u00"), ("teacher_guided", "0_jackson_12"), ("a.b-c", "1")]
+)
 def test_plain_names_stay_as_they_are(names: tuple[str, ...]) -> None:
     assert file_name(*names) == "--".join(names)
 

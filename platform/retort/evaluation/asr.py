@@ -188,8 +188,10 @@ class PocketSphinx:
             warnings.simplefilter("ignore", DeprecationWarning)
             self._decoder.start_stream()
         self._decoder.start_utt()
-        self._decoder.process_raw(pcm, no_search=False, full_utt=True)
-        self._decoder.end_utt()
+        try:
+            self._decoder.process_raw(pcm, no_search=False, full_utt=True)
+        finally:
+            self._decoder.end_utt()  # else it would hear nothing any more
         heard = self._decoder.hyp()
         return "" if heard is None else str(heard.hypstr)
 
