@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from retort.audio.files import wav_bytes
-from retort.data.tokens import TokenRow, TokenSet
+from retort.data.tokens import TokenRow, TokenSet, write_shard
 from retort.errors import ConfigError, DataError
 from retort.evaluation.asr import PocketSphinxConfig, hear, open_recogniser
 from retort.evaluation.items import Expected, ItemResult
@@ -25,7 +26,9 @@ from retort.evaluation.speed import SpeedCase, measure_speed
 from retort.inference.decoding import Decoding
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Spoken, Timing
+from retort.orchestration.evaluate.job import EvaluationWorker
 from retort.orchestration.evaluate.pieces import SOUNDS, Piece, sounds_of
+from retort.store.artifact import describe_artifact, write_artifact
 from tests.evaluation.judging import RATE, Echo, Loudness, row, scorers, token_set
 from tests.evaluation.test_bad_sets import add_sounds
 from tests.inference.speaking import speaking_model
@@ -254,3 +257,22 @@ def test_what_makes_no_sound_has_no_speed_and_the_others_have_theirs() -> None:
     cases = {str(s): SpeedCase(Timed(s), Request("one", "s0", 0)) for s in (0.0, 4.0)}  # type: ignore[arg-type]
     speeds = measure_speed(cases, batch_size=2, seconds=4.0, rounds=2)
     assert {name: speed.rtf for name, speed in speeds.items()} == {"4.0": 0.5}
+
+
+def test_a_longest_string_without_a_voice_leaves_the_models_their_speed(tmp_path: Path, model: Path) -> None:
+    """It is a failure of the evaluation's rows; here it would end all of it, after the work."""
+    tokens = TokenSet.open(model.parent / "data")
+    stranger = dataclasses.replace(tokens[0], id="t", text="one one one", text_ids=(4,) * 11, speaker="x", split="test")
+
+    def fill(folder: Path) -> None:
+        shutil.copytree(model.parent / "data", folder, dirs_exist_ok=True)
+        write_shard(folder / "part-1.parquet", [stranger])
+
+    data = write_artifact(tmp_path / "data", describe_artifact("tokens", "t", "1", inputs={}, config={}), fill).path
+    tree = {
+        "output": str(tmp_path / "out"), "data": str(data), "num_strings": 1, "recogniser": {"kind": "pocketsphinx"},
+        "systems": [{"name": "m", "kind": "model", "role": "teacher", "model": str(model)}], "max_frames": 4,
+        "speed": {"batch_sizes": [1, 2], "num_frames": 4, "rounds": 1},
+    }  # fmt: skip
+    speeds = EvaluationWorker(tree, 1).speed()
+    assert [speed.batch_size for speed in speeds["m"]] == [1, 2]

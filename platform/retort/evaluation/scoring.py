@@ -63,12 +63,12 @@ def score_item(
         codes=spoken.codes,
         config=scorers.stability,
     )
-    likeness, error = None, None
+    likeness, unlike = None, None
     if scorers.encoder is not None and voice_E is not None:
         try:
             likeness = similarity(embed(scorers.encoder, spoken.samples_N, spoken.sample_rate), voice_E)
         except DataError as fault:
-            error = str(fault)
+            unlike = str(fault)
     return ItemResult(
         system=system,
         id=expected.id,
@@ -91,7 +91,7 @@ def score_item(
         text_sha256=text_sha256(expected.text),
         recogniser=scorers.recogniser.name,
         speaker_encoder=None if scorers.encoder is None else scorers.encoder.name,
-        error=error,
+        error=unlike,
     )
 
 
