@@ -1,5 +1,6 @@
 """Where jobs write: any name that a folder can have works to the end, any other is refused with the run file."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,11 @@ def test_a_dry_run_refuses_it_too(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "has 300 bytes, and the name of an output's folder at most 250; shorten it" in capsys.readouterr().err
 
 
-def test_two_jobs_of_a_tour_with_one_output_are_refused_unless_they_are_one_job() -> None:
-    job = load_tree(Path("jobs/configs/demo.yaml"))["jobs"][0]
-
-    def tour(*jobs: dict[str, Any]) -> list[str]:
-        return [text for _, text in faults_of({"job": "demo", "output": "runs/x", "jobs": list(jobs)}, RunConfig)]
-
-    assert tour(job, job) == []
-    (told,) = tour(job, {**job, "max_reject_fraction": 0.5})
-    assert f"two jobs write to {job['output']}" in told
+def test_two_jobs_of_a_tour_with_one_output_are_refused_unless_they_are_one_job(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, file = load_tree(Path("jobs/configs/demo.yaml"))["jobs"][0], tmp_path / "tour.yaml"
+    for other, code in ((job, 0), ({**job, "max_reject_fraction": 0.5}, 2)):
+        file.write_text(json.dumps({"job": "demo", "output": "runs/x", "jobs": [job, other]}))
+        assert cli.run(["demo", str(file), "--dry-run"]) == code
+    assert f"{file}: two jobs write to {job['output']}, which holds one result" in capsys.readouterr().err
