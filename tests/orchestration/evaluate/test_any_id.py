@@ -10,11 +10,10 @@ import torch
 
 from retort import cli
 from retort.audio.files import wav_bytes
+from retort.audio.mel_rvq import MelRVQConfig, fit_mel_rvq
 from retort.config import load_tree, validate
-from retort.data.readers import read_corpus
-from retort.data.readers_manifest import ManifestConfig
+from retort.data.references import plan_references
 from retort.data.tokens import TokenSet
-from retort.data.utterance import Utterance
 from retort.evaluation.items import read_results
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import SystemInfo
@@ -23,10 +22,12 @@ from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.job import EvaluationWorker, read_piece
 from retort.orchestration.evaluate.pieces import sounds_of
 from retort.orchestration.outputs import job_output
+from retort.orchestration.prepare.worker import AUDIO, CODEC, REFERENCES, TEXT, TOKENS, PrepareWorker
 from retort.orchestration.progress import QuietProgress
-from retort.run_config import EvaluateConfig
+from retort.run_config import EvaluateConfig, PrepareConfig
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.store.manifest import build_manifest
+from retort.text.front_end import CharactersConfig, build_text_front_end
 from tests.evaluation.judging import RATE, add_recordings, row, token_set
 from tests.orchestration.tiny_runs import tone
 
@@ -40,11 +41,25 @@ SYSTEMS = ("recordings", "Recordings", "a/b", "x" * 300)
 
 
 def test_a_corpus_may_have_such_ids(tmp_path: Path) -> None:
+    """Everything of ``prepare`` but its actors."""
     (tmp_path / "a.wav").write_bytes(wav_bytes(tone(0), RATE))
-    rows = [{"id": name, "audio": "a.wav", "text": "one"} for name in IDS]
+    rows = [{"id": name, "audio": "a.wav", "text": "one", "split": "test"} for name in IDS]
     (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = list(read_corpus(ManifestConfig(kind="manifest", path=tmp_path / "m.jsonl")))
-    assert [one.id for one in found if isinstance(one, Utterance)] == list(IDS)
+    tree = {
+        "job": "prepare", "output": "my tokens", "corpus": {"kind": "manifest", "path": str(tmp_path / "m.jsonl")},
+        "codec": {"kind": "mel_rvq"}, "text": {"kind": "characters"},
+    }  # fmt: skip
+    config = validate(tree, PrepareConfig, where="test")
+    plan_references(config.corpus, config.splits, tmp_path / REFERENCES, fit_utterances=1)
+    fit_mel_rvq([tone(0, 1.0)], MelRVQConfig(num_codebooks=2, codebook_size=8, kmeans_iterations=2)).save(
+        tmp_path / CODEC
+    )
+    assert isinstance(config.text, CharactersConfig)
+    build_text_front_end(config.text).save(tmp_path / TEXT)
+    done = PrepareWorker(config.model_dump(mode="json"), tmp_path).work(0)
+    assert not done.rejects
+    for table in (TOKENS, AUDIO):
+        assert sorted(done.tables[table].column("id").to_pylist()) == sorted(IDS)
 
 
 def evaluation(output: Path, data: Path, systems: tuple[str, ...], **changes: object) -> EvaluateConfig:
