@@ -101,3 +101,10 @@ def test_options_that_do_not_fit_are_refused(tmp_path: Path, model: Path, good: 
     with pytest.raises(DataError, match="no such folder"):
         promote(tmp_path / "absent", "small", registry=registry)
     assert registry_config(registry) is None
+
+
+@pytest.mark.parametrize("name", ["my model", "a/b", "..", ".hidden", "-x", "", "x" * 129, "modèle"])
+def test_a_name_that_no_registry_takes_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="is no name for a model: names are letters, digits"):
+        promote(tmp_path / "nothing", name, registry=tmp_path / "registry")
+    assert list(tmp_path.iterdir()) == []

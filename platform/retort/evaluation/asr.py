@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retort.config import Config
-from retort.errors import ConfigError, MissingRequirementError
+from retort.errors import ConfigError, DataError, MissingRequirementError, RetortError
 from retort.evaluation.local_models import load_local
 from retort.evaluation.wer import score_text
 
@@ -80,6 +80,23 @@ def open_recogniser(
             return CTC(config, device=device)
 
 
+def hear(recogniser: SpeechRecogniser, samples_N: Tensor, sample_rate: int) -> str:
+    """The words that a recogniser hears in one sound.
+
+    Raises:
+        DataError: it cannot take this sound, whatever its library raises; others may be heard all the same.
+    """
+    try:
+        return recogniser.transcribe(samples_N, sample_rate)
+    except RetortError:
+        raise
+    except Exception as error:
+        fault = f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{recogniser.name} cannot hear {samples_N.numel()} samples at {sample_rate} Hz: {fault}"
+        ) from error
+
+
 def loudest_frame_dbfs(samples_N: Tensor, sample_rate: int, *, frame_s: float = 0.025) -> float:
     """RMS of the loudest frame in dB relative to full scale; minus infinity for digital silence or no samples."""
     frame = max(int(frame_s * sample_rate), 1)
@@ -104,7 +121,7 @@ def _audible_16k(samples_N: Tensor, sample_rate: int, silence_dbfs: float) -> Te
         from retort.audio.files import resample
 
         samples_N = resample(samples_N, sample_rate, RECOGNISER_RATE)
-    return samples_N
+    return samples_N if samples_N.numel() else None  # nothing is left of the shortest sounds
 
 
 def gate_noise(samples_16k_N: Tensor, *, depth_db: float) -> Tensor:
@@ -171,8 +188,10 @@ class PocketSphinx:
             warnings.simplefilter("ignore", DeprecationWarning)
             self._decoder.start_stream()
         self._decoder.start_utt()
-        self._decoder.process_raw(pcm, no_search=False, full_utt=True)
-        self._decoder.end_utt()
+        try:
+            self._decoder.process_raw(pcm, no_search=False, full_utt=True)
+        finally:
+            self._decoder.end_utt()  # else it would hear nothing any more
         heard = self._decoder.hyp()
         return "" if heard is None else str(heard.hypstr)
 

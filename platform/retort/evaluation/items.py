@@ -51,7 +51,7 @@ class ItemResult:
         recogniser: name of the scorer of words.
         speaker_encoder: name of the scorer of voices.
         normaliser: of the text before scoring.
-        error: why there is no audio, in words.
+        error: why there is no audio, no transcript or no similarity, in words.
         values: of the metrics that only some families have (:data:`retort.evaluation.metrics.METRICS`), by name.
     """
 

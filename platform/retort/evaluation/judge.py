@@ -5,7 +5,7 @@ A judge is made from plain values, so that it can live in a Ray actor or in a te
 
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec
-from retort.audio.files import Audio, AudioLimits, AudioRejected, read_audio
+from retort.audio.files import Audio
 from retort.data.tokens import TokenRow, TokenSet
-from retort.errors import DataError
+from retort.errors import ConfigError, DataError, RetortError
 from retort.evaluation.items import Expected, ItemResult, failed_item
 from retort.evaluation.scoring import Scorers, score_item
+from retort.evaluation.sounds import read_any_sound
+from retort.evaluation.speaker import embed
 from retort.inference.decoding import Decoding
 from retort.inference.speaker import Request, Speaker, Spoken
 from retort.inference.voices import Voice, pick_voices, voice_of_codes
@@ -27,10 +29,6 @@ from retort.nn.random import seed_of
 
 RECORDINGS_OF_A_VOICE = 8
 """Recordings whose mean embedding stands for a voice, where the token set holds no embeddings."""
-
-
-_ANY_SOUND = AudioLimits(min_duration_s=0.0, silence_dbfs=float("-inf"), max_clipped_fraction=1.0)
-"""Recordings are judged like every system: silence and clipping are failures in the table, not errors."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,7 @@ class Judge:
         for row, spoken in zip(rows, self._speak(system, rows), strict=True):
             expected = Expected(row.id, row.text, row.speaker)
             sound = spoken if isinstance(spoken, Spoken) else self._nothing()
-            if isinstance(spoken, AudioRejected):
+            if isinstance(spoken, RetortError):
                 item = failed_item(system.name, expected, reason="error", error=str(spoken))
             else:
                 item = score_item(system.name, expected, spoken, self.scorers, voice_E=self._voice(row))
@@ -173,26 +171,28 @@ class Judge:
     def _nothing(self) -> Spoken:
         return Spoken(torch.zeros(0), self.strings.description.sample_rate)
 
-    def _speak(self, system: System, rows: Sequence[TokenRow]) -> Sequence[Spoken | AudioRejected | None]:
+    def _speak(self, system: System, rows: Sequence[TokenRow]) -> Sequence[Spoken | RetortError | None]:
+        """The sound of each row, why it cannot be heard, or None if there is none."""
         match system.kind:
             case "recordings":
-                return [self._recording(row) for row in rows]
+                return _one_by_one(lambda some: [self._recording(row) for row in some], rows)
             case "resynthesis":
                 codec = self.strings.codec
-                return [Spoken(codec.decode(row.codes_KT), codec.sample_rate, codes=row.codes_KT) for row in rows]
+                return _one_by_one(lambda some: [_resynthesis(codec, row) for row in some], rows)
             case "model":
-                return self._synthesise(system, rows)
+                return _one_by_one(lambda some: self._synthesise(system, some), rows)
 
-    def _recording(self, row: TokenRow) -> Spoken | AudioRejected | None:
-        """The sound of a row, why it cannot be heard, or None if there is none."""
+    def _recording(self, row: TokenRow) -> Spoken | None:
+        """The sound of a row, or None if there is none.
+
+        Raises:
+            AudioRejected: there is nothing to hear in what is there.
+        """
         if self._recordings is None:
             self._recordings = self.strings.recordings()
         if row.id not in self._recordings:
             return None
-        try:
-            audio = read_audio(self._recordings[row.id], limits=_ANY_SOUND)
-        except AudioRejected as rejected:
-            return rejected
+        audio = read_any_sound(self._recordings[row.id])
         return Spoken(audio.samples_N, audio.sample_rate)
 
     def _voice(self, row: TokenRow) -> Tensor | None:
@@ -218,14 +218,13 @@ class Judge:
         assert self.scorers.encoder is not None
         embedded = []
         for other in [r for r in self.strings.rows.values() if r.speaker == speaker][:RECORDINGS_OF_A_VOICE]:
-            spoken = self._recording(other)
-            if isinstance(spoken, Spoken):
-                with contextlib.suppress(DataError):  # silence has no voice
-                    embedding_E = self.scorers.encoder.embed(spoken.samples_N, spoken.sample_rate)
-                    embedded.append((other.id, embedding_E))
+            with contextlib.suppress(DataError):  # silence has no voice, nor has what cannot be read
+                spoken = self._recording(other)
+                if spoken is not None:
+                    embedded.append((other.id, embed(self.scorers.encoder, spoken.samples_N, spoken.sample_rate)))
         return embedded
 
-    def _synthesise(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:
+    def _synthesise(self, system: System, rows: Sequence[TokenRow]) -> Sequence[Spoken]:
         speaker = system.speaker
         assert speaker is not None
         requests = [
@@ -233,4 +232,19 @@ class Judge:
             for row in rows
         ]
         max_seconds = self.max_frames / self.strings.description.frame_rate
-        return [*speaker.speak(requests, speaker.decoding(system.decoding), max_seconds=max_seconds)]
+        return speaker.speak(requests, speaker.decoding(system.decoding), max_seconds=max_seconds)
+
+
+def _one_by_one(
+    speak: Callable[[Sequence[TokenRow]], Sequence[Spoken | None]], rows: Sequence[TokenRow]
+) -> Sequence[Spoken | RetortError | None]:
+    """What is said of the rows together or, where one of them cannot be said, of each by itself, with its reason."""
+    try:
+        return speak(rows)
+    except (ConfigError, DataError) as error:
+        return [error] if len(rows) == 1 else [found for row in rows for found in _one_by_one(speak, [row])]
+
+
+def _resynthesis(codec: Codec, row: TokenRow) -> Spoken:
+    samples_N = codec.decode(row.codes_KT) if row.num_frames else torch.zeros(0)
+    return Spoken(samples_N, codec.sample_rate, codes=row.codes_KT)

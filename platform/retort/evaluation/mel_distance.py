@@ -38,7 +38,7 @@ def mel_distance_db(mel_MT: Tensor, reference_MT: Tensor) -> float:
 def with_distances(
     items: Sequence[ItemResult], mels: Mapping[str, Tensor], reference: Mapping[str, Tensor]
 ) -> list[ItemResult]:
-    """Items of one system with their distances to the reference system; what neither of the two said has none.
+    """Items of one system with their distances to the reference system; what one of the two did not say has none.
 
     Args:
         items: of the system.
@@ -52,15 +52,16 @@ def with_distances(
 
 
 def _with_distance(item: ItemResult, mel_TM: Tensor | None, reference_TM: Tensor | None) -> ItemResult:
-    lengths = [0 if found is None else len(found) for found in (mel_TM, reference_TM)]
-    if lengths[0] != lengths[1]:
-        raise DataError(
-            f"{item.system}: utterance {item.id!r} has {lengths[0]} mel frames, mel_reference has {lengths[1]}; "
-            "the two did not share codes; give them the same codec LM with the same decoding.lm"
-        )
     if mel_TM is None or reference_TM is None:
         return item
+    if len(mel_TM) != len(reference_TM):
+        raise DataError(
+            f"{item.system}: utterance {item.id!r} has {len(mel_TM)} mel frames, mel_reference has "
+            f"{len(reference_TM)}; the two did not share codes; give them the same codec LM with the same decoding.lm"
+        )
     distance = mel_distance_db(mel_TM.T, reference_TM.T)
+    if not math.isfinite(distance):  # a network that gave no numbers gave no sound either, which its row says
+        return item
     return dataclasses.replace(item, values={**item.values, "mel_distance": distance})
 
 

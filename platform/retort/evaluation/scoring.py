@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from retort.errors import DataError
-from retort.evaluation.asr import SpeechRecogniser
+from retort.evaluation.asr import SpeechRecogniser, hear
 from retort.evaluation.items import Expected, ItemResult, failed_item, text_sha256
-from retort.evaluation.speaker import SpeakerEncoder, similarity_or_none
+from retort.evaluation.speaker import SpeakerEncoder, embed, similarity
 from retort.evaluation.stability import DEFAULT_STABILITY, StabilityConfig, assess
 from retort.evaluation.wer import word_errors
 from retort.inference.speaker import Spoken
@@ -50,7 +50,7 @@ def score_item(
     if spoken is None:
         return failed_item(system, expected)
     try:
-        hypothesis = scorers.recogniser.transcribe(spoken.samples_N, spoken.sample_rate)
+        hypothesis = hear(scorers.recogniser, spoken.samples_N, spoken.sample_rate)
     except DataError as error:
         return failed_item(system, expected, reason="error", error=str(error))
     counts = word_errors(expected.text, hypothesis)
@@ -63,9 +63,12 @@ def score_item(
         codes=spoken.codes,
         config=scorers.stability,
     )
-    similarity = None
+    likeness, unlike = None, None
     if scorers.encoder is not None and voice_E is not None:
-        similarity = similarity_or_none(scorers.encoder, spoken.samples_N, spoken.sample_rate, voice_E)
+        try:
+            likeness = similarity(embed(scorers.encoder, spoken.samples_N, spoken.sample_rate), voice_E)
+        except DataError as fault:
+            unlike = str(fault)
     return ItemResult(
         system=system,
         id=expected.id,
@@ -81,13 +84,14 @@ def score_item(
         failure_reasons=stability.reasons,
         has_eos=spoken.has_eos,
         duration_s=stability.duration_s,
-        speaker_similarity=similarity,
+        speaker_similarity=likeness,
         tokens=None if spoken.codes is None else int(spoken.codes.shape[-1]),
         audio_path=None,
         audio_sha256=_audio_sha256(spoken.samples_N),
         text_sha256=text_sha256(expected.text),
         recogniser=scorers.recogniser.name,
         speaker_encoder=None if scorers.encoder is None else scorers.encoder.name,
+        error=unlike,
     )
 
 

@@ -7,11 +7,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retort.audio.files import wav_bytes
+from retort.audio.files import Audio, AudioLimits, read_audio, wav_bytes
 from retort.evaluation import figures
 
 MAX_SOUND_BYTES = 14_000_000
 """Encoded sound that a page takes in; base64 makes a third more of it, and the page must stay below 20 MB."""
+
+_ANY_SOUND = AudioLimits(
+    min_duration_s=0.0,
+    max_duration_s=1e9,
+    max_bytes=1 << 40,
+    max_samples=1 << 40,
+    silence_dbfs=float("-inf"),
+    max_clipped_fraction=1.0,
+)
+
+
+def read_any_sound(encoded: bytes) -> Audio:
+    """A recording or a system's sound, to be judged: what is no good to train on is a failure in a table, not refused.
+
+    Raises:
+        AudioRejected: there is nothing to judge: no sound, no samples, or a cut.
+    """
+    return read_audio(encoded, limits=_ANY_SOUND)
 
 
 @dataclass(frozen=True)

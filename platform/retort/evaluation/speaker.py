@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from retort.config import Config
-from retort.errors import ConfigError, DataError, MissingRequirementError
+from retort.errors import ConfigError, DataError, MissingRequirementError, RetortError
 from retort.evaluation.asr import loudest_frame_dbfs
 from retort.evaluation.local_models import load_local
 
@@ -91,9 +91,30 @@ def similarity(a_E: Tensor, b_E: Tensor) -> float:
 def similarity_or_none(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int, voice_E: Tensor) -> float | None:
     """Similarity of a recording to ``voice_E``, None where the recording holds no voice."""
     try:
-        return similarity(encoder.embed(samples_N, sample_rate), voice_E)
+        return similarity(embed(encoder, samples_N, sample_rate), voice_E)
     except DataError:
         return None
+
+
+def embed(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int) -> Tensor:
+    """The voice [E] of one sound.
+
+    Raises:
+        DataError: it has none, or the encoder cannot take this sound, whatever its library raises.
+    """
+    try:
+        voice_E = encoder.embed(samples_N, sample_rate)
+    except RetortError:
+        raise
+    except Exception as error:
+        raise _no_voice(encoder, samples_N, sample_rate, f"{type(error).__name__}: {error}") from error
+    if not bool(torch.isfinite(voice_E).all()):
+        raise _no_voice(encoder, samples_N, sample_rate, "it gives numbers that are none")
+    return voice_E
+
+
+def _no_voice(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int, fault: str) -> DataError:
+    return DataError(f"{encoder.name} finds no voice in {samples_N.numel()} samples at {sample_rate} Hz: {fault}")
 
 
 def _voiced_16k(samples_N: Tensor, sample_rate: int) -> Tensor:
@@ -107,7 +128,10 @@ def _voiced_16k(samples_N: Tensor, sample_rate: int) -> Tensor:
         return samples_N
     from retort.audio.files import resample
 
-    return resample(samples_N, sample_rate, ENCODER_RATE)
+    resampled_N = resample(samples_N, sample_rate, ENCODER_RATE)
+    if not resampled_N.numel():
+        raise DataError(f"{samples_N.numel()} samples at {sample_rate} Hz are too short for a voice")
+    return resampled_N
 
 
 class Resemblyzer:

@@ -50,12 +50,23 @@ def load_job(path: Path, *, expected: str, overrides: Sequence[str] = ()) -> Any
     """Load a run file and check that it describes the job that was asked for.
 
     Raises:
-        ConfigError: the file is faulty (see :func:`retort.config.load_config`) or is another job's.
+        ConfigError: the file is faulty (see :func:`retort.config.load_config`) or is another job's; or two jobs of a
+            tour write to one output.
     """
     config: AnyConfig = load_config(path, RunConfig, overrides=overrides)  # type: ignore[arg-type]
     if config.job != expected:
         raise ConfigError(f"{path}: this file says `job: {config.job}`; run it with `retort {config.job} {path}`")
+    if isinstance(config, DemoConfig):
+        _refuse_shared_outputs(config, path)
     return config
+
+
+def _refuse_shared_outputs(config: DemoConfig, path: Path) -> None:
+    """The second job would be refused by the result of the first one, after its work."""
+    first: dict[Path, AnyConfig] = {}
+    for job in config.jobs:  # a report may be written beside an evaluation, and what is finished is not done again
+        if not isinstance(job, ReportConfig) and first.setdefault(job.output.absolute(), job) != job:
+            raise ConfigError(f"{path}: two jobs write to {job.output}, which holds one result; give each its own")
 
 
 def run_job(config: AnyConfig, progress: Progress) -> dict[str, Any]:

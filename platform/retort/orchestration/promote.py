@@ -18,7 +18,7 @@ from retort.inference.opening import open_speaker
 from retort.location import parse_location
 from retort.orchestration.tune.job import FRONT_FILE
 from retort.store.artifact import Artifact, code_version, read_artifact
-from retort.store.registry import Card, Registry
+from retort.store.registry import Card, Registry, check_name
 from retort.store.results import result_of
 
 
@@ -57,9 +57,10 @@ def promote(
 
     Raises:
         ConfigError: the options do not fit the source.
-        DataError: the source, or the evaluation, is missing or does not belong to it.
+        DataError: the source, or the evaluation, is missing or does not belong to it; or the name is none.
         QualityGateError: the gate is not passed, or no trial satisfies ``best``; the registry stays as it was.
     """
+    check_name(name)
     found = read_artifact(result_of(source))
     if found.info.kind == "sweep":
         candidate = _winner(source, found, best, gate, evaluation, system)

@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retort.config import Config
-from retort.location import Location
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
 from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
+from retort.run_config.output import Output
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
 from retort.run_config.prepare import PrepareConfig, SavedCodec, SavedText
 from retort.run_config.prune import PruneConfig
@@ -80,7 +80,7 @@ class DemoConfig(Config):
     """A tour: jobs in order, each reading what the ones before wrote."""
 
     job: Literal["demo"] = "demo"
-    output: Location
+    output: Output
     """Holds the jobs' outputs, and copies of the last report and summary."""
     jobs: tuple[JobConfig, ...] = Field(min_length=1)
 

@@ -14,6 +14,7 @@ from retort.inference.decoding import Decoding
 from retort.location import Location
 from retort.run_config.machines import PoolConfig
 from retort.run_config.metric_names import ComparableName
+from retort.run_config.output import Output
 
 
 class SystemConfig(Config):
@@ -83,7 +84,7 @@ class EvaluateConfig(Config):
     """Systems → results.jsonl, summary.json and report.html."""
 
     job: Literal["evaluate"] = "evaluate"
-    output: Location
+    output: Output
     data: Location
     split: Literal["test", "validation", "train"] = "test"
     """``train`` is for choosing between candidates where no validation rows are held out; the summary says so."""
@@ -138,6 +139,6 @@ class ReportConfig(Config):
 
     job: Literal["report"] = "report"
     evaluation: Location
-    output: Location
+    output: Output
     votes: tuple[Path, ...] = ()
     """What listeners saved on the listening page of this evaluation."""

@@ -12,6 +12,7 @@ from retort.inference.sampling import SamplerConfig
 from retort.location import Location
 from retort.nn.guidance import GuidanceConfig
 from retort.run_config.machines import PoolConfig
+from retort.run_config.output import Output
 
 
 class CorpusTexts(Config):
@@ -59,7 +60,7 @@ class GenerateConfig(Config):
 
     job: Literal["generate"] = "generate"
     makes: Literal["tokens"] = "tokens"
-    output: Location
+    output: Output
     teacher: Location
     data: Location
     guidance: GuidanceConfig

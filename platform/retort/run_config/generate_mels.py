@@ -13,6 +13,7 @@ from retort.nn.diffusion_guidance import DiffusionGuidance
 from retort.nn.guidance import GuidanceConfig
 from retort.run_config.generate import CorpusTexts, FilterConfig, TextSource
 from retort.run_config.machines import PoolConfig
+from retort.run_config.output import Output
 
 
 class RecordedMels(Config):
@@ -63,7 +64,7 @@ class GenerateMelsConfig(Config):
 
     job: Literal["generate"] = "generate"
     makes: Literal["mels"]
-    output: Location
+    output: Output
     lm: Location
     """The codec LM whose latents the denoiser reads."""
     data: Location

@@ -9,6 +9,7 @@ from retort.audio.codec import OutsideCodecConfig
 from retort.config import Config
 from retort.location import Location
 from retort.models.outside.beside import NumberFormat
+from retort.run_config.output import Output
 from retort.run_config.prepare import SavedCodec
 
 Token = int | str
@@ -42,7 +43,7 @@ class ImportConfig(Config):
     """Llama or Qwen2 checkpoint in Hugging Face layout → model."""
 
     job: Literal["import"] = "import"
-    output: Location
+    output: Output
     checkpoint: Path
     """Folder with ``config.json``, safetensors and ``tokenizer.json``."""
     audio: SpeechTokensConfig
@@ -57,6 +58,6 @@ class ExportConfig(Config):
     """Imported model, or a student of one → checkpoint in Hugging Face layout."""
 
     job: Literal["export"] = "export"
-    output: Location
+    output: Output
     model: Location
     number_format: NumberFormat | Literal["as_imported"] = "as_imported"

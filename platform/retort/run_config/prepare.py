@@ -15,6 +15,7 @@ from retort.data.splits import SplitConfig
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.location import Location
 from retort.run_config.machines import PoolConfig
+from retort.run_config.output import Output
 from retort.text.front_end import CharactersConfig, PhonemesConfig
 from retort.text.normalise import is_english
 
@@ -37,7 +38,7 @@ class PrepareConfig(Config):
     """Corpus → token set."""
 
     job: Literal["prepare"] = "prepare"
-    output: Location
+    output: Output
     corpus: CorpusConfig
     audio: AudioConfig = AudioConfig()
     codec: Annotated[AnyCodecConfig | SavedCodec, Field(discriminator="kind")]

@@ -11,13 +11,14 @@ from retort.inference.decoding import CodecLMDecoding
 from retort.location import Location
 from retort.methods.layer_pruning import LayerPruningConfig
 from retort.run_config.machines import PoolConfig
+from retort.run_config.output import Output
 
 
 class PruneConfig(Config):
     """Teacher → importance.json, layers.json and the pruned, untrained model."""
 
     job: Literal["prune"] = "prune"
-    output: Location
+    output: Output
     teacher: Location
     data: Location
     split: Literal["validation", "train"] = "validation"

@@ -19,6 +19,7 @@ from retort.methods.progressive_distill import ProgressiveDistillConfig
 from retort.models.initialise import Initialisation
 from retort.models.student_shape import ModelSize, StudentSize
 from retort.run_config.machines import WorkersConfig
+from retort.run_config.output import Output
 from retort.run_config.tracker import TrackerConfig
 from retort.training.schedule import OptimizerConfig
 
@@ -74,7 +75,7 @@ class PretrainConfig(Config):
 
     job: Literal["pretrain"] = "pretrain"
     family: Literal["codec_lm"] = "codec_lm"
-    output: Location
+    output: Output
     data: Location
     model: ModelSize
     training: TrainingConfig[BatchConfig]
@@ -85,7 +86,7 @@ class DistillConfig(Config):
 
     job: Literal["distill"] = "distill"
     family: Literal["codec_lm"] = "codec_lm"
-    output: Location
+    output: Output
     teacher: Location
     data: Location
     synthetic: Location | None = None
@@ -116,7 +117,7 @@ class PretrainMelsConfig(Config):
 
     job: Literal["pretrain"] = "pretrain"
     family: Literal["mel_diffusion"]
-    output: Location
+    output: Output
     data: Location
     """Output of `retort generate` with ``makes: mels`` and ``source.kind: recordings``."""
     model: MelDiffusionShape
@@ -129,7 +130,7 @@ class DistillMelsConfig(Config):
 
     job: Literal["distill"] = "distill"
     family: Literal["mel_diffusion"]
-    output: Location
+    output: Output
     teacher: Location
     data: Location
     """Output of `retort generate` with ``makes: mels`` and ``source.kind: synthetic``; nothing else is read."""

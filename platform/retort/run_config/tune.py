@@ -14,6 +14,7 @@ from retort.evaluation.preference import DEFAULT_GATE, parse_gate
 from retort.run_config.evaluate import EvaluateConfig, SystemConfig
 from retort.run_config.job import JobConfig
 from retort.run_config.metric_names import ObjectiveName
+from retort.run_config.output import LocalOutput
 from retort.run_config.space import Axis, Parameters, changes, values_of
 
 TRIALS = "trials"
@@ -66,7 +67,7 @@ class TuneConfig(Config):
     """
 
     job: Literal["tune"] = "tune"
-    output: Path
+    output: LocalOutput
     before: tuple[JobConfig, ...] = ()
     """Jobs whose results all trials read; what is finished is not done again."""
     trial: tuple[JobConfig, ...] = Field(min_length=2)

@@ -15,6 +15,7 @@ from retort.serving.memory import keep_everything
 from retort.serving.replica import AudioSecondsPolicy, EngineReplica, WholeReplica
 from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Snippet
+from retort.store.file_names import file_name
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -88,7 +89,10 @@ def build(args: ServeConfig) -> "Application":
         return whole.bind(tree)
     models = {}
     for index, model in enumerate(args.models):
-        replica: Any = serve.deployment(EngineReplica).options(name=f"model-{model.name}", **_options(args, (model,)))
+        replica: Any = serve.deployment(EngineReplica).options(
+            name=f"model-{file_name(model.name)}",  # which Ray puts into names of its actors and logs
+            **_options(args, (model,)),
+        )
         models[f"model_{index}"] = replica.bind(model.model_dump(mode="json"), tree)
     front: Any = serve.deployment(serve.ingress()(Ingress)).options(
         name="Ingress",

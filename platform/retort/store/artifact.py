@@ -1,6 +1,7 @@
 """Artifacts: what a job leaves behind for the next one, with the record of how it was made."""
 
 import json
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -92,6 +93,12 @@ def describe_artifact(
             f"artifact {name}@{version}: its config or metrics are not JSON data ({error}); "
             "write None for a figure that is not a number"
         ) from None
+
+
+def name_for(output: Path) -> str:
+    """The name of what a job leaves in ``output``: its last part, as far as names of artifacts go."""
+    legible = re.sub(r"[^A-Za-z0-9._-]+", "_", output.absolute().name)
+    return legible.lstrip("._-")[:128] or "output"
 
 
 def write_artifact(

@@ -27,6 +27,19 @@ POINTER_FILE = "current.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+def check_name(name: str) -> None:
+    """Refuse what is no name for a model.
+
+    Raises:
+        DataError: it does not fit for a folder.
+    """
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} is no name for a model: names are letters, digits, '.', '_' and '-', at most 128, and begin "
+            "with one of the first two"
+        )
+
+
 @dataclass(frozen=True)
 class Card:
     """A model card: the tree of ``card.json``, and the same for people to read."""
@@ -98,8 +111,7 @@ class Registry:
             StorageError: another promotion is writing, or the folder cannot be written.
         """
         inputs = {**source.info.inputs, "promoted": source.fingerprint, "evaluation": evaluation}
-        if not _NAME.fullmatch(name):
-            raise DataError(f"{name!r} is no name for a model: names are letters, digits, '.', '_' and '-'")
+        check_name(name)
         with hold(self.folder / name):
             there = self.versions(name)
             version = next((v for v in there if self._inputs(name, v) == inputs), None)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from retort.audio.files import read_audio, wav_bytes
 from retort.config import validate
 from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
@@ -17,11 +16,10 @@ from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import measure_confidence
-from retort.evaluation.mel_distance import mels_from_bytes, mels_to_bytes, with_distances
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
-from retort.evaluation.sounds import AudioSample, fingerprint_of
+from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name, open_speaker_encoder
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
 from retort.evaluation.votes import preferences, read_votes
@@ -33,20 +31,19 @@ from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
+from retort.orchestration.evaluate.pieces import SOUNDS, Piece, sounds_of
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workers_for, workplace
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
-from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, write_artifact
-from retort.store.commit import write_bytes_atomic, write_json_atomic
+from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, name_for, write_artifact
+from retort.store.commit import write_json_atomic
 from retort.store.place import local_of, pull, push, received, shipped
 from retort.store.results import result_of
 
 _PIECES = "pieces"
-_SOUNDS = "audio"
-_MELS = ".mels.safetensors"
 
 
 def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
@@ -89,11 +86,8 @@ def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
         DataError: the evaluation is missing, or votes are damaged, of another report, or given twice.
     """
     source = result_of(config.evaluation)
-    items, summary, samples = (
-        read_results(source / "results.jsonl"),
-        read_summary(source / "summary.json"),
-        _samples(source),
-    )
+    items, summary = read_results(source / "results.jsonl"), read_summary(source / "summary.json")
+    samples = sounds_of(source, items)
     pairs = pairs_of(summary)
     votes = read_votes(config.votes, report=fingerprint_of(samples), trials=trials_of(pairs, samples))
     summary["preferences"] = preferences(votes, pairs)
@@ -110,7 +104,7 @@ def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     assert config.speed is not None
     with ray_session():
         speeds: dict[str, list[Speed]] = _on_one_actor(config, "speed", config.speed.threads)
-    return {name: _speed_figures(speed) for name, speed in speeds.items()}
+    return {name: _speed_figures(speed) for name, speed in speeds.items() if speed}
 
 
 def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progress: Progress) -> list[ItemResult]:
@@ -125,9 +119,9 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
         for number, begin in enumerate(range(0, len(ids), step))
     ]
     folder = output / _PIECES
-    (folder / _SOUNDS).mkdir(parents=True, exist_ok=True)
+    (folder / SOUNDS).mkdir(parents=True, exist_ok=True)
     kept = sorted(ids, key=lambda i: seed_of(config.seed, i))[: config.num_samples]
-    missing = [piece for piece in pieces if not (folder / f"{piece[0]}-{piece[1]:04d}.jsonl").is_file()]
+    missing = [piece for piece in pieces if not Piece(folder, *piece[:2]).lines.is_file()]
     if missing:
         actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
         pool = ray.util.ActorPool(actors)
@@ -146,16 +140,7 @@ def read_piece(config: EvaluateConfig, folder: Path, name: str, number: int) -> 
     Raises:
         DataError: the reference has another length.
     """
-    items, reference = read_results(folder / f"{name}-{number:04d}.jsonl"), config.mel_reference
-    mels = _kept_mels(folder, name, number)
-    if not mels or reference is None or name == reference:
-        return items
-    return with_distances(items, mels, _kept_mels(folder, reference, number))
-
-
-def _kept_mels(folder: Path, name: str, number: int) -> dict[str, torch.Tensor]:
-    path = folder / f"{name}-{number:04d}{_MELS}"
-    return mels_from_bytes(path.read_bytes()) if path.is_file() else {}
+    return Piece(folder, name, number).read(config.mel_reference)
 
 
 def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
@@ -220,20 +205,9 @@ class EvaluationWorker:
             encoder = None if config.speaker_encoder is None else open_speaker_encoder(config.speaker_encoder)
             scorers = Scorers(open_recogniser(config.recogniser), encoder, config.stability)
             self._judge = Judge(self.strings, scorers, max_frames=config.max_frames, seed=config.seed)
-        verdicts, here = self._judge.judge(self._system(name), ids), received(folder)
-        for verdict in verdicts:
-            if verdict.item.id in kept and verdict.samples_N.numel():
-                path = here / _SOUNDS / f"{name}--{verdict.item.id}.wav"
-                write_bytes_atomic(path, wav_bytes(verdict.samples_N, verdict.sample_rate))
-                push(path)
-        mels = {verdict.item.id: verdict.mel_TM for verdict in verdicts if verdict.mel_TM is not None}
-        if mels and config.mel_reference is not None:
-            path = here / f"{name}-{number:04d}{_MELS}"
-            write_bytes_atomic(path, mels_to_bytes(mels))
-            push(path)
-        lines = here / f"{name}-{number:04d}.jsonl"
-        write_results(lines, [verdict.item for verdict in verdicts])
-        push(lines)
+        verdicts = self._judge.judge(self._system(name), ids)
+        piece = Piece(received(folder), name, number)
+        piece.write(verdicts, kept=kept, keeps_mels=config.mel_reference is not None)
         return name
 
     def confidence(self) -> dict[str, Confidence]:
@@ -273,9 +247,10 @@ class EvaluationWorker:
     def _case(self, name: str) -> SpeedCase:
         system = self._system(name)
         assert system.speaker is not None
-        row = max(self.strings.rows.values(), key=lambda r: len(r.text_ids))
-        request = Request(row.text, row.speaker, 0, self.strings.voice_for(row, system.speaker))
-        return SpeedCase(system.speaker, request, system.decoding)
+        row, speaker = max(self.strings.rows.values(), key=lambda r: len(r.text_ids)), system.speaker
+        # A row that cannot be said in its own voice is a failure, told by then; any voice takes the same time.
+        who = row.speaker if row.speaker in speaker.voices else speaker.voices[0]
+        return SpeedCase(speaker, Request(row.text, who, 0, self.strings.voice_for(row, speaker)), system.decoding)
 
     def _system(self, name: str) -> System:
         if name not in self._systems:
@@ -289,7 +264,7 @@ class EvaluationWorker:
 
 def _with_speed(info: SystemInfo, speeds: Mapping[str, Sequence[Speed]], memory: Mapping[str, float]) -> SystemInfo:
     measured = {"memory": memory.get(info.name)}
-    if info.name in speeds:
+    if speeds.get(info.name):
         measured |= _speed_figures(speeds[info.name])
     return dataclasses.replace(info, facts={**info.facts, **measured})
 
@@ -326,15 +301,16 @@ def _write(
     def fill(folder: Path) -> None:
         write_results(folder / "results.jsonl", summary.items)
         write_summary(folder / "summary.json", summary)
-        (folder / _SOUNDS).mkdir()
-        for sound in sorted((output / _PIECES / _SOUNDS).glob("*.wav")):
-            (folder / _SOUNDS / sound.name).write_bytes(sound.read_bytes())
-        write_report(folder, tree, summary.items, samples=_samples(folder), title="Retort: teacher and students")
+        (folder / SOUNDS).mkdir()
+        for sound in sorted((output / _PIECES / SOUNDS).glob("*.wav")):
+            (folder / SOUNDS / sound.name).write_bytes(sound.read_bytes())
+        samples = sounds_of(folder, summary.items)
+        write_report(folder, tree, summary.items, samples=samples, title="Retort: teacher and students")
 
     metrics = {system["name"]: _headline(system) for system in tree["systems"]}
     info = describe_artifact(
         "evaluation",
-        config.output.name,
+        name_for(config.output),
         "1",
         inputs={"data": strings.description.codec_fingerprint},
         config=validate(_recorded(output), EvaluateConfig, where="run.yaml").model_dump(mode="json"),
@@ -381,12 +357,3 @@ def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _samples(folder: Path) -> list[AudioSample]:
-    samples = []
-    for path in sorted((folder / _SOUNDS).glob("*.wav")):
-        system, _, name = path.stem.partition("--")
-        audio = read_audio(path)
-        samples.append(AudioSample(name, system, audio.samples_N, audio.sample_rate))
-    return samples

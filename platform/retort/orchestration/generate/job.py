@@ -24,7 +24,7 @@ from retort.orchestration.generate.worker import GenerateWorker
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateConfig
-from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
+from retort.store.artifact import Artifact, code_version, describe_artifact, name_for, read_artifact, write_artifact
 from retort.store.place import drop
 from retort.store.results import RESULT
 
@@ -148,7 +148,7 @@ def _write_result(
 
     info = describe_artifact(
         "synthetic",
-        config.output.name,
+        name_for(config.output),
         "1",
         inputs={"teacher": description.teacher_fingerprint, "data": description.data_fingerprint},
         config=config.model_dump(mode="json"),

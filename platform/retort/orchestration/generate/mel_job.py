@@ -37,7 +37,7 @@ from retort.orchestration.generate.plan import GenerationPlan, cut, plan_asks
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.run_config import FileTexts, GenerateMelsConfig, PrepareConfig, RecordedMels, SyntheticMels
-from retort.store.artifact import Artifact, code_version, describe_artifact, read_artifact, write_artifact
+from retort.store.artifact import Artifact, code_version, describe_artifact, name_for, read_artifact, write_artifact
 from retort.store.place import drop
 from retort.store.results import RESULT, result_of
 
@@ -255,7 +255,7 @@ def _write_result(
         write_rejects(target / REJECTS_FILE, made.rejects)
 
     info = describe_artifact(
-        "mels", config.output.name, "1", inputs=inputs, config=config.model_dump(mode="json"), metrics=figures
+        "mels", name_for(config.output), "1", inputs=inputs, config=config.model_dump(mode="json"), metrics=figures
     )
     return write_artifact(result, info, fill)
 

@@ -12,7 +12,7 @@ from retort.data.prompts import PROMPT_MAX_FRAMES, Prompt, PromptsById, crop_pro
 from retort.data.tokens import TokenRow, TokenSet
 from retort.data.utterance import Reject
 from retort.errors import DataError
-from retort.evaluation.asr import open_recogniser
+from retort.evaluation.asr import hear, open_recogniser
 from retort.evaluation.stability import StabilityConfig, is_loop
 from retort.evaluation.wer import score_text, word_errors
 from retort.inference.decode import Decoded, Decoder
@@ -157,6 +157,9 @@ class SequenceFilter:
     def _misheard(self, text: str, decoded: Decoded) -> tuple[str, str] | None:
         if self._recogniser is None or self._codec is None or self.max_wer is None:
             return None
-        heard = self._recogniser.transcribe(self._codec.decode(decoded.codes_KT), self._codec.sample_rate)
+        try:
+            heard = hear(self._recogniser, self._codec.decode(decoded.codes_KT), self._codec.sample_rate)
+        except DataError as error:
+            return "error", str(error)
         wer = word_errors(text, heard).wer
         return ("wer", f"WER {wer:.2f}: heard {heard!r}") if wer > self.max_wer else None

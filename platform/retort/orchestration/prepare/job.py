@@ -53,7 +53,7 @@ from retort.orchestration.prepare.worker import (
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workplace
 from retort.run_config import PrepareConfig, SavedCodec, SavedText
-from retort.store.artifact import Artifact, describe_artifact, write_artifact
+from retort.store.artifact import Artifact, describe_artifact, name_for, write_artifact
 from retort.store.commit import commit_folder, is_committed
 from retort.store.place import drop
 from retort.store.results import RESULT, folder_with
@@ -283,7 +283,7 @@ def _write_result(
     fingerprints = {"codec": codec.fingerprint(), "text": front_end.fingerprint()}
     info = describe_artifact(
         "tokens",
-        config.output.name,
+        name_for(config.output),
         "1",
         inputs=fingerprints,
         config=config.model_dump(mode="json"),

@@ -14,7 +14,7 @@ from retort.data.references import read_references
 from retort.data.tokens import TokenRow, row_to_record, token_schema
 from retort.data.utterance import Reject, Utterance
 from retort.errors import DataError
-from retort.evaluation.speaker import SpeakerEncoder, open_speaker_encoder
+from retort.evaluation.speaker import SpeakerEncoder, embed, open_speaker_encoder
 from retort.orchestration.chunks import ChunkResult, arrived
 from retort.orchestration.prepare.told import unread_cure
 from retort.run_config import PrepareConfig
@@ -142,7 +142,7 @@ class PrepareWorker:
         if self.speaker_encoder is None:
             return None
         try:
-            return tuple(self.speaker_encoder.embed(samples_N, self.codec.sample_rate).tolist())
+            return tuple(embed(self.speaker_encoder, samples_N, self.codec.sample_rate).tolist())
         except DataError:
             return None  # no voice in it that the encoder hears; the row is still good to train on
 

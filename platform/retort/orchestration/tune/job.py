@@ -29,7 +29,7 @@ from retort.orchestration.tune.trial import Ledger, Trial, TrialOutcome, watched
 from retort.orchestration.tune.trials import run_trials
 from retort.orchestration.workplace import find_place
 from retort.run_config import TuneConfig
-from retort.store.artifact import Artifact, code_version, describe_artifact, write_artifact
+from retort.store.artifact import Artifact, code_version, describe_artifact, name_for, write_artifact
 from retort.store.commit import write_bytes_atomic, write_json_atomic
 from retort.store.results import RUN_FILE
 from retort.tuning.halving import SuccessiveHalving
@@ -322,7 +322,7 @@ def _write(config: TuneConfig, output: Path, rows: list[dict[str, Any]], seconds
         write_sweep_report(folder, tree, title=f"Sweep {config.output.name}")
 
     info = describe_artifact(
-        "sweep", config.output.name, "1", inputs={}, config=config.model_dump(mode="json"), metrics=metrics
+        "sweep", name_for(config.output), "1", inputs={}, config=config.model_dump(mode="json"), metrics=metrics
     )
     artifact = write_artifact(output / "result", info, fill, replace=True)
     for name in (FRONT_FILE, "report.html"):
