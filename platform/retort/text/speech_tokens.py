@@ -7,10 +7,11 @@ model that computes and says something else.
 import re
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
+from operator import itemgetter
 
 from retort.errors import ConfigError
 
-_DECIMAL, _HEX = re.compile(r"\d+"), re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]+(?![0-9A-Za-z])")
+_DECIMAL, _HEX = re.compile(r"[0-9]+"), re.compile(r"(?<![0-9A-Za-z])[0-9A-Fa-f]+(?![0-9A-Za-z])")
 _CURE = (
     "speech tokens must have ids that follow one another in the order of the codes: correct audio.first and "
     "audio.count, or write tokenizer.json and the rows of the embedding in that order"
@@ -48,13 +49,13 @@ def check_speech_tokens(tokens: Mapping[int, str], added: Set[str], codes: range
         numbered = next((name for name in names if name and re.search(r"\d", name) and name in added), None)
         if numbered is not None and names[0] not in added:
             raise ConfigError(f"audio.first: id {codes[0]} is {names[0]!r}, no speech token like {numbered!r}; {_CURE}")
-        return [f"the speech token {names[0]!r} has no number, so that the order of the codes is taken as it is"]
-    fault = _first_fault(names, codes, tokens, 10)
-    if fault is None:
-        return _neighbours(names, codes, tokens)
-    if _first_fault(names, codes, tokens, 16) is None:
-        return []
-    raise ConfigError(f"audio: {fault}; {_CURE}")
+        return [
+            f"the first speech token, {names[0]!r}, has no number, so that the order of the codes is taken as it is"
+        ]
+    faults = [fault for base in (10, 16) if (fault := _first_fault(names, codes, tokens, base)) is not None]
+    if len(faults) == 2:
+        raise ConfigError(f"audio: {max(faults, key=itemgetter(0))[1]}; {_CURE}")  # of the reading that goes further
+    return _neighbours(names, codes, tokens)
 
 
 class _Numbers:
@@ -77,11 +78,11 @@ class _Numbers:
         return _Name((name[: number.start()], name[number.end() :]), int(number.group(), self._base))
 
 
-def _first_fault(names: list[str | None], codes: range, tokens: Mapping[int, str], base: int) -> str | None:
+def _first_fault(names: list[str | None], codes: range, tokens: Mapping[int, str], base: int) -> tuple[int, str] | None:
     numbers = _Numbers(names, base)
     first = numbers.of(names[0])
     if first is None:
-        return f"id {codes[0]} is {names[0]!r}, which has no number"
+        return 0, f"id {codes[0]} is {names[0]!r}, which has no number"
     book, size, begin, seen = first, 0, 0, {first.rest}
     for i, name in enumerate(names):
         wanted = _Name(book.rest, book.number + i - begin)
@@ -97,9 +98,9 @@ def _first_fault(names: list[str | None], codes: range, tokens: Mapping[int, str
         at, other = next(places, (None, f"{wanted.rest[0]}{wanted.number}{wanted.rest[1]}"))
         where = "which the vocabulary does not have" if at is None else f"which has the id {at}"
         stands = "no token" if name is None else repr(name)
-        return f"code {i} is id {codes[i]}, where {stands} stands instead of {other!r}, {where}"
+        return i, f"code {i} is id {codes[i]}, where {stands} stands instead of {other!r}, {where}"
     if size and len(names) - begin != size:
-        return f"{len(codes)} codes are no whole number of codebooks, the first has {size}"
+        return begin, f"{len(codes)} codes are no whole number of codebooks, the first has {size}"
     return None
 
 
