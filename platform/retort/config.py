@@ -243,6 +243,8 @@ def first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     place = ".".join(map(str, fault["loc"]))
     told = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] not in ("value_error", "missing") and isinstance(fault["input"], int | float | str):
+        told += f" (got {fault['input']!r:.60})"
     return f"{place}: {told}" if place else told
 
 

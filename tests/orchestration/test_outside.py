@@ -406,6 +406,6 @@ def test_files_that_are_damaged_are_told_without_a_librarys_pointers(tmp_path: P
     tree = json.loads((tmp_path / "hf" / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps({**tree, "num_attention_heads": 5}))
     shutil.rmtree(output)
-    with pytest.raises(DataError, match="these sizes make no decoder: .*restore the file") as raised:
+    with pytest.raises(DataError, match=r"these sizes make no decoder: .*restore the file") as raised:
         imported(tmp_path)
     assert "pydantic" not in str(raised.value)
