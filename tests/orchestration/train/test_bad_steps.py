@@ -196,9 +196,7 @@ def test_the_first_step_blames_neither_the_learning_rate_nor_a_checkpoint(root: 
         assert "so optimizer.learning_rate is not the cause: check the rows of this step" in told
         assert told.endswith("there is no checkpoint yet")
     later = pretrain(root, "later", steps=8, max_bad_steps=0)
-    with pytest.raises(
-        QualityGateError, match=r"lower optimizer.learning_rate or check the data.*of step 4, is intact"
-    ):
+    with pytest.raises(QualityGateError, match=r"lower optimizer.learning_rate or.*of step 4, is intact"):
         train(root, later, 1, {"nan_at": [5]})
     lines = train(root, pretrain(root, "left out", steps=4), 1, {"nan_at": [0]}).lines
     assert lines[0].endswith("going on from the beginning without step 1")
