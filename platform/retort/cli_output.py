@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from retort.errors import ResourceError, RetortError
+from retort.errors import ConfigError, ResourceError, RetortError
 
 _USER_OF_URL = re.compile(r"://[^/@\s]+@")
 _BROKEN_PIPE = 141
@@ -42,6 +42,13 @@ def explain_failure(error: BaseException) -> Failure | None:
             return Failure(
                 f"out of memory or disk: {str(link) or type(link).__name__}; {cure}", ResourceError.exit_code
             )
+        if type(link).__name__ == "ValidationError":
+            from pydantic import ValidationError
+
+            from retort.config import first_fault
+
+            if isinstance(link, ValidationError):
+                return Failure(f"{link.title}: {first_fault(link)}; correct the value", ConfigError.exit_code)
         if isinstance(link, BrokenPipeError):
             return Failure("nobody reads the output", _BROKEN_PIPE)
         link = inner if isinstance(inner, BaseException) else link.__cause__ or link.__context__

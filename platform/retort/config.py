@@ -16,10 +16,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
 
 from retort.config_faults import Place, Schema, describe
-from retort.errors import ConfigError
+from retort.errors import ConfigError, DataError
 from retort.location import as_url, is_url, local_only
 
 T = TypeVar("T")
+C = TypeVar("C", bound=BaseModel)
 Lines = Mapping[Place, int]
 
 
@@ -235,6 +236,30 @@ def faults_of(tree: dict[str, Any], kind: type[T]) -> list[tuple[Place, str]]:
     except ValidationError as error:
         return _described(error, kind)
     return []
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first fault of a file or an object that no person wrote, with its place."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(map(str, fault["loc"]))
+    told = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] not in ("value_error", "missing") and isinstance(fault["input"], int | float | str):
+        told += f" (got {fault['input']!r:.60})"
+    return f"{place}: {told}" if place else told
+
+
+def read_record(path: Path, kind: type[C], *, cure: str) -> C:
+    """Read back a JSON file that was written here.
+
+    Raises:
+        DataError: it is damaged, or of another version; its place and the cure are named.
+    """
+    try:
+        return kind.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise DataError(f"{path}: damaged, or not of this version: {first_fault(error)}; {cure}") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}; {cure}") from error
 
 
 def _validate(tree: dict[str, Any], kind: type[T], where: Callable[[Place], str]) -> T:

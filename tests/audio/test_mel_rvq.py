@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retort.audio.codec import MelRVQConfig, open_codec
+from retort.audio.codec_files import read_codec_weights, write_codec_folder
 from retort.audio.files import read_audio, resample
 from retort.audio.mel import MelConfig, log_mel
 from retort.audio.mel_rvq import MelRVQ, fit_mel_rvq, nearest, soft_floored_log_mel, without_soft_floor
@@ -138,6 +139,17 @@ def test_saved_codec_opens_with_the_same_fingerprint_and_codes(codec: MelRVQ, tm
     codes_KT = codec.encode(voice(20))
     assert torch.equal(opened.encode(voice(20)), codes_KT)
     assert torch.equal(opened.decode(codes_KT), codec.decode(codes_KT))
+
+
+@pytest.mark.parametrize("name", ["means_D", "scales_D", "centroids_KVD"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(codec: MelRVQ, tmp_path: Path, name: str, value: float) -> None:
+    codec.save(tmp_path)
+    weights, fingerprint = read_codec_weights(tmp_path)
+    weights[name].view(-1)[:2] = value
+    write_codec_folder(tmp_path, codec.config, weights, fingerprint)
+    with pytest.raises(DataError, match=rf"no numbers: {name} holds 2 (NaN|infinite) of .*; fit or import the codec"):
+        open_codec(tmp_path)
 
 
 def test_other_rates_and_stacks_keep_the_laws() -> None:

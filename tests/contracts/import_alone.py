@@ -27,7 +27,7 @@ from packaging.requirements import Requirement
 import retort
 
 CORE_LIBRARIES = {"torch", "numpy", "pydantic", "pyyaml", "safetensors"}
-EDGE = ("retort.orchestration", "retort.serving", "retort.cli")
+EDGE = ("retort.orchestration", "retort.serving", "retort.cli", "retort.__main__")
 """What may need every library of the project."""
 
 

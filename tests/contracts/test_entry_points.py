@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import retort
 from retort import cli
 from retort.orchestration.jobs import JOBS
 
@@ -52,3 +55,18 @@ def test_ci_runs_what_a_person_runs() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
     assert "make test" in script.read_text()
+
+
+def test_the_package_is_the_command_line_too() -> None:
+    for arguments, code in ((["--version"], 0), (["--help"], 0), (["prepare"], 2), (["nonsense"], 2)):
+        done = subprocess.run(
+            [sys.executable, "-m", "retort", *arguments], capture_output=True, text=True, check=False, cwd=ROOT
+        )
+        assert done.returncode == code, done.stderr
+        said = done.stdout + done.stderr
+        assert (
+            f"retort {retort.__version__}\n" == said
+            if code == 0 and "version" in arguments[0]
+            else "Usage: retort" in said
+        )
+        assert "__main__" not in said

@@ -55,9 +55,17 @@ def test_a_token_set_without_its_codec_is_refused(tmp_path: Path, data: Artifact
 @pytest.mark.parametrize(
     ("lineage", "vocabularies", "message"),
     [
-        ({"codec_fingerprint": "codec-b"}, VOCABULARIES, r"the teacher was made with codec-b, .*data with codec-a"),
-        ({"text_fingerprint": "text-b"}, VOCABULARIES, r"the teacher was made with text-b, .*data with text-a"),
-        ({}, (12, 2, 17), "2 codebooks of 17, .* with 2 codebooks of 16"),
+        (
+            {"codec_fingerprint": "codec-b"},
+            VOCABULARIES,
+            r"the codec differs: the teacher was made with codec-b, .*data with codec-a",
+        ),
+        (
+            {"text_fingerprint": "text-b"},
+            VOCABULARIES,
+            r"the text front-end differs: the teacher was made with text-b, .*data with text-a",
+        ),
+        ({}, (12, 2, 17), "codebooks differs: .* 2 codebooks of 17, .* with 2 codebooks of 16"),
         ({}, (12, 1, 16), "1 codebooks of 16, .* with 2 codebooks of 16"),
     ],
 )

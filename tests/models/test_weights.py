@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLM
@@ -148,3 +149,37 @@ def test_another_family_is_refused_where_a_codec_lm_is_needed(tmp_path: Path) ->
     config.write_text("[]")
     with pytest.raises(DataError, match=r"config.json is no mapping"):
         load_codec_lm(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_neither_written_nor_loaded(tmp_path: Path, value: float) -> None:
+    denoiser = MelDiffusion(TOY)
+    made = MelDiffusionLineage(method="mel_pretrain", lm_fingerprint="l", codec_fingerprint="c", text_fingerprint="t")
+    for family, its_lineage, load in ((model(), lineage(), load_codec_lm), (denoiser, made, load_mel_diffusion)):
+        folder = tmp_path / type(family).__name__
+        save_model(folder, family, its_lineage)
+        weights = load_file(folder / "model.safetensors")
+        name = next(reversed(weights))
+        weights[name].view(-1)[0] = value
+        save_file(weights, folder / "model.safetensors")
+        with pytest.raises(DataError, match=rf"not a usable model.* no numbers: {name} holds 1 .* of .*restore"):
+            load(folder)
+        family.load_state_dict(weights)
+        with pytest.raises(DataError, match=rf"not written.*{name} holds 1 "):
+            save_model(tmp_path / "again", family, its_lineage)
+        assert not (tmp_path / "again").exists()
+
+
+def test_weights_that_do_not_fit_are_named_with_the_cure(tmp_path: Path) -> None:
+    save_model(tmp_path, model(), lineage())
+    path = tmp_path / "model.safetensors"
+    good = load_file(path)
+    name = next(iter(good))
+    for bad, message in (
+        ({key: tensor for key, tensor in good.items() if key != name}, f"{name} is missing"),
+        ({**good, "extra": good[name].clone()}, "extra is unexpected"),
+        ({**good, name: good[name][:1].clone()}, rf"{name} has shape \(1,.*\) instead of"),
+    ):
+        save_file(bad, path)
+        with pytest.raises(DataError, match=rf"do not fit config.json: {message}.*; restore the folder"):
+            load_codec_lm(tmp_path)

@@ -5,7 +5,7 @@ Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and
 kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
 sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of the batches of ``nan_at`` and
 ``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number. A run may be
-``is_taught_by_its_average``, which no run file can ask for.
+``is_taught_by_its_average``, which no run file can ask for, or ``begins_with_nan``.
 """
 
 import dataclasses
@@ -22,7 +22,9 @@ import torch
 from retort.data.batches import LMBatch
 from retort.data.mel_stream import MelStream
 from retort.data.stream import BatchStream
+from retort.errors import DataError
 from retort.methods.pretrain import CrossEntropyObjective
+from retort.orchestration.failures import write_failure
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError, note_sigterm, request_stop
 from retort.orchestration.train.task import task_of
@@ -83,7 +85,14 @@ def main(runs: Path, rank: int, world_size: int) -> None:
     for run in json.loads(runs.read_text()):
         harm(run, rank)
         assignment, ranks = Assignment.from_tree(run["assignment"]), Ranks(rank, world_size)
-        if run.get("is_taught_by_its_average"):
+        if run.get("begins_with_nan"):
+            problem = task_of(assignment.config).build(Place(rank, world_size))
+            next(problem.objective.parameters()).data.view(-1)[0] = float("nan")
+            try:
+                train_problem(assignment, ranks, problem, torch.float32)
+            except DataError as error:
+                write_failure(assignment.config.output, error, run=assignment.run)
+        elif run.get("is_taught_by_its_average"):
             problem = task_of(assignment.config).build(Place(rank, world_size))
             train_problem(assignment, ranks, taught_by_its_average(problem), torch.float32)
         else:

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retort.audio.codec_files import check_shapes, read_safetensors
+from retort.audio.codec_files import CURE, check_weights, read_safetensors
 from retort.audio.files import resample
 from retort.audio.watermark import SAMPLE_RATE, Detection, Samples
 from retort.errors import DataError, MissingRequirementError
+from retort.tensors import check_values
 
 _ITS_RATE = 16_000
 _BLOCK = SAMPLE_RATE
@@ -132,11 +133,12 @@ def _filled(network: nn.Module, path: Path) -> Any:
     if not path.is_file():
         raise DataError(f"{path}: no such file; see docs/security.md for how to make it")
     weights = read_safetensors(path)[0]
+    check_values(f"{path}: the weights are no numbers", weights, cure=CURE)
     if not any(".inner_conv." in name for name in weights):  # the published names are those of an older version
         weights = convert_state_dict_for_scriptable_model(weights)
     plain = not any(name.endswith(("weight_g", "original0")) for name in weights)
     if plain:
-        check_shapes(path, weights, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
+        check_weights(path, weights, {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()})
     try:
         load_state_dict(network, weights)
     except (RuntimeError, AttributeError, AssertionError) as error:

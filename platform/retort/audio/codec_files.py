@@ -14,6 +14,7 @@ from torch import Tensor
 
 from retort.config import Config
 from retort.errors import DataError
+from retort.tensors import check_shapes, check_values
 
 CONFIG_NAME, WEIGHTS_NAME = "config.json", "model.safetensors"
 CURE = "fit or import the codec again, or copy its folder again from where it was made"
@@ -68,22 +69,15 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise DataError(f"{path}: damaged: {error}; {CURE}") from error
 
 
-def check_shapes(where: Path, weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare names and shapes of weights with what a config asks for.
+def check_weights(where: Path, weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Compare names and shapes of weights with what a config asks for, and look whether they are numbers.
 
     Raises:
-        DataError: names or shapes differ; the first few are named.
+        DataError: names or shapes differ, or a value is NaN or infinite; the first few are named.
     """
-    faults = [f"{name} is missing" for name in expected if name not in weights]
-    faults += [f"{name} is unexpected" for name in weights if name not in expected]
-    faults += [
-        f"{name} has shape {tuple(weights[name].shape)} instead of {shape}"
-        for name, shape in expected.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    if faults:
-        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise DataError(f"{where}: the weights do not fit: {'; '.join(faults[:3])}{more}; {CURE}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    check_shapes(f"{where}: the weights do not fit", shapes, expected, cure=CURE)
+    check_values(f"{where}: the weights are no numbers", weights, cure=CURE)
 
 
 def check_fingerprint(where: Path, saved: str, found: str) -> None:
@@ -93,7 +87,9 @@ def check_fingerprint(where: Path, saved: str, found: str) -> None:
         DataError: they differ, so the weights or the config were changed since.
     """
     if saved != found:
-        raise DataError(f"{where}: saved as {saved}, the content is {found}: changed or damaged since; {CURE}")
+        raise DataError(
+            f"{where}: the codec was saved as {saved}, the content is {found}: changed or damaged since; {CURE}"
+        )
 
 
 def check_codes(codes_KT: Tensor, num_codebooks: int, codebook_size: int, fingerprint: str) -> None:

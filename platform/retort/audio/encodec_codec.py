@@ -16,7 +16,7 @@ from retort.audio.causal_layers import StreamedLayer, streamed
 from retort.audio.codec_files import (
     check_codes,
     check_fingerprint,
-    check_shapes,
+    check_weights,
     fingerprint_of,
     read_codec_weights,
     read_safetensors,
@@ -78,7 +78,7 @@ class Encodec:
         # The random weights of the empty model must not shift anybody's random numbers.
         with torch.random.fork_rng(devices=[]):
             model = EncodecModel.encodec_model_24khz(pretrained=False)
-        check_shapes(where, weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+        check_weights(where, weights, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
         model.load_state_dict(weights)
         model.set_target_bandwidth(config.bandwidth_kbps)
         self.config = config

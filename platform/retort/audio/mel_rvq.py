@@ -20,7 +20,7 @@ from torch.nn import functional
 from retort.audio.codec_files import (
     check_codes,
     check_fingerprint,
-    check_shapes,
+    check_weights,
     fingerprint_of,
     read_codec_weights,
     write_codec_folder,
@@ -185,7 +185,7 @@ def load_mel_rvq(folder: Path, config: MelRVQConfig) -> MelRVQ:
     dim = config.frames_per_token * config.mel.num_mels
     shapes = {"means_D": (dim,), "scales_D": (dim,), "centroids_KVD": (config.num_codebooks, config.codebook_size, dim)}
     weights, saved_fingerprint = read_codec_weights(folder)
-    check_shapes(folder, weights, shapes)
+    check_weights(folder, weights, shapes)
     codec = MelRVQ(config, weights["means_D"], weights["scales_D"], weights["centroids_KVD"])
     check_fingerprint(folder, saved_fingerprint, codec.fingerprint())
     return codec

@@ -22,7 +22,7 @@ from pydantic import Field, JsonValue
 from torch import Tensor
 
 from retort.audio.mel import MelConfig
-from retort.config import Config
+from retort.config import Config, read_record
 from retort.data.prompts import PromptsById, crop_prompt
 from retort.errors import DataError
 from retort.nn.diffusion_guidance import DiffusionGuidance
@@ -246,10 +246,7 @@ class MelSet(Sequence[MelRow]):
         path = folder / MELS_FILE
         if not path.is_file():
             raise DataError(f"{folder} is not a mel set (no {MELS_FILE}); make one with `retort generate`, makes: mels")
-        try:
-            description = MelSetDescription.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not of this version: {error}; run `retort generate` again") from None
+        description = read_record(path, MelSetDescription, cure="run `retort generate` again")
         shards = _Shards(folder / ROWS, mel_schema(), ("latents", "mel"))
         ids = shards.small.column("id").to_pylist()
         if len(set(ids)) != len(ids):

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from retort.config import Config
+from retort.config import Config, read_record
 from retort.data.logit_cache import CacheEncoding, decode_top_k
 from retort.data.prompts import Prompt
 from retort.data.tokens import TokenRow, TokenSet, TokenSetDescription, row_to_record, token_schema
@@ -179,10 +179,7 @@ class SyntheticSet:
         path = folder / SYNTHETIC_FILE
         if not path.is_file():
             raise DataError(f"{folder} is not a synthetic set (no {SYNTHETIC_FILE}); make one with `retort generate`")
-        try:
-            description = SyntheticDescription.model_validate_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: not of this version: {error}; run `retort generate` again") from None
+        description = read_record(path, SyntheticDescription, cure="run `retort generate` again")
         forced, sampled = _read(folder / TARGETS, forced_schema()), _read(folder / SAMPLED, sampled_schema())
         return cls(description, forced, sampled, folder)
 

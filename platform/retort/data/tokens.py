@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retort.config import Config
+from retort.config import Config, read_record
 from retort.errors import DataError
 
 DESCRIPTION_FILE = "tokens.json"
@@ -162,7 +162,7 @@ class TokenSet(Sequence[TokenRow]):
 
         if not (folder / DESCRIPTION_FILE).is_file():
             raise DataError(f"{folder} is not a token set (no {DESCRIPTION_FILE}); make one with `retort prepare`")
-        description = TokenSetDescription.model_validate_json((folder / DESCRIPTION_FILE).read_text())
+        description = read_record(folder / DESCRIPTION_FILE, TokenSetDescription, cure="run `retort prepare` again")
         shards = sorted(folder.glob("*.parquet"))
         if not shards:
             raise DataError(f"{folder} holds no rows; run `retort prepare` again")
@@ -196,11 +196,11 @@ class TokenSet(Sequence[TokenRow]):
         return TokenSet(self.description, self._table, [i for i in self._indices if splits[i] == name])
 
 
-def refuse_mismatch(what: str, ours: str, other: str, theirs: str, cure: str) -> None:
-    """Refuse two parts that were made with different codecs or text front-ends.
+def refuse_mismatch(part: str, what: str, ours: str, other: str, theirs: str, cure: str) -> None:
+    """Refuse two things that were made with different codecs, text front-ends or whatever ``part`` is called.
 
     Raises:
-        DataError: the fingerprints differ; both are shown.
+        DataError: the fingerprints differ; the part and both are shown.
     """
     if ours != theirs:
-        raise DataError(f"{what} was made with {ours}, {other} with {theirs}; {cure}")
+        raise DataError(f"the {part} differs: {what} was made with {ours}, {other} with {theirs}; {cure}")

@@ -66,11 +66,11 @@ class DiffusionSynthesizer:
         lm = Synthesizer.open(folder / LM, precision=precision, device=device)
         cure = "restore the folder that `retort pretrain` or `retort distill` wrote"
         needed, config = loaded.lineage.lm_fingerprint, loaded.model.config
-        refuse_mismatch("the denoiser", needed, f"its {LM} folder", lm.loaded.fingerprint, cure)
+        refuse_mismatch("codec LM", "the denoiser", needed, f"its {LM} folder", lm.loaded.fingerprint, cure)
         made = cls(loaded, lm)
         wanted = f"latents of {lm.loaded.model.config.dim}, {made.codec.config.mel.num_mels} mels"
         given = f"latents of {config.latent_dim}, {config.num_mels} mels"
-        refuse_mismatch("the denoiser", given, f"its {LM} folder", wanted, cure)
+        refuse_mismatch("size of latents or mels", "the denoiser", given, f"its {LM} folder", wanted, cure)
         return made
 
     @property

@@ -79,8 +79,11 @@ class Synthesizer:
         voices = load_voices(folder)
         codec, front_end = open_codec(folder / "codec"), open_text_front_end(folder / "text")
         cure = "restore the folder that `retort pretrain` or `retort distill` wrote"
-        refuse_mismatch("the model", loaded.lineage.codec_fingerprint, "its codec folder", codec.fingerprint(), cure)
-        refuse_mismatch("the model", loaded.lineage.text_fingerprint, "its text folder", front_end.fingerprint(), cure)
+        made = loaded.lineage
+        refuse_mismatch("codec", "the model", made.codec_fingerprint, "its codec folder", codec.fingerprint(), cure)
+        refuse_mismatch(
+            "text front-end", "the model", made.text_fingerprint, "its text folder", front_end.fingerprint(), cure
+        )
         if device != "cpu":
             loaded.model.to(device)
         return cls(loaded, codec, front_end, voices, precision=precision)

@@ -53,6 +53,7 @@ def check_fits_tokens(loaded: LoadedCodecLM, tokens: TokenSetDescription, *, who
     config, where = loaded.model.config, str(data)
     check_made_with(loaded.lineage, tokens, who=who, data=data)
     refuse_mismatch(
+        "number or size of the codebooks",
         who,
         f"{config.num_codebooks} codebooks of {config.codebook_size}",
         where,
@@ -67,8 +68,8 @@ def check_made_with(lineage: Lineage, tokens: TokenSetDescription, *, who: str, 
     Raises:
         DataError: both values and the cure are named.
     """
-    refuse_mismatch(who, lineage.codec_fingerprint, str(data), tokens.codec_fingerprint, _CURE)
-    refuse_mismatch(who, lineage.text_fingerprint, str(data), tokens.text_fingerprint, _CURE)
+    refuse_mismatch("codec", who, lineage.codec_fingerprint, str(data), tokens.codec_fingerprint, _CURE)
+    refuse_mismatch("text front-end", who, lineage.text_fingerprint, str(data), tokens.text_fingerprint, _CURE)
 
 
 def stream_of(

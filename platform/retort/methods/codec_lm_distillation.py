@@ -153,7 +153,12 @@ def _kept_of_choice(size: PrunedTeacher, given: Distillation, teacher: LoadedCod
     choice = read_choice(size.layers)
     cure = "run `retort prune` with this teacher"
     refuse_mismatch(
-        str(size.layers), choice.teacher_fingerprint, f"the teacher {given.teacher} is", teacher.fingerprint, cure
+        "teacher",
+        str(size.layers),
+        choice.teacher_fingerprint,
+        f"the teacher {given.teacher} is",
+        teacher.fingerprint,
+        cure,
     )
     by_wer = (size.criterion or choice.criterion) == "wer"
     return Kept(choice.layers(size.criterion, size.num_layers), choice.recogniser if by_wer else None)
@@ -172,9 +177,11 @@ def open_synthetic(opened: Opened) -> SyntheticSet | None:
     made, where = synthetic.description, str(given.synthetic)
     cure = "run `retort generate` with this teacher and these data"
     ours = opened.teacher.fingerprint
-    refuse_mismatch(where, made.teacher_fingerprint, f"the teacher {given.teacher} is", ours, cure)
-    refuse_mismatch(where, made.tokens.codec_fingerprint, str(given.data), tokens.codec_fingerprint, cure)
-    refuse_mismatch(where, made.tokens.text_fingerprint, str(given.data), tokens.text_fingerprint, cure)
+    refuse_mismatch("teacher", where, made.teacher_fingerprint, f"the teacher {given.teacher} is", ours, cure)
+    refuse_mismatch("codec", where, made.tokens.codec_fingerprint, str(given.data), tokens.codec_fingerprint, cure)
+    refuse_mismatch(
+        "text front-end", where, made.tokens.text_fingerprint, str(given.data), tokens.text_fingerprint, cure
+    )
     if given.sampled_fraction and not synthetic.sampled:
         raise DataError(f"{where} holds no sampled sequences; set sampled_fraction: 0, or generate with num_sampled")
     return synthetic

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from retort.config import Config
+from retort.config import Config, read_record
 from retort.data.mel_stream import MelBatch, mel_batch
 from retort.data.mels import MelSet
 from retort.errors import ConfigError, DataError, QualityGateError
@@ -164,7 +164,7 @@ def check_parity(folder: Path, lineage: MelDiffusionLineage) -> None:
     path = result_of(folder) / PARITY_FILE
     if not path.is_file():
         raise DataError(f"{folder} has no {PARITY_FILE}, so nothing says that it is at parity; distil it again")
-    Parity.model_validate_json(path.read_bytes()).check(who=str(folder))
+    read_record(path, Parity, cure="distil it again").check(who=str(folder))
 
 
 def log_mel_distance(a_BTM: Tensor, b_BTM: Tensor, mask_BT: Tensor) -> Tensor:

@@ -138,15 +138,31 @@ def check_fits_mels(
         DataError: both values and the cure are named.
     """
     cure = "give mels that were made with its codec LM, or a denoiser that was trained on that LM's latents"
-    pairs: tuple[tuple[Any, Any], ...] = (
-        (lineage.lm_fingerprint, mels.lm_fingerprint),
-        (lineage.codec_fingerprint, mels.codec_fingerprint),
-        (lineage.text_fingerprint, mels.text_fingerprint),
-        (f"latents of {model.latent_dim}", f"latents of {mels.latent_dim}"),
-        (f"{model.num_mels} mels", f"{mels.num_mels} mels"),
-    )
-    for ours, theirs in pairs:
-        refuse_mismatch(who, ours, "the mel set", theirs, cure)
+    refuse_other_mels(lineage, model, mels, who=who, other="the mel set", cure=cure)
+
+
+def refuse_other_mels(
+    lineage: MelDiffusionLineage,
+    model: MelDiffusionConfig,
+    mels: MelSetDescription,
+    *,
+    who: str,
+    other: str,
+    cure: str,
+) -> None:
+    """Compare all that a denoiser and mels have in common.
+
+    Raises:
+        DataError: what differs, both values and the cure are named.
+    """
+    for part, ours, theirs in (
+        ("codec LM", lineage.lm_fingerprint, mels.lm_fingerprint),
+        ("codec", lineage.codec_fingerprint, mels.codec_fingerprint),
+        ("text front-end", lineage.text_fingerprint, mels.text_fingerprint),
+        ("size of the latents", f"latents of {model.latent_dim}", f"latents of {mels.latent_dim}"),
+        ("number of mels", f"{model.num_mels} mels", f"{mels.num_mels} mels"),
+    ):
+        refuse_mismatch(part, who, ours, other, theirs, cure)
 
 
 def stream_of(mels: MelSet, batch: MelBatchConfig, *, seed: int, place: Place) -> MelStream:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from retort.config import Config
+from retort.config import Config, first_fault
 from retort.data.mel_stream import MelBatch, MelBatchConfig
 from retort.data.mels import MelSet, MelSetDescription
 from retort.errors import ConfigError, DataError
@@ -123,8 +123,8 @@ class MelDiffusionShape(Config):
                 mel_min=round(math.log(mels.soft_floor), 4),
                 **dict(self),
             )
-        except ValueError as error:
-            raise ConfigError(f"the model's size does not work: {error}") from None
+        except ValidationError as error:
+            raise ConfigError(f"the model's size does not work: {first_fault(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from retort.config import Config
+from retort.config import Config, read_record
 from retort.errors import ConfigError, DataError
 from retort.store.results import result_of
 
@@ -49,4 +49,4 @@ def read_choice(folder: Path) -> LayerChoice:
     path = result_of(folder) / LAYERS_FILE
     if not path.is_file():
         raise DataError(f"{folder} has no {LAYERS_FILE}: not the output of `retort prune`; correct student.layers")
-    return LayerChoice.model_validate_json(path.read_bytes())
+    return read_record(path, LayerChoice, cure="run `retort prune` again")

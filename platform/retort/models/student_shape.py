@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from retort.config import Config
+from retort.config import Config, first_fault
 from retort.errors import ConfigError
 from retort.location import Location
 from retort.models.codec_lm import CodecLMConfig
@@ -99,8 +99,8 @@ def model_of(size: ModelSize, vocabularies: tuple[int, int, int]) -> CodecLMConf
             num_kv_heads=size.num_kv_heads or size.num_heads,
             **size.model_dump(exclude={"kind", "num_kv_heads"}),
         )
-    except ValueError as error:
-        raise ConfigError(f"the model's size does not work: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"the model's size does not work: {first_fault(error)}") from None
 
 
 def student_shape(
@@ -140,5 +140,5 @@ def _pruned(size: PrunedTeacher, kept: Kept, teacher: CodecLMConfig) -> CodecLMC
     }
     try:
         return teacher.replace(**changes)
-    except ValueError as error:
-        raise ConfigError(f"the student's size does not work: {error}") from None
+    except ValidationError as error:
+        raise ConfigError(f"the student's size does not work: {first_fault(error)}") from None

@@ -21,9 +21,11 @@ from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
+from retort.tensors import check_shapes, check_values
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_CURE = "restore the folder that `retort pretrain`, `distill`, `prune` or `import` wrote, or make it again"
 
 M = TypeVar("M", CodecLM, MelDiffusion)
 L = TypeVar("L", bound=Config)
@@ -77,14 +79,20 @@ SavedModel = Annotated[
 
 
 def save_model(folder: Path, model: Model, lineage: Lineage) -> None:
-    """Write ``config.json`` and ``model.safetensors`` (fp32); the lineage must be of the model's family."""
+    """Write ``config.json`` and ``model.safetensors`` (fp32); the lineage must be of the model's family.
+
+    Raises:
+        DataError: a weight is NaN or infinite; it is named, and nothing is written.
+    """
     from safetensors.torch import save_file
 
+    weights = {name: tensor.detach().float().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    check_values("the model is not written: its weights are no numbers", weights, cure="look at what it was made of")
     folder.mkdir(parents=True, exist_ok=True)
     family: TypeAdapter[Config] = TypeAdapter(SavedModel)
     saved = family.validate_python({"model": model.config, "lineage": lineage})
     (folder / CONFIG_FILE).write_text(saved.model_dump_json(indent=2) + "\n")
-    save_file({k: v.detach().float().cpu().contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS_FILE)
+    save_file(weights, folder / WEIGHTS_FILE)
 
 
 def load_codec_lm(folder: Path) -> LoadedCodecLM:
@@ -92,7 +100,7 @@ def load_codec_lm(folder: Path) -> LoadedCodecLM:
 
     Raises:
         ConfigError: it holds a model of another family, which is named.
-        DataError: as :func:`read_saved`, or its weights do not fit its configuration.
+        DataError: as :func:`read_saved`, or its weights do not fit its configuration or are no numbers.
     """
     match read_saved(folder):
         case SavedCodecLM() as saved:
@@ -109,7 +117,7 @@ def load_mel_diffusion(folder: Path) -> LoadedMelDiffusion:
 
     Raises:
         ConfigError: it holds a model of another family, which is named.
-        DataError: as :func:`read_saved`, or its weights do not fit its configuration.
+        DataError: as :func:`read_saved`, or its weights do not fit its configuration or are no numbers.
     """
     match read_saved(folder):
         case SavedMelDiffusion() as saved:
@@ -143,9 +151,14 @@ def _loaded(folder: Path, model: M, lineage: L) -> LoadedModel[M, L]:
     from safetensors.torch import load_file
 
     try:
-        model.load_state_dict(load_file(folder / WEIGHTS_FILE))
-    except (SafetensorError, RuntimeError) as error:
-        raise DataError(f"{folder}: not a usable model: {error}") from error
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{folder}: not a usable model: {WEIGHTS_FILE} is damaged: {error}; {_CURE}") from error
+    found, expected = ({name: tuple(t.shape) for name, t in tree.items()} for tree in (weights, model.state_dict()))
+    where = f"{folder}: not a usable model"
+    check_shapes(f"{where}: the weights do not fit {CONFIG_FILE}", found, expected, cure=_CURE)
+    check_values(f"{where}: the weights are no numbers", weights, cure=_CURE)
+    model.load_state_dict(weights)
     return LoadedModel(model.eval(), lineage, fingerprint_of(model))
 
 

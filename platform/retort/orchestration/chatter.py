@@ -14,10 +14,13 @@ _CORE = rb"\[\d{4}-\d\d-\d\d [\d:,.]+ [A-Z] \d+ \d+\] "  # [2026-11-28 15:11:30,
 _PYTHON = (
     rb"\d{4}-\d\d-\d\d [\d:]+,\d+\t[A-Z]+ \w+\.py:\d+ -- "  # 2026-11-28 15:11:30,381<tab>ERROR services.py:1431 -- ...
 )
-_ANNOUNCED = (
-    rb"(\x1b\[[\d;]*m)*\((raylet|autoscaler|pid=|gcs_server|\w+ pid=)"  # (raylet) ..., (TrainController pid=1) ...
+_ANNOUNCED = (  # (raylet) ..., (TrainController pid=1) ..., (MapWorker(MapBatches(Encode)) pid=1) ...
+    rb"(\x1b\[[\d;]*m)*\((raylet|autoscaler|pid=|gcs_server|[^\n]{1,200}? pid=\d)"
 )
-_CHATTER = re.compile(b"|".join((_CORE, _PYTHON, _ANNOUNCED)))
+_SERVE = rb"[A-Z]+ \d{4}-\d\d-\d\d [\d:]+,\d+ \w+ \d+ [^\n]*?-- "  # INFO 2026-11-28 15:11:30,381 serve 123 -- ...
+_NAMED = rb"[A-Z]+ ray(\.[\w.]+)?: "  # WARNING ray.data: ..., as our own format has it
+_WARNED = rb"/\S*/site-packages/(ray|deepspeed)/\S+\.py:\d+: \w+: "  # .../ray/data/context.py:61: FutureWarning: ...
+_CHATTER = re.compile(b"|".join((_CORE, _PYTHON, _ANNOUNCED, _SERVE, _NAMED, _WARNED)))
 _FATAL = re.compile(rb"\[\d{4}-\d\d-\d\d [\d:,.]+ [CF] ")
 _STDERR = 2
 _END = b"\0retort: the end of the chatter\0\n"
@@ -26,8 +29,8 @@ _END = b"\0retort: the end of the chatter\0\n"
 class Filter:
     """Splits what is written to standard error into lines for a person and lines for the log.
 
-    A line that Ray begins takes with it the indented lines that follow it, such as those of a trace. Whatever ends the
-    process is shown.
+    A line that Ray begins takes with it the indented lines that follow it, and a traceback to its last line. Whatever
+    ends the process is shown.
 
     Args:
         show: gets a line that is not Ray's.
@@ -35,16 +38,19 @@ class Filter:
     """
 
     def __init__(self, show: Callable[[bytes], None], keep: Callable[[bytes], None]) -> None:
-        self._show, self._keep, self._in_chatter = show, keep, False
+        self._show, self._keep, self._in_chatter, self._in_traceback = show, keep, False, False
 
     def line(self, line: bytes) -> None:
         """Take in one line with its end."""
         if _FATAL.match(line):
-            self._in_chatter = False
+            self._in_chatter = self._in_traceback = False
         elif _CHATTER.match(line):
-            self._in_chatter = True
+            self._in_chatter, self._in_traceback = True, False
+        elif self._in_chatter and line.startswith(b"Traceback (most recent call last)"):
+            self._in_traceback = True
         elif not line.startswith((b" ", b"\t")):
-            self._in_chatter = False
+            # The first line at the margin after a traceback's frames is its error.
+            self._in_chatter, self._in_traceback = self._in_traceback, False
         (self._keep if self._in_chatter else self._show)(line)
 
 
@@ -91,7 +97,9 @@ def _pump(reading: int, real: int, log_folder: Callable[[], Path | None]) -> Non
     while chunk := os.read(reading, 1 << 16):
         *whole, pending = (pending + chunk).split(b"\n")
         for line in whole:
-            if line + b"\n" == _END:
+            if (line + b"\n").endswith(_END):
+                if line + b"\n" != _END:  # what was written last had no end
+                    lines.line(line.removesuffix(_END[:-1]))
                 return
             lines.line(line + b"\n")
         if pending and not _may_be_chatter(pending) and not _END.startswith(pending):
@@ -100,7 +108,7 @@ def _pump(reading: int, real: int, log_folder: Callable[[], Path | None]) -> Non
 
 
 def _may_be_chatter(beginning: bytes) -> bool:
-    return beginning[:1] in (b"[", b"(", b"\x1b", b" ", b"\t") or beginning[:1].isdigit()
+    return beginning[:1] in (b"[", b"(", b"\x1b", b" ", b"\t", b"/") or beginning[:1].isdigit()
 
 
 def _write(descriptor: int, content: bytes) -> None:

@@ -1,5 +1,6 @@
 """Outside checkpoints: a Hugging Face folder becomes a model artifact, and a student of one a Hugging Face folder."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ from pydantic import ValidationError
 from retort.audio.codec import Codec, OutsideCodecConfig, open_codec
 from retort.errors import ConfigError, DataError
 from retort.inference.voices import no_voices, save_voices
-from retort.models.codec_lm import count_parameters
+from retort.models.codec_lm import CodecLM, count_parameters
 from retort.models.codec_lm_lineage import CodecLMLineage
-from retort.models.outside.beside import DTYPES, copy_files, read_outside, write_outside
+from retort.models.outside.beside import DTYPES, NumberFormat, copy_files, read_outside, write_outside
 from retort.models.outside.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint
 from retort.models.outside.checkpoint_style import CheckpointStyle, read_style, written_config
 from retort.models.outside.translate import EMBEDDING, HEAD, expected_shapes, from_codec_lm, to_codec_lm
@@ -22,8 +23,24 @@ from retort.run_config import ExportConfig, ImportConfig, SavedCodec
 from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import write_json_atomic
 from retort.store.results import RESULT, folder_with, result_of
+from retort.tensors import check_cast
 from retort.text.front_end import hf_front_end, open_text_front_end
-from retort.text.hf_tokenizer import TOKENIZER_FILE, AudioTokens, HFTokenizerConfig, id_of, ids_of, read_tokenizer
+from retort.text.hf_tokenizer import (
+    TOKENIZER_FILE,
+    AudioTokens,
+    HFTokenizerConfig,
+    id_of,
+    ids_of,
+    named_tokens,
+    read_tokenizer,
+)
+from retort.text.speech_tokens import check_speech_tokens
+
+_OTHER_FORMATS: Mapping[NumberFormat, str] = {
+    "float32": "train it again, or restore it",
+    "bfloat16": "say number_format: float32",
+    "float16": "say number_format: bfloat16 or float32",
+}
 
 
 def run_import(config: ImportConfig, progress: Progress) -> dict[str, Any]:
@@ -46,11 +63,14 @@ def _import(config: ImportConfig, progress: Progress) -> Artifact:
         progress.log(f"{config.checkpoint} names code of its own (auto_map); it is ignored, and none of it is run")
     content = _tokenizer_content(config.checkpoint)
     text, null_ids = _vocabulary(config, style, content)
+    for line in check_speech_tokens(*named_tokens(content), text.audio.codes):
+        progress.log(line)
     front_end = hf_front_end(content, text)
     codec = _codec(config, text)
     _check_weights(checkpoint, style)
     progress.log(f"reading {len(checkpoint.shapes)} tensors of {config.checkpoint}")
     translated = to_codec_lm(checkpoint.tensor, style, text, null_ids)
+    _check_zeros(translated.model, config, progress)
     fingerprint = checkpoint.fingerprint()
     lineage = CodecLMLineage(
         method="import",
@@ -147,13 +167,27 @@ def _check_weights(checkpoint: Checkpoint, style: CheckpointStyle) -> None:
         )
 
 
+def _check_zeros(model: CodecLM, config: ImportConfig, progress: Progress) -> None:
+    """Tensors that are zero throughout: copies that were cut look like that, and so do blocks that pass all through."""
+    zeros = [name for name, tensor in model.state_dict().items() if name.endswith("weight") and not bool(tensor.any())]
+    silent = [name for name in zeros if "." not in name.removesuffix(".weight")]
+    if silent:
+        raise DataError(
+            f"{config.checkpoint}: all values of what becomes {silent[0]} are zero, so the model would say the same "
+            "whatever it reads; copy the folder again from where it came, whole"
+        )
+    if zeros:
+        progress.log(f"all values of {', '.join(zeros[:3])} are zero, in {len(zeros)} tensors; is the copy whole?")
+
+
 def run_export(config: ExportConfig, progress: Progress) -> dict[str, Any]:
     """Write a model back as a Hugging Face folder, which is the job's ``result``; returns at once if it is done.
 
     Returns the summary: ``result`` (folder), ``fingerprint``, ``parameters``, ``seconds``.
 
     Raises:
-        ConfigError: the model does not come from an imported checkpoint, or the layout has no words for its shape.
+        ConfigError: the model does not come from an imported checkpoint, the layout has no words for its shape, or the
+            number format does not hold its weights.
         DataError: there is no model, or it is damaged.
     """
     artifact, seconds = run_once(config, progress, lambda: _export(config), after_finish(config))
@@ -170,6 +204,9 @@ def _export(config: ExportConfig) -> Artifact:
     was_tied = read_style(outside.config).tie_word_embeddings
     number_format = outside.number_format if config.number_format == "as_imported" else config.number_format
     tensors, is_tied = from_codec_lm(loaded.model, text, rest, was_tied=was_tied)
+    broken = check_cast(tensors, DTYPES[number_format])
+    if broken:
+        raise ConfigError(f"{config.model} does not fit {number_format}: {broken}; {_OTHER_FORMATS[number_format]}")
     tree = written_config(outside.config, loaded.model.config, is_tied=is_tied, dtype=number_format)
 
     def fill(target: Path) -> None:

@@ -208,8 +208,9 @@ def open_text_front_end(folder: Path) -> TextFrontEnd:
     front_end = TextFrontEnd(config, tokenizer, phonemizer, normaliser_version=version)
     if front_end.fingerprint() != stored:
         raise DataError(
-            f"{path}: saved with fingerprint {stored} (phonemizer {tree.get('phonemizer')!r}), but this installation "
-            f"gives {front_end.fingerprint()} (phonemizer {phonemizer!r}); install the versions it was saved with"
+            f"{path}: the text front-end was saved with fingerprint {stored} (phonemizer {tree.get('phonemizer')!r}), "
+            f"but this installation gives {front_end.fingerprint()} (phonemizer {phonemizer!r}); install the versions "
+            "it was saved with"
         )
     return front_end
 

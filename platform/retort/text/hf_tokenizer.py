@@ -184,6 +184,13 @@ def read_tokenizer(content: str) -> Any:
     return tokenizer
 
 
+def named_tokens(content: str) -> tuple[dict[int, str], frozenset[str]]:
+    """The token of each id, and those that were added to the vocabulary as a whole."""
+    tokenizer = read_tokenizer(content)
+    tokens = {i: token for token, i in tokenizer.get_vocab().items()}
+    return tokens, frozenset(token.content for token in tokenizer.get_added_tokens_decoder().values())
+
+
 def ids_of(tokenizer: Any, piece: str | Sequence[int], *, where: str) -> tuple[int, ...]:
     """Outside ids of a piece of a template: special tokens written in it count as such.
 

@@ -57,10 +57,7 @@ def fit(
             targets = teacher.targets(batch)
         out: StepOutput = objective(batch, targets)
         if not bool(torch.isfinite(out.loss)):
-            raise BadLossError(
-                f"the loss is {float(out.loss)} at batch {step}; lower optimizer.learning_rate or check the data. "
-                "The last checkpoint is intact"
-            )
+            raise BadLossError(f"the loss is {float(out.loss)} at batch {step}")
         if optimizer.apply_gradients(out.loss, weight):
             teacher.update(student)
         on_step(step, out)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from retort.errors import QualityGateError, StorageError
+from retort.errors import DataError, QualityGateError, StorageError
 from retort.orchestration.failures import clear_failure, read_failure
 from retort.orchestration.train.bad_steps import (
     FOLDER,
@@ -169,6 +169,45 @@ def test_a_run_that_would_make_no_step_at_all_is_no_run(tmp_path: Path) -> None:
         note_bad_step(tmp_path, bad(step))
     with pytest.raises(QualityGateError, match="in 2 of 2 steps"):
         Allowance(3, 2).refuse(tmp_path, tmp_path / "checkpoints")
+
+
+def test_the_refusal_says_what_was_seen_and_whether_there_is_a_checkpoint(tmp_path: Path) -> None:
+    note_bad_step(tmp_path, BadStep(1, 0, 1, "the loss is nan at batch 0; the data", (0,), ("row-001",)))
+    with pytest.raises(QualityGateError, match=r"of step 1: the loss is nan at batch 0; the data; .*there is no check"):
+        Allowance(0, 8).refuse(tmp_path, tmp_path / "checkpoints")
+    checkpoints = CheckpointFolder(tmp_path / "checkpoints")
+    checkpoints.begin(4)
+    checkpoints.finish(4, {}, expected_files=[])
+    with pytest.raises(QualityGateError, match="the last checkpoint, of step 4, is intact"):
+        Allowance(0, 8).refuse(tmp_path, tmp_path / "checkpoints")
+
+
+@pytest.mark.slow
+def test_the_first_step_blames_neither_the_learning_rate_nor_a_checkpoint(root: Path) -> None:
+    for kind, workers, fault in (
+        ("loss", {}, {"nan_at": [0]}),
+        ("gradient", {"zero_stage": 1}, {"bad_gradient_at": [0]}),
+    ):
+        job = pretrain(root, f"first {kind}", steps=4, workers=workers, max_bad_steps=0)
+        with pytest.raises(QualityGateError, match=r"not a number in 1 of 4 steps \(1\)") as raised:
+            train(root, job, 1, {**fault, "broken": 0})
+        told = str(raised.value)
+        assert f"the {kind} is " in told
+        assert "so optimizer.learning_rate is not the cause: check the rows of this step" in told
+        assert told.endswith("there is no checkpoint yet")
+    later = pretrain(root, "later", steps=8, max_bad_steps=0)
+    with pytest.raises(QualityGateError, match=r"lower optimizer.learning_rate or.*of step 4, is intact"):
+        train(root, later, 1, {"nan_at": [5]})
+    lines = train(root, pretrain(root, "left out", steps=4), 1, {"nan_at": [0]}).lines
+    assert lines[0].endswith("going on from the beginning without step 1")
+
+
+@pytest.mark.slow
+def test_weights_that_are_no_numbers_end_the_run_before_its_first_step(root: Path) -> None:
+    job = pretrain(root, "broken at first", steps=4)
+    with pytest.raises(DataError, match=r"training begins with are no numbers: student\.\S+ holds \d+ NaN of"):
+        train(root, job, 1, {"begins_with_nan": True})
+    assert bad_steps(job.output) == ()
 
 
 def test_a_damaged_note_is_told_with_its_path(tmp_path: Path) -> None:

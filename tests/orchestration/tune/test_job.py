@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,7 +77,9 @@ def kill_after_first_outcome(root: Path, file: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_a_bad_trial_is_a_row_with_its_reason(tmp_path: Path) -> None:
+def test_a_killed_sweep_goes_on_and_a_bad_trial_is_a_row_with_its_reason(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     write_inputs(tmp_path)
     tree = sweep_tree(tmp_path, space=heads(1, 3, 2), max_concurrent=1)
     file = tmp_path / "sweep.yaml"
@@ -104,6 +107,8 @@ def test_a_killed_sweep_goes_on_and_a_bad_trial_is_a_row_with_its_reason(tmp_pat
         assert not (config.output / row["model"] / "checkpoints").exists()
     assert (config.output / "report.html").is_file()
     assert not (config.output / "ray").exists()
+    told = "".join(capfd.readouterr()) + (tmp_path / "driver.txt").read_text()
+    assert not re.search(r"sweep/ray|[Dd]etailed results|Error file|Tuner\.restore", told), "nobody can look there"
     assert run_tune(config, QuietProgress()) == summary, "a finished sweep is found done"
 
     registry = tmp_path / "registry"

@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 from torch import Tensor
 
-from retort.config import Config
+from retort.config import Config, read_record
 from retort.errors import ConfigError, DataError
 from retort.models.outside.checkpoint import Checkpoint
+from retort.tensors import check_values
 
 FOLDER = "outside"
 _DECLARATION, _WEIGHTS, _FILES = "outside.json", "rest.safetensors", "files"
 _CARRIED = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_CURE = "restore it, or import the checkpoint again"
 NumberFormat = Literal["float32", "bfloat16", "float16"]
 DTYPES: Mapping[NumberFormat, torch.dtype] = {
     "float32": torch.float32,
@@ -63,7 +65,7 @@ def read_outside(folder: Path) -> tuple[Outside, dict[str, Tensor]]:
 
     Raises:
         ConfigError: the model was not imported, nor was its teacher.
-        DataError: a file is damaged.
+        DataError: a file is damaged, or a weight is NaN or infinite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -74,11 +76,12 @@ def read_outside(folder: Path) -> tuple[Outside, dict[str, Tensor]]:
             f"{folder} was not made from an imported checkpoint (no {FOLDER}/{_DECLARATION}), so there is no layout to "
             "write it back in; export models that `retort import` made, or students of them"
         )
+    declared = read_record(path, Outside, cure=_CURE)
     try:
-        declared = Outside.model_validate_json(path.read_bytes())
         rest = {name: tensor.float() for name, tensor in load_file(folder / FOLDER / _WEIGHTS).items()}
-    except (ValidationError, SafetensorError, OSError) as error:
-        raise DataError(f"{folder / FOLDER}: damaged: {error}; restore it, or import the checkpoint again") from error
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{folder / FOLDER}: damaged: {error}; {_CURE}") from error
+    check_values(f"{folder / FOLDER / _WEIGHTS}: the weights are no numbers", rest, cure=_CURE)
     return declared, rest
 
 

@@ -6,6 +6,7 @@ the folder are never imported.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +16,17 @@ import torch
 from torch import Tensor
 
 from retort.errors import DataError
+from retort.tensors import check_shapes, check_values
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 INDEX_FILE = WEIGHTS_FILE + ".index.json"
 FORMATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _COPY = "copy the folder again from where it came, whole"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+_ADAPTER = re.compile(
+    r"adapter_config\.json|(adapters?([_.-].*)?|.*lora.*)\.(safetensors|bin|pt|pth|npz)", re.IGNORECASE
+)
+"""As PEFT, MLX and diffusers call them."""
 _BUFFER = ".rotary_emb.inv_freq"
 """Old checkpoints store this table, which follows from the configuration."""
 
@@ -48,10 +54,12 @@ class Checkpoint:
         """Read the configuration and the headers of the weight files.
 
         Raises:
-            DataError: a file is missing or damaged, the weights are pickled, or are quantised or of mixed formats.
+            DataError: a file is missing or damaged, the weights are pickled, are quantised or of mixed formats, or an
+                adapter lies beside them.
         """
         if not folder.is_dir():
             raise DataError(f"{folder}: no such folder; give the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}")
+        _refuse_adapters(folder)
         config = read_json(folder / CONFIG_FILE)
         files: dict[str, Path] = {}
         shapes: dict[str, tuple[int, ...]] = {}
@@ -75,34 +83,25 @@ class Checkpoint:
         Raises:
             DataError: they differ; the first few faults are named.
         """
-        faults = [f"{name} is missing" for name in expected if name not in self.shapes]
-        faults += [f"{name} is unexpected" for name in self.shapes if name not in expected]
-        faults += [
-            f"{name} has shape {self.shapes[name]} instead of {shape}"
-            for name, shape in expected.items()
-            if name in self.shapes and self.shapes[name] != shape
-        ]
-        if faults:
-            more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-            raise DataError(
-                f"{self.folder}: the weights do not fit {CONFIG_FILE}: {'; '.join(faults[:3])}{more}; "
-                f"{_COPY}, or bring a checkpoint of a supported kind"
-            )
+        cure = f"{_COPY}, or bring a checkpoint of a supported kind"
+        check_shapes(f"{self.folder}: the weights do not fit {CONFIG_FILE}", self.shapes, expected, cure=cure)
 
     def tensor(self, name: str) -> Tensor:
         """The values of one tensor, in fp32.
 
         Raises:
-            DataError: the file is damaged.
+            DataError: the file is damaged, or a value is NaN or infinite.
         """
         from safetensors import SafetensorError, safe_open
 
         path = self.files[name]
         try:
             with safe_open(path, framework="pt") as stored:
-                return stored.get_tensor(name).float()  # type: ignore[no-any-return]
+                values: Tensor = stored.get_tensor(name).float()
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path}: {name} cannot be read: {error}; {_COPY}") from error
+        check_values(f"{path}: the weights are no numbers", {name: values}, cure=f"{_COPY}, or from an earlier save")
+        return values
 
     def fingerprint(self) -> str:
         """Name by content of the configuration and all weight files."""
@@ -128,6 +127,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise DataError(f"{path}: not a JSON object; {_COPY}")
     return tree
+
+
+def _refuse_adapters(folder: Path) -> None:
+    """A LoRA beside the weights, or one folder below them as PEFT writes it, would be left out without a word."""
+    found = sorted(path for at in ("*", "*/*") for path in folder.glob(at) if _ADAPTER.fullmatch(path.name))
+    if found:
+        raise DataError(
+            f"{folder}: {found[0].relative_to(folder)} is an adapter (LoRA), which is not applied here; write the "
+            "checkpoint with it merged in, PeftModel.from_pretrained(base, adapter).merge_and_unload()"
+            ".save_pretrained(FOLDER), and give that folder, or take the adapter away if it is not wanted"
+        )
 
 
 def _weight_files(folder: Path) -> dict[Path, list[str]]:

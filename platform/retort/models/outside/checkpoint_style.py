@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 
-from retort.config import Config
+from retort.config import Config, first_fault
 from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLMConfig
 from retort.nn.transformer import Llama3Rope
@@ -23,6 +23,7 @@ _ONLY = {
 }
 """Keys that change what is computed, and the values that our blocks can do; absent and null are fine."""
 _NOT_WRITTEN = ("auto_map", "_name_or_path", "dtype", "torch_dtype")
+_RESTORE = "restore the file that came with the checkpoint"
 _CURE = "Retort's blocks do not compute that, and it would be wrong without an error; bring a checkpoint without it"
 
 
@@ -71,8 +72,8 @@ class CheckpointStyle(Config):
                 head_dim=None if self.head_dim in (None, self.hidden_size / heads) else self.head_dim,
                 speaker_prompt="none",
             )
-        except ValueError as error:
-            raise DataError(f"config.json: these sizes make no decoder: {error}") from None
+        except ValidationError as error:
+            raise DataError(f"config.json: these sizes make no decoder: {first_fault(error)}; {_RESTORE}") from None
 
 
 def read_style(tree: Mapping[str, Any]) -> CheckpointStyle:
@@ -96,7 +97,7 @@ def read_style(tree: Mapping[str, Any]) -> CheckpointStyle:
         fault = error.errors(include_url=False)[0]
         where = ".".join(map(str, fault["loc"]))
         problem = "is missing" if fault["type"] == "missing" else f"is {fault['input']!r}: {fault['msg']}"
-        raise DataError(f"config.json: {where} {problem}; restore the file that came with the checkpoint") from None
+        raise DataError(f"config.json: {where} {problem}; {_RESTORE}") from None
 
 
 def _refused(tree: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retort.errors import ConfigError
+from retort.errors import ConfigError, DataError
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.outside.checkpoint_style import CheckpointStyle
 from retort.nn.conditions import TEXT_NULL
@@ -120,7 +120,12 @@ def from_codec_lm(
 
     Raises:
         ConfigError: the model has another width than the output rows of text that were kept.
+        DataError: those rows are not all there.
     """
+    if not was_tied and (REST not in rest or len(rest[REST]) != len(_text_ids(text))):
+        raise DataError(
+            f"the output rows of text ({REST}) that the import kept are missing or too few; import the checkpoint again"
+        )
     if not was_tied and rest[REST].shape[1] != model.config.dim:
         raise ConfigError(
             f"the student is {model.config.dim} wide, the checkpoint it comes from {rest[REST].shape[1]}, and the "

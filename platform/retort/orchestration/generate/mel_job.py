@@ -25,6 +25,7 @@ from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
 from retort.inference.synthesizer import carry_speaking_model
 from retort.methods.codec_lm_data import check_fits_tokens
+from retort.methods.mel_data import refuse_other_mels
 from retort.methods.trained_mel_diffusion import LM
 from retort.models.weights import LoadedCodecLM, LoadedMelDiffusion, load_codec_lm, load_mel_diffusion
 from retort.orchestration.after_finish import after_finish
@@ -121,17 +122,9 @@ def _fitting_teacher(
     """The denoiser, if it reads this LM's latents, may be guided and sampled so, and the voices are of its kind."""
     lineage, model, voices = teacher.lineage, teacher.model.config, MelSet.open(source.voices).description
     cure = "use the LM and the token set that the denoiser was trained with"
-    for ours, theirs in (
-        (lineage.lm_fingerprint, wanted.lm_fingerprint),
-        (lineage.codec_fingerprint, wanted.codec_fingerprint),
-        (lineage.text_fingerprint, wanted.text_fingerprint),
-        (f"latents of {model.latent_dim}", f"latents of {wanted.latent_dim}"),
-        (f"{model.num_mels} mels", f"{wanted.num_mels} mels"),
-    ):
-        refuse_mismatch("the denoiser", ours, "this run", theirs, cure)
-    refuse_mismatch(
-        str(source.voices), voices.codec_fingerprint, "this run", wanted.codec_fingerprint, "give voices of its codec"
-    )
+    refuse_other_mels(lineage, model, wanted, who="the denoiser", other="this run", cure=cure)
+    mine, needed = voices.codec_fingerprint, wanted.codec_fingerprint
+    refuse_mismatch("codec", str(source.voices), mine, "this run", needed, "give voices of its codec")
     if not isinstance(voices.source, FromRecordings):
         raise ConfigError(f"{source.voices} was made by a denoiser; voices are a mel set of recordings")
     lineage.check_guidance(source.guidance)

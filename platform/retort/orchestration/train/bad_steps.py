@@ -84,12 +84,22 @@ class Allowance:
             return
         shown = ", ".join(map(str, noted[:8])) + (", …" if len(noted) > 8 else "")
         kept = steps_at(checkpoints)
-        last = f"the last checkpoint, of step {kept[-1]}, is intact" if kept else "there is no checkpoint yet"
         raise QualityGateError(
             f"the loss is not a number in {len(noted)} of {self.steps} steps ({shown}), and training.max_bad_steps is "
-            f"{self.bad}; look at the rows that are named in {shipped(output / FOLDER)}, or lower "
-            f"optimizer.learning_rate and choose another output; {last}"
+            f"{self.bad}; of step {noted[0]}: {_reason(output, noted[0])}; the rows are named in "
+            f"{shipped(output / FOLDER)}; to try other settings choose another output; "
+            f"{told_of_last(kept[-1] if kept else 0)}"
         )
+
+
+def _reason(output: Path, step: int) -> str:
+    note = min((output / FOLDER).glob(f"step-{step:08d}-rank-*.json"))
+    return str(json.loads(note.read_bytes()).get("reason"))
+
+
+def told_of_last(step: int) -> str:
+    """What is said of the last checkpoint; step 0 is none."""
+    return f"the last checkpoint, of step {step}, is intact" if step else "there is no checkpoint yet"
 
 
 def train_around_bad_steps(
@@ -112,6 +122,7 @@ def train_around_bad_steps(
             allowance.refuse(output, checkpoints)
             clear_failure(output)
             names = " and ".join(map(str, new))
-            progress.log(f"{error}; going on from the last checkpoint without step {names}")
+            start = "last checkpoint" if steps_at(checkpoints) else "beginning"
+            progress.log(f"{error}; going on from the {start} without step {names}")
         else:
             return

@@ -120,10 +120,7 @@ class TrainingCheckpoints:
         step, ranks = state.step, self.ranks
         finite = [optimizer.is_finite() for optimizer in state.optimizers.values()]  # on every rank all are asked
         if not all(finite):
-            raise BadWeightsError(
-                f"a weight is not a number after step {step}; lower optimizer.learning_rate. "
-                "The last checkpoint is intact"
-            )
+            raise BadWeightsError(f"a weight is not a number after step {step}")
         folder = self._folder.begin(step)
         with full_disk_as_resource_error(folder, written=folder):
             _write_rank(folder / _rank_file(ranks.rank), state, is_first=ranks.rank == 0)

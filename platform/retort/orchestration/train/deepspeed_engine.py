@@ -84,10 +84,7 @@ class DeepSpeedOptimizer:
         self.engine.step()
         if last:
             if not self.engine.was_step_applied():
-                raise BadGradientError(
-                    "the gradient is not a number; lower optimizer.learning_rate or check the data. "
-                    "The last checkpoint is intact"
-                )
+                raise BadGradientError("the gradient is not a number")
             self._move_average()
             self.step += 1
         return last

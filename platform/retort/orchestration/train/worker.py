@@ -19,7 +19,7 @@ from retort.nn.precision import pick_dtype
 from retort.nn.transformer import leave_out_cudnn_attention
 from retort.orchestration.failures import read_failure, write_failure
 from retort.orchestration.outputs import CHECKPOINTS, EVENTS_FILE, METRICS_FILE, TENSORBOARD
-from retort.orchestration.train.bad_steps import BadStep, bad_steps, note_bad_step
+from retort.orchestration.train.bad_steps import BadStep, bad_steps, note_bad_step, told_of_last
 from retort.orchestration.train.checkpoints import (
     Asked,
     BadWeightsError,
@@ -37,6 +37,7 @@ from retort.store.commit import is_committed
 from retort.store.place import behind, is_finished, push, workplace
 from retort.store.results import RESULT
 from retort.store.uploads import Mirror
+from retort.tensors import check_values
 from retort.training.fit import BadLossError, fit, student_of, student_weights
 from retort.training.seam import Batch, Place, Problem, StepOutput
 
@@ -139,6 +140,8 @@ def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype:
     asked = Asked(training.optimizer.accumulation, workers.max_workers)
     settings = training.optimizer.replace(accumulation=accumulation_for(found, asked, ranks.world_size))
     num_parameters = sum(p.numel() for p in student_of(problem.objective).parameters())  # ZeRO stage 3 empties them
+    weights = dict(problem.objective.named_parameters())
+    check_values("the weights that training begins with are no numbers", weights, cure="check where they come from")
     optimizer = DeepSpeedOptimizer(
         problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
     )
@@ -211,15 +214,28 @@ class TrainingLoop:
         """Note the step that is at fault: this one, or the one before if that one's gradient spoiled the weights."""
         batches, accumulation = self._problem.batches, self._optimizer.config.accumulation
         done = self._optimizer.step
+        is_finite = not isinstance(error, BadWeightsError) and self._optimizer.is_finite_here()
         # What is saved is finite, so a gradient that spoiled the weights came later.
-        is_spoiled = done > self._saved and (isinstance(error, BadWeightsError) or not self._optimizer.is_finite_here())
+        is_spoiled = done > self._saved and not is_finite
         step = done if is_spoiled else done + 1
         numbers = tuple(range((step - 1) * accumulation, step * accumulation))
         if isinstance(error, BadLossError) and not is_spoiled:
             numbers = numbers[self._micro_batch : self._micro_batch + 1]
         ids = tuple(name for number in numbers for name in batches.ids(number))
-        note_bad_step(self._output, BadStep(step, self._ranks.rank, self._ranks.world_size, str(error), numbers, ids))
-        return QualityGateError(f"step {step} of {self._training.steps}: {error}")
+        told = f"{error}; {self._cause(done, is_finite=is_finite)}"
+        note_bad_step(self._output, BadStep(step, self._ranks.rank, self._ranks.world_size, told, numbers, ids))
+        return QualityGateError(f"step {step} of {self._training.steps}: {told}; {told_of_last(self._saved)}")
+
+    def _cause(self, done: int, *, is_finite: bool) -> str:
+        """What made a loss after ``done`` steps no number: no learning rate acts before a step is made."""
+        if set(range(1, done + 1)) - self._left_out:
+            return "lower optimizer.learning_rate or check the data"
+        if is_finite:
+            return (
+                "no step was made before it and the weights are finite, so optimizer.learning_rate is not the cause: "
+                "check the rows of this step, and the teacher if there is one"
+            )
+        return "the weights that training began with are not finite in its precision; check where they come from"
 
     def _batches(self, start: int) -> Iterator[tuple[Batch, Tensor | None]]:
         accumulation, device = self._optimizer.config.accumulation, self._optimizer.device

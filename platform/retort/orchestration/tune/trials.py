@@ -1,5 +1,7 @@
 """What Ray Tune calls while a sweep runs. Its own records are never read back: a sweep goes on from its ledger."""
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -113,4 +115,5 @@ def run_trials(
             verbose=0,
         ),
     )
-    tuner.fit()
+    with contextlib.redirect_stdout(io.StringIO()):  # where it points to its records, which go with the sweep
+        tuner.fit()
