@@ -26,7 +26,6 @@ def others_in(text: str) -> list[str]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_prepare_shows_nothing_of_rays(tmp_path: Path) -> None:
     tree = yaml.safe_load((ROOT / "jobs/configs/prepare_digits.yaml").read_text())
     for key, value in PREPARE.items():
@@ -41,7 +40,6 @@ def test_prepare_shows_nothing_of_rays(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_server_shows_nothing_of_rays_to_its_end(tmp_path: Path) -> None:
     data = write_token_set(tmp_path / "data")
     model = write_teacher(tmp_path / "teacher", data)

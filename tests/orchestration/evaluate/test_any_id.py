@@ -113,7 +113,6 @@ def test_every_id_of_every_system_is_a_row_and_a_sound(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_from_a_corpus_to_the_report_in_outputs_with_blanks(tmp_path: Path) -> None:
     sounds = {name: tone(number) for number, name in enumerate(IDS)}
     sounds["very quiet"] = tone(99) * 0.01
