@@ -20,6 +20,7 @@ from retort.models.weights import load_codec_lm
 from retort.serving.backends import LocalBackend
 from retort.serving.settings import ServeConfig, VoiceUploads
 from retort.serving.voices import VoiceStore
+from tests.audio.test_media import encoded
 from tests.inference.speaking import speaking_model
 from tests.serving.running import api_of, backends, running, settings
 from tests.serving.test_api import body, speak
@@ -181,6 +182,12 @@ def test_hostile_samples_are_refused_in_words_that_say_nothing_of_the_server(add
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
 def test_usual_formats_are_taken(address: str, kind: str) -> None:
     assert upload(address, sound(kind=kind), name=kind).status_code == 200
+    remove_all(address)
+
+
+@pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("webm", "libopus"), ("adts", "aac")])
+def test_what_phones_and_browsers_record_is_taken(address: str, container: str, codec: str) -> None:
+    assert upload(address, encoded(container, codec, rate=48_000), name=container).status_code == 200
     remove_all(address)
 
 

@@ -52,7 +52,7 @@ async def decode_sample(encoded: bytes, *, min_seconds: float, max_seconds: floa
     raise ApiError(
         422,
         f"the sample cannot be used ({shown}): send {min_seconds:g} to {max_seconds:g} s of clean speech as WAV, FLAC, "
-        "Ogg or MP3",
+        "Ogg, MP3, M4A, WebM or AAC",
         param="audio_sample",
         code="bad_sample",
     )
