@@ -86,8 +86,25 @@ def ray_session(
         options["num_cpus"] = num_cpus or (os.cpu_count() or 1) + _SPARE_CPUS
         options["include_dashboard"] = include_dashboard
         ensure_private_token()
-    with without_chatter(_log_folder), _connected(address, options):
+    with without_chatter(_log_folder), _rays_errors_on_stderr(), _connected(address, options):
         yield
+
+
+@contextlib.contextmanager
+def _rays_errors_on_stderr() -> Iterator[None]:
+    """Ray prints what goes wrong in a cluster to standard output, which is for results."""
+    from ray._private import worker
+
+    prints = worker.print_to_stdstream
+
+    def print_to_stderr(data: dict[str, object], ignore_prefix: bool) -> None:
+        prints({**data, "is_err": True} if data["pid"] == "raylet" else data, ignore_prefix=ignore_prefix)
+
+    worker.print_to_stdstream = print_to_stderr
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = prints
 
 
 @contextlib.contextmanager
