@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from retort.errors import HeadLostError, MissingRequirementError, PreemptedError
+from retort.errors import HeadLostError, MissingRequirementError, PreemptedError, RetortError
 from retort.orchestration.auth_token import ensure_private_token
 from retort.orchestration.chatter import without_chatter
 
@@ -37,6 +37,7 @@ _SPARE_CPUS = 2
 
 
 _started_here = False
+_is_work_left = False
 
 
 class Terminated(KeyboardInterrupt):
@@ -111,7 +112,8 @@ def _rays_errors_on_stderr() -> Iterator[None]:
 def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[None]:
     import ray
 
-    global _started_here
+    global _started_here, _is_work_left
+    _is_work_left = False
     try:
         ray.init(**options)
     except Exception as error:  # of a node that is slow to start, Ray says so with a bare Exception
@@ -123,8 +125,9 @@ def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[N
     try:
         with sigterm_handled(_terminate):
             yield
-    except HeadLostError:
-        leave = partial(_leave_without_head, started_here=address is None)
+    except RetortError as error:
+        if _is_work_left or isinstance(error, HeadLostError):
+            leave = partial(_leave_at_once, error.exit_code, started_here=address is None)
         raise
     except Terminated:
         raise PreemptedError(
@@ -136,17 +139,24 @@ def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[N
         leave()
 
 
-def _leave_without_head(*, started_here: bool) -> None:
-    """Let go of a Ray whose head is gone, without asking it anything.
+def leave_work() -> None:
+    """Say that a thread goes on waiting for Ray though its job has failed: Ray must not be shut down under it."""
+    global _is_work_left
+    _is_work_left = True
 
-    ``ray.shutdown`` would wait for the head until Ray ends this process with a code and without a word, and so would
-    Ray's own hook at the end of the interpreter. The process ends before that one, with the code of a lost head.
+
+def _leave_at_once(exit_code: int, *, started_here: bool) -> None:
+    """Let go of a Ray without asking it anything, and end the process with a code when the interpreter ends.
+
+    Of a head that is gone, ``ray.shutdown`` would wait until Ray ends this process with a code of its own and without a
+    word, and so would Ray's own hook at the end of the interpreter; under a thread that waits for Ray, both can end in
+    a segmentation fault. The process ends before that hook, and the cluster sees that its driver is dead.
     """
     from ray._private import worker
 
     if started_here and worker._global_node is not None:
         worker._global_node.kill_all_processes(check_alive=False, allow_graceful=False)
-    atexit.register(_end, HeadLostError.exit_code)
+    atexit.register(_end, exit_code)
 
 
 def _end(code: int) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from retort.errors import HeadLostError, NodeLostError, ResourceError
+from retort.errors import HeadLostError, NodeLostError, ResourceError, RetortError
+from retort.orchestration.cluster import leave_work
 from retort.orchestration.demand import Demand, Node, room, there
 from retort.orchestration.progress import Progress
 from retort.orchestration.room import PATIENCE, Patience, too_small
@@ -281,7 +282,11 @@ def run_beside(work: Callable[[], T], look: Callable[[], None]) -> T:
     thread = threading.Thread(target=run, name="work", daemon=True)
     thread.start()
     while thread.is_alive():
-        look()
+        try:
+            look()
+        except RetortError:
+            leave_work()
+            raise
         thread.join(_LOOK_S)
     if errors:
         raise errors[0]
