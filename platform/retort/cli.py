@@ -286,8 +286,9 @@ def serve(
         echo_summary(settings.model_dump(mode="json"), as_json=True)
         return
     with serving(settings) as address:
-        typer.echo(f"{', '.join(model.name for model in settings.models)} at {address} (stop with Ctrl-C)")
-        wait_for_the_end(None if promoted is None else Follower(registry, settings, typer.echo, changes))
+        ready = f"{', '.join(model.name for model in settings.models)} at {address} (stop with Ctrl-C)"
+        follower = None if promoted is None else Follower(registry, settings, typer.echo, changes)
+        wait_for_the_end(follower, announce=lambda: typer.echo(ready))
         typer.echo("finishing what has begun (Ctrl-C again stops at once)")
 
 

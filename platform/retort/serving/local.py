@@ -313,10 +313,13 @@ class _OverError(BaseException):
     """Breaks off what is done while waiting; nothing on the way may take it for a fault."""
 
 
-def wait_for_the_end(meanwhile: Callable[[], None] | None = None) -> None:
+def wait_for_the_end(
+    meanwhile: Callable[[], None] | None = None, *, announce: Callable[[], None] = lambda: None
+) -> None:
     """Sleep until SIGINT or SIGTERM; ``meanwhile`` is called every few seconds. A second signal interrupts.
 
-    A look that takes long, as into a registry in a store that is out, is broken off.
+    A look that takes long, as into a registry in a store that is out, is broken off. ``announce`` says that all is
+    ready: whoever reads that may send a signal at once.
     """
     over, is_looking = threading.Event(), threading.Event()
 
@@ -327,6 +330,7 @@ def wait_for_the_end(meanwhile: Callable[[], None] | None = None) -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    announce()
     with contextlib.suppress(_OverError):
         while not over.wait(None if meanwhile is None else _LOOK_S):
             if meanwhile is not None:
