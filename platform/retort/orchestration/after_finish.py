@@ -8,6 +8,7 @@ docs/reliability.md has the same table for a person.
 from typing import assert_never
 
 from retort.orchestration.outputs import CHECKPOINTS, AfterFinish
+from retort.orchestration.train.task import TrainJob
 from retort.run_config import (
     DistillConfig,
     DistillMelsConfig,
@@ -27,7 +28,6 @@ from retort.store.checkpoints import steps_at
 from retort.training.schedule import keeps_learning_rates
 from retort.tuning.search import num_trials
 
-TrainJob = PretrainConfig | PretrainMelsConfig | DistillConfig | DistillMelsConfig
 FinishingJob = (
     TrainJob
     | PrepareConfig
