@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retort.config import Config
 from retort.errors import ConfigError, DataError, MissingRequirementError
-from retort.evaluation.asr import loudest_frame_dbfs
+from retort.evaluation.hearing import loudest_frame_dbfs
 from retort.evaluation.local_models import load_local
 
 ENCODER_RATE = 16_000

@@ -4,6 +4,7 @@ import dataclasses
 import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 
 from retort.audio.files import read_audio, wav_bytes
 from retort.config import validate
-from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import Judge, System, TestStrings
@@ -20,9 +20,8 @@ from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.mel_distance import mels_from_bytes, mels_to_bytes, with_distances
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
-from retort.evaluation.scoring import Scorers
 from retort.evaluation.sounds import AudioSample, fingerprint_of
-from retort.evaluation.speaker import encoder_name, open_speaker_encoder
+from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
 from retort.evaluation.votes import preferences, read_votes
 from retort.inference.opening import open_speaker
@@ -31,6 +30,7 @@ from retort.nn.random import seed_of
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
+from retort.orchestration.evaluate.scorers import open_scorers, with_installed
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
@@ -60,8 +60,21 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     return dict(artifact.info.metrics)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What was found out of the systems, and what must be said beside it."""
+
+    infos: Sequence[SystemInfo]
+    items: Sequence[ItemResult]
+    confidence: Mapping[str, Confidence]
+    note: str | None
+
+
 def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
     with job_output(config) as output:
+        config, absent = with_installed(config)
+        for reason in absent:
+            progress.log(reason)
         given, config = config, with_results(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
         check_shared_codes(config)
@@ -74,7 +87,8 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
             confidence = place.run(lambda _: _on_one_actor(given, "confidence", threads))
             speeds, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, speeds, memory) for info in infos]
-        return _write(config, output, strings, infos, items, confidence)
+        note = note_of(config, infos, absent)
+        return _write(config, output, strings, _Found(infos, items, confidence, note))
 
 
 def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
@@ -212,8 +226,7 @@ class EvaluationWorker:
         """Judge one piece and write it; a piece appears whole or not at all."""
         config = self.config
         if self._judge is None:
-            encoder = None if config.speaker_encoder is None else open_speaker_encoder(config.speaker_encoder)
-            scorers = Scorers(open_recogniser(config.recogniser), encoder, config.stability)
+            scorers = open_scorers(config, device=self.device)
             self._judge = Judge(self.strings, scorers, max_frames=config.max_frames, seed=config.seed)
         verdicts, here = self._judge.judge(self._system(name), ids), received(folder)
         for verdict in verdicts:
@@ -302,18 +315,16 @@ def _write(
     config: EvaluateConfig,
     output: Path,
     strings: TestStrings,
-    infos: Sequence[SystemInfo],
-    items: Sequence[ItemResult],
-    confidence: Mapping[str, Confidence],
+    found: _Found,
 ) -> Artifact:
     summary = summarise(
-        items,
-        infos,
+        found.items,
+        found.infos,
         [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
         expected=strings.expected,
         environment=_environment(config, strings),
-        note=note_of(config, items),
-        confidence=confidence,
+        note=found.note,
+        confidence=found.confidence,
         bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
     )
     tree = summary.tree()
