@@ -4,6 +4,7 @@ A judge is made from plain values, so that it can live in a Ray actor or in a te
 """
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -151,8 +152,18 @@ class TestStrings:
 class Judge:
     """Speaks and scores test strings."""
 
-    def __init__(self, strings: TestStrings, scorers: Scorers, *, max_frames: int, seed: int) -> None:
+    def __init__(
+        self,
+        strings: TestStrings,
+        scorers: Scorers,
+        *,
+        max_frames: int,
+        seed: int,
+        naturalness_strings: int | None = None,
+    ) -> None:
         self.strings, self.scorers, self.max_frames, self.seed = strings, scorers, max_frames, seed
+        drawn = sorted(strings.rows, key=lambda name: seed_of(seed, f"naturalness {name}"))
+        self._natural = frozenset(drawn[:naturalness_strings])
         self._recordings: Mapping[str, bytes] | None = None
         self._heard: dict[str, list[tuple[str, Tensor]]] = {}
 
@@ -166,7 +177,8 @@ class Judge:
             if isinstance(spoken, AudioRejected):
                 item = failed_item(system.name, expected, reason="error", error=str(spoken))
             else:
-                item = score_item(system.name, expected, spoken, self.scorers, voice_E=self._voice(row))
+                scorers = self.scorers if row.id in self._natural else dataclasses.replace(self.scorers, naturalness=())
+                item = score_item(system.name, expected, spoken, scorers, voice_E=self._voice(row))
             verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate, sound.mel_TM))
         return verdicts
 

@@ -28,6 +28,9 @@ _DNSMOS_SHA256 = {
 }
 
 
+_DNSMOS_WINDOW_S = 9.01
+
+
 class NaturalnessScorer(Protocol):
     """Guesses from the sound alone. ``name`` is written beside the figures."""
 
@@ -137,6 +140,10 @@ class DNSMOSScorer:
         audible_N = audible_16k(samples_N, sample_rate, SILENCE_DBFS)
         if audible_N is None:
             return {}
-        sound = np.ascontiguousarray(audible_N.clamp(-1.0, 1.0).numpy())
+        # The package doubles a short sound until it is long enough, and then judges up to nine windows of the same
+        # loop; one window of it says as much.
+        least = int(_DNSMOS_WINDOW_S * RECOGNISER_RATE)
+        looped_N = audible_N if audible_N.numel() >= least else audible_N.repeat(-(-least // audible_N.numel()))[:least]
+        sound = np.ascontiguousarray(looped_N.clamp(-1.0, 1.0).numpy())
         found = self._model(sound, RECOGNISER_RATE, False)
         return {name: float(found[theirs]) for name, theirs in self._NAMES.items()}

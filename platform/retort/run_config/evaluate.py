@@ -108,6 +108,8 @@ class EvaluateConfig(Config):
     speaker_encoder: SpeakerEncoderConfig | None = None
     naturalness: tuple[NaturalnessConfig, ...] = ()
     """Models that guess how natural the systems sound; their figures are not MOS."""
+    naturalness_strings: int | None = Field(default=None, ge=1)
+    """How many of the strings they hear, the same of every system; ``None`` is all."""
     stability: StabilityConfig = StabilityConfig()
     max_missing_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of its strings that a system may fail to deliver. They are failures in every table; beyond this share the

@@ -1,7 +1,6 @@
 """Evaluation on Ray: a pool of judges shares the (system, strings) pieces; what is judged is kept if the run dies."""
 
 import dataclasses
-import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,13 +30,13 @@ from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.scorers import open_scorers, with_installed
-from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
+from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, environment_of, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workers_for, workplace
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
-from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, write_artifact
+from retort.store.artifact import Artifact, describe_artifact, write_artifact
 from retort.store.commit import write_bytes_atomic, write_json_atomic
 from retort.store.place import local_of, pull, push, received, shipped
 from retort.store.results import result_of
@@ -227,7 +226,13 @@ class EvaluationWorker:
         config = self.config
         if self._judge is None:
             scorers = open_scorers(config, device=self.device)
-            self._judge = Judge(self.strings, scorers, max_frames=config.max_frames, seed=config.seed)
+            self._judge = Judge(
+                self.strings,
+                scorers,
+                max_frames=config.max_frames,
+                seed=config.seed,
+                naturalness_strings=config.naturalness_strings,
+            )
         verdicts, here = self._judge.judge(self._system(name), ids), received(folder)
         for verdict in verdicts:
             if verdict.item.id in kept and verdict.samples_N.numel():
@@ -322,7 +327,7 @@ def _write(
         found.infos,
         [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
         expected=strings.expected,
-        environment=_environment(config, strings),
+        environment=environment_of(config, strings),
         note=found.note,
         confidence=found.confidence,
         bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
@@ -363,30 +368,6 @@ def _recorded(output: Path) -> dict[str, Any]:
 def _headline(system: Mapping[str, Any]) -> dict[str, Any]:
     names = ("parameters", "wer_corpus", "wer_ci95", "failure_rate", "speaker_similarity", "tokens_per_second", "rtf")
     return {name: system[name] for name in names}
-
-
-def _environment(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]:
-    return {
-        "retort": code_version(),
-        "git_commit": git_commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "precision": config.precision,
-        "threads": config.speed.threads if config.speed else config.pool.threads_per_worker,
-        "codec": strings.description.codec_fingerprint,
-        "text": strings.description.text_fingerprint,
-        "seed": config.seed,
-        "decodings": {s.name: s.decoding.model_dump(mode="json") for s in config.systems if s.decoding is not None},
-    }
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _samples(folder: Path) -> list[AudioSample]:

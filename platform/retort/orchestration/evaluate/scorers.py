@@ -1,5 +1,7 @@
 """The scorers of an evaluation: what is installed of them, and how they are opened."""
 
+from typing import Any
+
 from retort.errors import ConfigError
 from retort.evaluation.asr import label_of, open_recogniser
 from retort.evaluation.naturalness import open_naturalness
@@ -15,20 +17,21 @@ def with_installed(config: EvaluateConfig) -> tuple[EvaluateConfig, tuple[str, .
     Raises:
         ConfigError: no recogniser is left.
     """
-    absent: dict[str, str] = {}
-    for scorer in (*config.listening, *config.naturalness):
-        if getattr(scorer, "if_installed", False) and (reason := missing(getattr(scorer, "modules", ()))) is not None:
-            absent[scorer.kind] = reason
-    recognisers = tuple(c for c in config.listening if c.kind not in absent)
-    if not recognisers:
-        raise ConfigError(f"no recogniser is left: {'; '.join(absent.values())}")
+    wanted: tuple[Any, ...] = (*config.listening, *config.naturalness)
+    reasons = [missing(scorer.modules) if getattr(scorer, "if_installed", False) else None for scorer in wanted]
+    absent = [(scorer, reason) for scorer, reason in zip(wanted, reasons, strict=True) if reason is not None]
     if not absent:
         return config, ()
-    naturalness = tuple(c for c in config.naturalness if c.kind not in absent)
+    gone = [scorer for scorer, _ in absent]
+    recognisers = tuple(scorer for scorer in config.listening if scorer not in gone)
+    if not recognisers:
+        raise ConfigError(f"no recogniser is left: {'; '.join(reason for _, reason in absent)}")
+    naturalness = tuple(scorer for scorer in config.naturalness if scorer not in gone)
     left = config.model_copy(update={"recogniser": None, "recognisers": recognisers, "naturalness": naturalness})
-    judges = " and ".join(label_of(c) for c in recognisers)
-    said = tuple(f"{kind} did not judge: {reason}. Words were heard by {judges}." for kind, reason in absent.items())
-    return left, said
+    judges = " and ".join(label_of(scorer) for scorer in recognisers)
+    return left, tuple(
+        f"{scorer.kind} did not judge: {reason}. Words were heard by {judges}." for scorer, reason in absent
+    )
 
 
 def open_scorers(config: EvaluateConfig, *, device: str) -> Scorers:

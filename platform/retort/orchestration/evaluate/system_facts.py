@@ -1,7 +1,11 @@
 """What an evaluation knows of its systems before they speak, from their lineage and their records."""
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from retort.errors import ConfigError
 from retort.evaluation.asr import recogniser_name
@@ -13,7 +17,7 @@ from retort.methods.codec_lm_data import check_made_with
 from retort.models.weights import Lineage, SavedMelDiffusion, read_saved
 from retort.orchestration.evaluate.listeners import listeners_of
 from retort.run_config import EvaluateConfig, SystemConfig
-from retort.store.artifact import ARTIFACT_FILE, read_artifact
+from retort.store.artifact import ARTIFACT_FILE, code_version, git_commit, read_artifact
 
 
 def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
@@ -109,3 +113,28 @@ def note_of(config: EvaluateConfig, infos: Sequence[SystemInfo], absent: Sequenc
             f"{' and '.join(scorer.kind for scorer in config.naturalness)}: guesses of models, not MOS; nobody voted."
         )
     return " ".join(notes) or None
+
+
+def environment_of(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]:
+    """Versions, hardware and fingerprints."""
+    return {
+        "retort": code_version(),
+        "git_commit": git_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "precision": config.precision,
+        "threads": config.speed.threads if config.speed else config.pool.threads_per_worker,
+        "codec": strings.description.codec_fingerprint,
+        "text": strings.description.text_fingerprint,
+        "seed": config.seed,
+        "decodings": {s.name: s.decoding.model_dump(mode="json") for s in config.systems if s.decoding is not None},
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
