@@ -1,5 +1,6 @@
 """Which recognisers had a part in making a model: who chose its layers, filtered its data, judged its trial."""
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _names(trees: list[Any]) -> Iterator[str]:
     for tree in trees:
         try:
             if tree is not None:
-                yield recogniser_name(_RECOGNISER.validate_python(tree))
+                yield recogniser_name(_RECOGNISER.validate_json(json.dumps(tree)))
         except (ValidationError, RetortError):
             continue  # it cannot judge here: its folder or its wheel is gone
 
