@@ -46,6 +46,8 @@ def find(
             found.append(_judged(row, roles) if len(judged) == 1 else _agreed(judged, roles))
         elif row["metric"] == "failure_rate" and row["difference"]:
             found.append(_failures(row))
+        elif metric_of_field(row["metric"]).better is None:
+            found += _taken_away(row, roles)
     found += _costs(systems, comparisons)
     missing = {s["name"]: s["failures"].get("missing", 0) + s["failures"].get("error", 0) for s in systems}
     found += [
@@ -195,6 +197,23 @@ def _agreed_control(
         return Finding("neutral", f"{text} shown by every recogniser. {against}.")
     text = f"{control}, a control, is not worse than {other} by any recogniser: this run does not show that the method"
     return Finding("bad", f"{text} helps. {against}.")
+
+
+def _taken_away(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[Finding]:
+    """What a student has less, or more, of than its teacher where neither side is the better one."""
+    if (roles[row["a"]], roles[row["b"]]) != ("teacher", "student") or row["ci95"] is None:
+        return []
+    low, high = row["ci95"]
+    if low <= 0.0 <= high:
+        return []
+    metric = metric_of_field(row["metric"])
+    less = "less" if high < 0.0 else "more"
+    ends = f"95 % interval {metric.signed(low)} to {metric.signed(high)} {metric.unit}"
+    return [
+        Finding(
+            "bad", f"{row['b']} has {less} {metric.noun} than {row['a']}: {metric.signed(row['difference'])} ({ends})."
+        )
+    ]
 
 
 def _who_listened(recognisers: Sequence[Mapping[str, Any]]) -> list[Finding]:

@@ -20,6 +20,7 @@ from retort.audio.files import Audio, AudioLimits, AudioRejected, read_audio
 from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import DataError
 from retort.evaluation.items import Expected, ItemResult, failed_item
+from retort.evaluation.prosody import ProsodyConfig, prosody_of, sample_spread
 from retort.evaluation.scoring import Scorers, score_item
 from retort.inference.decoding import Decoding
 from retort.inference.speaker import Request, Speaker, Spoken
@@ -160,10 +161,13 @@ class Judge:
         max_frames: int,
         seed: int,
         naturalness_strings: int | None = None,
+        prosody: ProsodyConfig | None = None,
     ) -> None:
         self.strings, self.scorers, self.max_frames, self.seed = strings, scorers, max_frames, seed
         drawn = sorted(strings.rows, key=lambda name: seed_of(seed, f"naturalness {name}"))
         self._natural = frozenset(drawn[:naturalness_strings])
+        self._prosodic = frozenset(drawn[: prosody.strings] if prosody is not None else ())
+        self._samples = 1 if prosody is None else prosody.samples
         self._recordings: Mapping[str, bytes] | None = None
         self._heard: dict[str, list[tuple[str, Tensor]]] = {}
 
@@ -171,6 +175,7 @@ class Judge:
         """Let ``system`` say the strings ``ids`` in one batch, and score each."""
         rows = [self.strings.rows[i] for i in ids]
         verdicts = []
+        again = self._again(system, [row for row in rows if row.id in self._prosodic])
         for row, spoken in zip(rows, self._speak(system, rows), strict=True):
             expected = Expected(row.id, row.text, row.speaker)
             sound = spoken if isinstance(spoken, Spoken) else self._nothing()
@@ -179,6 +184,9 @@ class Judge:
             else:
                 scorers = self.scorers if row.id in self._natural else dataclasses.replace(self.scorers, naturalness=())
                 item = score_item(system.name, expected, spoken, scorers, voice_E=self._voice(row))
+                if row.id in self._prosodic and isinstance(spoken, Spoken):
+                    values = {**item.values, **_prosody(row.text, spoken, again.get(row.id, ()))}
+                    item = dataclasses.replace(item, values=values)
             verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate, sound.mel_TM))
         return verdicts
 
@@ -194,6 +202,15 @@ class Judge:
                 return [Spoken(codec.decode(row.codes_KT), codec.sample_rate, codes=row.codes_KT) for row in rows]
             case "model":
                 return self._synthesise(system, rows)
+
+    def _again(self, system: System, rows: Sequence[TokenRow]) -> Mapping[str, Sequence[Spoken]]:
+        """What a model makes of the same texts with other seeds, by id."""
+        found: dict[str, list[Spoken]] = {row.id: [] for row in rows}
+        for number in range(1, self._samples if system.kind == "model" and rows else 1):
+            for row, spoken in zip(rows, self._synthesise(system, rows, again=f" again {number}"), strict=True):
+                if spoken is not None:
+                    found[row.id].append(spoken)
+        return found
 
     def _recording(self, row: TokenRow) -> Spoken | AudioRejected | None:
         """The sound of a row, why it cannot be heard, or None if there is none."""
@@ -237,12 +254,18 @@ class Judge:
                     embedded.append((other.id, embedding_E))
         return embedded
 
-    def _synthesise(self, system: System, rows: Sequence[TokenRow]) -> list[Spoken | None]:
+    def _synthesise(self, system: System, rows: Sequence[TokenRow], *, again: str = "") -> list[Spoken | None]:
         speaker = system.speaker
         assert speaker is not None
         requests = [
-            Request(row.text, row.speaker, seed_of(self.seed, row.id), self.strings.voice_for(row, speaker))
+            Request(row.text, row.speaker, seed_of(self.seed, row.id + again), self.strings.voice_for(row, speaker))
             for row in rows
         ]
         max_seconds = self.max_frames / self.strings.description.frame_rate
         return [*speaker.speak(requests, speaker.decoding(system.decoding), max_seconds=max_seconds)]
+
+
+def _prosody(text: str, spoken: Spoken, again: Sequence[Spoken]) -> dict[str, float]:
+    found = prosody_of(spoken.samples_N, spoken.sample_rate, text)
+    spread = sample_spread([(sound.samples_N, sound.sample_rate) for sound in (spoken, *again)]) if again else None
+    return found if spread is None else {**found, "sample_spread": spread}

@@ -46,7 +46,8 @@ class Metric:
         field: its key in ``summary.json`` where that is not its name.
         value: of one utterance, None where it has none; for facts there is none.
         weight: of one utterance, where utterances do not count alike.
-        compared: whether every comparison of two systems has it, asked for or not.
+        compared: whether every comparison of two systems has it, asked for or not; without a better side it tells how
+            far they are apart.
         is_objective: whether sweeps may search by it.
         gates: whether a promotion may be refused by it.
         word: what a person may say for the best of it.
@@ -111,7 +112,8 @@ class Metric:
     def noun(self) -> str:
         """What stands in a sentence."""
         first = self.title.split(",")[0]
-        return first if sum(letter.isupper() for letter in first) > 1 else first.lower()
+        is_name = first[1:2].isdigit() or any(letter.isupper() for letter in first[1:])  # F0, WER, DistillMOS
+        return first if is_name else first.lower()
 
     def text(self, value: float | None) -> str:
         """A value as tables show it, without its unit."""
@@ -196,6 +198,18 @@ _ROWS = (
         value=of_values("dnsmos_background"),
     ),
     Metric("dnsmos_p808", "DNSMOS P.808", "", "higher", "mean", "quality", value=of_values("dnsmos_p808")),
+    Metric(
+        "f0_spread", "F0 spread in an utterance", "semitones", None, "mean", "quality", value=of_values("f0_spread"),
+        compared=True,
+    ),
+    Metric(
+        "speaking_rate", "Speaking rate", "words/s", None, "mean", "quality", value=of_values("speaking_rate"),
+        compared=True,
+    ),
+    Metric(
+        "sample_spread", "Spread between samples of a text", "dB", None, "mean", "quality",
+        value=of_values("sample_spread"), compared=True,
+    ),
     Metric("entropy", "Entropy", "nats", None, "fact", "quality"),
     Metric("top1_probability", "Top-1 probability", "", None, "fact", "quality"),
     Metric(

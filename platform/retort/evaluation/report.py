@@ -95,7 +95,8 @@ def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
     metric = metric_of_field(row["metric"])
     verdict = "open"
     if row["ci95"] is not None and (row["ci95"][0] > 0.0 or row["ci95"][1] < 0.0):
-        verdict = "better" if (row["ci95"][0] > 0.0) == metric.higher_is_better else "worse"
+        is_better = (row["ci95"][0] > 0.0) == metric.higher_is_better
+        verdict = "open" if metric.better is None else "better" if is_better else "worse"
     elif row["ci95"] is None:
         verdict = "few"
     return {

@@ -268,7 +268,7 @@ def _compare(
 ) -> list[dict[str, Any]]:
     """One row per metric that utterances of both systems have."""
     asked = (
-        [m for m in metrics_of(labels, COMPARABLE).values() if m.compared]
+        [m for m in metrics_of(labels, OF_ITEMS).values() if m.compared]
         if pair.metric is None
         else [find_metric(pair.metric, COMPARABLE)]
     )
@@ -301,7 +301,7 @@ def _compare(
                 "metric": metric.field,
                 "difference": found.difference,
                 "ci95": [found.low, found.high] if found.reliable else None,
-                "probability_of_improvement": found.probability_of_improvement,
+                "probability_of_improvement": found.probability_of_improvement if metric.better else None,
                 "utterances": len(pairs),
                 "higher_is_better": metric.higher_is_better,
                 "margin": pair.margins.get(metric.name, pair.margins.get(metric.margin_of)),

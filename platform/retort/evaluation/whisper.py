@@ -3,7 +3,7 @@
 Whisper's encoder takes windows of thirty seconds, and faster-whisper pads every clip to one. A clip of one second then
 costs thirty. Here a clip is heard in a window of its own length and a margin, behind which the states of silence are
 put, computed once; where the words do not come to an end there, in Whisper's own window (docs/log.md, 2026-11-28, has
-what that saves and what it changes). Greedy and without fallbacks to sampling: the same sound is the same words. A loop
+what that saves and what it changes). Without fallbacks to sampling: the same sound is the same words. A loop
 that is left is heard as it is, and counted (:func:`retort.evaluation.wer.is_loop`).
 """
 
@@ -23,7 +23,7 @@ from retort.evaluation.hearing import RECOGNISER_RATE, audible_16k
 from retort.evaluation.wheels import WHISPER_EXTRA, WHISPER_WEIGHTS, checked, folder_of, require
 from retort.store.manifest import sha256_file
 
-_WINDOW_S = 30
+_WINDOW_S, _BEAM, _MARGIN_S = 30, 5, 4.0
 _TOKENS_PER_S, _MORE_TOKENS = 6, 8
 """More than anybody says: speech has three or four tokens a second, names and numbers a few more."""
 _WEIGHTS = "model.bin"
@@ -50,8 +50,9 @@ class FasterWhisperConfig(Config):
     """``None`` lets it detect one; models of English alone know none other."""
     compute_type: Literal["int8", "float32", "float16", "int8_float16"] | None = None
     """``None`` is int8 on CPUs and float16 on GPUs."""
-    margin_s: float | None = Field(default=4.0, ge=0.0)
+    margin_s: float | None = Field(default=_MARGIN_S, ge=0.0)
     """Silence behind a clip in its short window; ``None`` is always Whisper's own window of thirty seconds."""
+    beam_size: int = Field(default=_BEAM, ge=1)
     silence_dbfs: float = Field(default=-50.0, le=0.0)
 
     @model_validator(mode="after")
@@ -132,7 +133,7 @@ class FasterWhisper:
         found = model.model.generate(
             encoded,
             [prompt],
-            beam_size=1,
+            beam_size=self.config.beam_size,
             max_length=2 * most,  # CTranslate2 takes half of it
             suppress_blank=True,
             suppress_tokens=get_suppressed_tokens(tokenizer, [-1]),
@@ -145,7 +146,7 @@ class FasterWhisper:
         segments, _ = self._model.transcribe(
             sound,
             language=self.config.language,
-            beam_size=1,
+            beam_size=self.config.beam_size,
             temperature=0.0,
             condition_on_previous_text=False,
             compression_ratio_threshold=None,
@@ -187,9 +188,10 @@ def faster_whisper_name(config: FasterWhisperConfig, device: torch.device | str)
         what, digest = "tiny.en", _WHEEL_SHA256[_WEIGHTS]
     else:
         what, digest = config.path.name, _digest(config.path, config.sha256)
-    window = {FasterWhisperConfig.model_fields["margin_s"].default: "", None: "-window30s"}
+    window = {_MARGIN_S: "", None: "-window30s"}
     name = f"faster-whisper:{what}:{_compute(config, device)}:{digest[:8]}"
-    return name + window.get(config.margin_s, f"-margin{config.margin_s}s")
+    name += window.get(config.margin_s, f"-margin{config.margin_s}s")
+    return name if config.beam_size == _BEAM else f"{name}-beam{config.beam_size}"
 
 
 def _folder(config: FasterWhisperConfig) -> Path:

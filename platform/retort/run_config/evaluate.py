@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from retort.config import Config
 from retort.evaluation.asr import AnyRecogniserConfig, RecogniserConfig, label_of
 from retort.evaluation.naturalness import NaturalnessConfig
+from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.results import Role
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
@@ -110,6 +111,8 @@ class EvaluateConfig(Config):
     """Models that guess how natural the systems sound; their figures are not MOS."""
     naturalness_strings: int | None = Field(default=None, ge=1)
     """How many of the strings they hear, the same of every system; ``None`` is all."""
+    prosody: ProsodyConfig | None = None
+    """Melody, pace, and variety between samples of a text: what distillation may take away."""
     stability: StabilityConfig = StabilityConfig()
     max_missing_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of its strings that a system may fail to deliver. They are failures in every table; beyond this share the

@@ -232,6 +232,7 @@ class EvaluationWorker:
                 max_frames=config.max_frames,
                 seed=config.seed,
                 naturalness_strings=config.naturalness_strings,
+                prosody=config.prosody,
             )
         verdicts, here = self._judge.judge(self._system(name), ids), received(folder)
         for verdict in verdicts:
