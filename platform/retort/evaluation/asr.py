@@ -80,7 +80,7 @@ def label_of(config: AnyRecogniserConfig) -> str:
     return config.label or config.kind
 
 
-def recogniser_name(config: AnyRecogniserConfig, *, device: torch.device | str = "cpu") -> str:
+def recogniser_name(config: AnyRecogniserConfig) -> str:
     """The ``name`` of the recogniser that ``config`` names, without loading it.
 
     Raises:
@@ -93,7 +93,7 @@ def recogniser_name(config: AnyRecogniserConfig, *, device: torch.device | str =
             # Gated and ungated scores do not compare.
             return name if config.noise_gate_db is None else f"{name}-gate{config.noise_gate_db:g}dB"
         case FasterWhisperConfig():
-            return faster_whisper_name(config, device)
+            return faster_whisper_name(config)
         case WhisperConfig():
             return f"whisper:{config.path.name}"
         case CTCConfig():

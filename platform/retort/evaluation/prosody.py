@@ -93,10 +93,10 @@ def _log_mel(samples_16k_N: Tensor) -> NDArray[np.float64]:
 
 
 def _warped_distance(a_MT: NDArray[np.float64], b_MT: NDArray[np.float64]) -> float:
-    import librosa
+    from librosa.sequence import dtw
 
     cost_TT = np.sqrt(np.square(a_MT[:, :, None] - b_MT[:, None, :]).mean(axis=0))
-    _, path = librosa.sequence.dtw(C=cost_TT)
+    _, path = dtw(C=cost_TT)
     return float(np.mean([cost_TT[i, j] for i, j in path]))
 
 

@@ -7,6 +7,7 @@ what that saves and what it changes). Without fallbacks to sampling: the same so
 that is left is heard as it is, and counted (:func:`retort.evaluation.wer.is_loop`).
 """
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +19,17 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from retort.config import Config
-from retort.errors import ConfigError, MissingRequirementError
+from retort.errors import ConfigError
 from retort.evaluation.hearing import RECOGNISER_RATE, audible_16k
 from retort.evaluation.wheels import WHISPER_EXTRA, WHISPER_WEIGHTS, checked, folder_of, require
 from retort.store.manifest import sha256_file
 
+_log = logging.getLogger(__name__)
 _WINDOW_S, _BEAM, _MARGIN_S = 30, 5, 4.0
 _TOKENS_PER_S, _MORE_TOKENS = 6, 8
 """More than anybody says: speech has three or four tokens a second, names and numbers a few more."""
+_SECOND_LOOK = 4
+"""How many times as many tokens are allowed where a clip is heard again in a whole window."""
 _WEIGHTS = "model.bin"
 _WHEEL_SHA256 = {
     _WEIGHTS: "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
@@ -48,8 +52,8 @@ class FasterWhisperConfig(Config):
     """Of ``model.bin`` in ``path``; the wheel's is known."""
     language: str | None = None
     """``None`` lets it detect one; models of English alone know none other."""
-    compute_type: Literal["int8", "float32", "float16", "int8_float16"] | None = None
-    """``None`` is int8 on CPUs and float16 on GPUs."""
+    compute_type: Literal["int8", "float32", "float16", "int8_float16"] = "int8"
+    """The arithmetic of CTranslate2; the halves are for GPUs alone."""
     margin_s: float | None = Field(default=_MARGIN_S, ge=0.0)
     """Silence behind a clip in its short window; ``None`` is always Whisper's own window of thirty seconds."""
     beam_size: int = Field(default=_BEAM, ge=1)
@@ -75,8 +79,8 @@ class FasterWhisper:
     def __init__(self, config: FasterWhisperConfig, *, device: torch.device | str = "cpu") -> None:
         require(config.modules)
         self.config = config
-        self.name = faster_whisper_name(config, device)
-        self._model = _load(_folder(config), torch.device(device).type, _compute(config, device))
+        self.name = faster_whisper_name(config)
+        self._model = _load(_folder(config), torch.device(device).type, config.compute_type)
         self._tokenizers: dict[str, Any] = {}
         self._silence: NDArray[np.float32] | None = None
 
@@ -99,6 +103,8 @@ class FasterWhisper:
             text, ended = self._decoded(encoded, most)
             if ended:
                 return text
+            # Noise has no end there either; a loop is a loop after a few rounds, and each round costs.
+            return self._decoded(self._encoded(sound, _WINDOW_S), _SECOND_LOOK * most)[0]
         return self._decoded(self._encoded(sound, _WINDOW_S), self._model.max_length // 2)[0]
 
     def _encoded(self, sound: NDArray[np.float32], seconds: int) -> Any:
@@ -171,7 +177,7 @@ class FasterWhisper:
         return self._tokenizers[language]
 
 
-def faster_whisper_name(config: FasterWhisperConfig, device: torch.device | str) -> str:
+def faster_whisper_name(config: FasterWhisperConfig) -> str:
     """Name of the recogniser, with the first digits of its weights' SHA-256, which are checked.
 
     Models of one name are not one model, nor are they in another arithmetic.
@@ -189,17 +195,13 @@ def faster_whisper_name(config: FasterWhisperConfig, device: torch.device | str)
     else:
         what, digest = config.path.name, _digest(config.path, config.sha256)
     window = {_MARGIN_S: "", None: "-window30s"}
-    name = f"faster-whisper:{what}:{_compute(config, device)}:{digest[:8]}"
+    name = f"faster-whisper:{what}:{config.compute_type}:{digest[:8]}"
     name += window.get(config.margin_s, f"-margin{config.margin_s}s")
     return name if config.beam_size == _BEAM else f"{name}-beam{config.beam_size}"
 
 
 def _folder(config: FasterWhisperConfig) -> Path:
     return config.path or folder_of(*WHISPER_WEIGHTS) / "model"
-
-
-def _compute(config: FasterWhisperConfig, device: torch.device | str) -> str:
-    return config.compute_type or ("int8" if torch.device(device).type == "cpu" else "float16")
 
 
 def _digest(folder: Path, expected: str | None) -> str:
@@ -223,23 +225,27 @@ def _digest(folder: Path, expected: str | None) -> str:
 
 
 def _load(folder: Path, device: str, compute: str) -> Any:
+    """The model on ``device``; on CPUs where CTranslate2 finds none of the device's libraries, which is logged."""
+    if device != "cpu":
+        try:
+            model = _opened(folder, device, compute)
+            # Libraries are looked for when they are first used.
+            model.encode(np.zeros((model.feature_extractor.mel_filters.shape[0], 100), dtype=np.float32))
+        except (RuntimeError, ValueError) as error:
+            _log.warning(
+                "%s is heard on CPUs: CTranslate2 cannot use this %s device (%s); install the libraries that it names",
+                folder, device, error,
+            )  # fmt: skip
+        else:
+            return model
+    try:
+        return _opened(folder, "cpu", compute)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"{folder}: cannot be opened by CTranslate2: {error}") from error
+
+
+def _opened(folder: Path, device: str, compute: str) -> Any:
     from faster_whisper import WhisperModel
 
-    try:
-        model = WhisperModel(
-            str(folder),
-            device=device,
-            compute_type=compute,
-            cpu_threads=torch.get_num_threads(),
-            local_files_only=True,
-        )
-        if device != "cpu":  # the libraries of CUDA are looked for when they are first used
-            model.encode(np.zeros((model.feature_extractor.mel_filters.shape[0], 100), dtype=np.float32))
-    except (RuntimeError, ValueError) as error:
-        if device == "cpu":
-            raise ConfigError(f"{folder}: cannot be opened by CTranslate2: {error}") from error
-        raise MissingRequirementError(
-            f"{folder}: CTranslate2 cannot use this {device} device: {error}; install the CUDA libraries "
-            "that it names, or judge on CPUs (pool.gpus_per_worker: 0)"
-        ) from error
-    return model
+    threads = torch.get_num_threads()
+    return WhisperModel(str(folder), device=device, compute_type=compute, cpu_threads=threads, local_files_only=True)
