@@ -8,7 +8,7 @@ from torch import Tensor
 
 from retort.audio.files import wav_bytes
 from retort.data.tokens import TokenRow, TokenSetDescription, write_description, write_shard
-from retort.evaluation.asr import SpeechRecogniser
+from retort.evaluation.hearing import SpeechRecogniser
 from retort.evaluation.scoring import Scorers
 
 RATE = 16_000

@@ -13,7 +13,8 @@ from torch import Tensor
 from retort.audio.files import wav_bytes
 from retort.data.tokens import TokenRow, TokenSet, write_shard
 from retort.errors import ConfigError, DataError
-from retort.evaluation.asr import PocketSphinxConfig, hear, open_recogniser
+from retort.evaluation.asr import PocketSphinxConfig, open_recogniser
+from retort.evaluation.hearing import hear
 from retort.evaluation.items import Expected, ItemResult
 from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.layer_importance import scored_wer

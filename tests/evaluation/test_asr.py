@@ -13,9 +13,9 @@ from retort.evaluation.asr import (
     PocketSphinxConfig,
     RecogniserConfig,
     WhisperConfig,
-    loudest_frame_dbfs,
     open_recogniser,
 )
+from retort.evaluation.hearing import loudest_frame_dbfs
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 RECORDINGS = Path(__file__).resolve().parents[2].parent / "shared" / "data"

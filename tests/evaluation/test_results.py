@@ -112,7 +112,7 @@ def test_rates_and_intervals_are_those_of_the_rows():
 def test_comparisons_are_paired():
     words = [len(text.split()) for text in TEXTS]
     found = {comparison["metric"]: comparison for comparison in evaluation().comparisons}
-    assert set(found) == {"wer_corpus", "wer_mean", "failure_rate", "speaker_similarity"}
+    assert set(found) == {"wer_corpus", "wer_capped", "wer_mean", "failure_rate", "speaker_similarity"}
     expected = paired_comparison(ERRORS["teacher"], ERRORS["student"], words, num_resamples=500)
     assert found["wer_corpus"]["difference"] == pytest.approx(expected.difference)
     assert found["wer_corpus"]["ci95"] == [expected.low, expected.high]
@@ -172,7 +172,12 @@ def test_without_any_voice_there_is_no_similarity():
     rows = [row(s, i, 0, similarity=None) for s in ERRORS for i in range(10)]
     found = summarise(rows, SYSTEMS, [Pair("teacher", "student")], bootstrap=FAST)
     assert found.systems[0]["speaker_similarity"] is None
-    assert {comparison["metric"] for comparison in found.comparisons} == {"wer_corpus", "wer_mean", "failure_rate"}
+    assert {comparison["metric"] for comparison in found.comparisons} == {
+        "wer_corpus",
+        "wer_capped",
+        "wer_mean",
+        "failure_rate",
+    }
 
 
 def test_confidence_is_carried_and_never_nan(tmp_path):

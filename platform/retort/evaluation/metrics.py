@@ -2,8 +2,12 @@
 
 To add one, add its row here, and what computes it: a value of each utterance (``ItemResult.values``) or a fact of the
 system (``SystemInfo.facts``). Nothing else names it.
+
+Where several recognisers judge, plain names are figures of the first of them, and each one has its own beside them:
+``wer@LABEL``, wherever ``wer`` may stand (:func:`metrics_of`).
 """
 
+import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from retort.errors import ConfigError
-from retort.evaluation.items import ItemResult
+from retort.evaluation.items import Heard, ItemResult
 
 Averaging = Literal["corpus", "mean", "rate", "fact", "timed"]
 """How a figure of a system comes about.
@@ -22,6 +26,8 @@ measurement of speed and memory gives.
 """
 
 ABSENT = "\N{EN DASH}"
+JUDGED = "wer_capped"
+"""By what two systems are compared where nobody says otherwise: a recogniser's loop counts no more than its words."""
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -40,11 +46,15 @@ class Metric:
         field: its key in ``summary.json`` where that is not its name.
         value: of one utterance, None where it has none; for facts there is none.
         weight: of one utterance, where utterances do not count alike.
-        compared: whether every comparison of two systems has it, asked for or not.
+        compared: whether every comparison of two systems has it, asked for or not; without a better side it tells how
+            far they are apart.
         is_objective: whether sweeps may search by it.
         gates: whether a promotion may be refused by it.
         word: what a person may say for the best of it.
         deeds: what the better and the worse one of two systems do, in words.
+        heard: of what a recogniser heard, where each recogniser has a figure of its own.
+        margin_of: name of the metric whose margin is meant for this one too.
+        recogniser: label of the one that it belongs to, where that is not the first.
     """
 
     name: str
@@ -62,16 +72,26 @@ class Metric:
     gates: bool = False
     word: str | None = None
     deeds: tuple[str, str] | None = None
+    heard: Callable[[Heard], float] | None = None
+    margin_of: str = ""
+    recogniser: str | None = None
 
     def __post_init__(self) -> None:
         if not self.field:
             object.__setattr__(self, "field", self.name)
+        if self.heard is not None:
+            object.__setattr__(self, "value", _of_heard(self.heard, self.recogniser))
         assert (self.value is not None) == self.is_of_items, f"{self.name}: facts have no value of an utterance"
 
     @property
     def is_of_items(self) -> bool:
         """Whether utterances have it, so that it has intervals and can be compared in pairs."""
         return self.averaging in ("corpus", "mean", "rate")
+
+    @property
+    def is_of_first(self) -> bool:
+        """Whether it is told of the first recogniser, and of each one again under its label where there are several."""
+        return self.heard is not None and self.recogniser is None
 
     @property
     def interval(self) -> str | None:
@@ -92,7 +112,8 @@ class Metric:
     def noun(self) -> str:
         """What stands in a sentence."""
         first = self.title.split(",")[0]
-        return first if first.isupper() else first.lower()
+        is_name = first[1:2].isdigit() or any(letter.isupper() for letter in first[1:])  # F0, WER, DistillMOS
+        return first if is_name else first.lower()
 
     def text(self, value: float | None) -> str:
         """A value as tables show it, without its unit."""
@@ -118,6 +139,14 @@ class Metric:
         return 100.0 if self.unit == "%" else 1.0
 
 
+def _of_heard(take: Callable[[Heard], float], label: str | None) -> Callable[[ItemResult], float | None]:
+    def value(row: ItemResult) -> float | None:
+        heard = row.heard_by(label)
+        return None if heard is None else take(heard)
+
+    return value
+
+
 def of_values(name: str) -> Callable[[ItemResult], float | None]:
     """What :attr:`ItemResult.values` has under ``name``."""
     return lambda row: row.values.get(name)
@@ -127,12 +156,21 @@ _ROWS = (
     Metric("guidance_scale", "Guidance", "", None, "fact", "quality", digits=1),
     Metric(
         "wer", "WER, corpus", "%", "lower", "corpus", "quality", digits=1, field="wer_corpus", compared=True,
-        value=lambda row: row.word_errors.errors, weight=lambda row: row.words, is_objective=True, gates=True,
+        heard=lambda found: found.word_errors.errors, weight=lambda row: row.words, is_objective=True, gates=True,
         deeds=("makes fewer word errors than", "makes more word errors than"),
     ),
     Metric(
+        "wer_capped", "WER, capped", "%", "lower", "corpus", "quality", digits=1, compared=True,
+        heard=lambda found: found.word_errors.capped, weight=lambda row: row.words, is_objective=True, gates=True,
+        deeds=("makes fewer word errors than", "makes more word errors than"), margin_of="wer",
+    ),
+    Metric(
         "wer_mean", "WER, mean of utterances", "%", "lower", "mean", "quality", digits=1, compared=True,
-        value=lambda row: row.wer,
+        heard=lambda found: found.word_errors.wer, margin_of="wer",
+    ),
+    Metric(
+        "heard_loops", "Loops heard", "%", "lower", "rate", "quality", digits=1,
+        heard=lambda found: float(found.loop),
     ),
     Metric(
         "failure_rate", "Failures", "%", "lower", "rate", "quality", digits=1, compared=True,
@@ -145,6 +183,32 @@ _ROWS = (
     Metric(
         "mel_distance", "Mel distance", "dB", "lower", "mean", "quality", value=of_values("mel_distance"),
         is_objective=True, gates=True,
+    ),
+    Metric(
+        "distillmos", "DistillMOS, a model's guess", "", "higher", "mean", "quality", value=of_values("distillmos"),
+        compared=True, is_objective=True, gates=True,
+    ),
+    Metric(
+        "dnsmos", "DNSMOS overall, a model's guess", "", "higher", "mean", "quality", value=of_values("dnsmos"),
+        compared=True, is_objective=True, gates=True,
+    ),
+    Metric("dnsmos_signal", "DNSMOS signal", "", "higher", "mean", "quality", value=of_values("dnsmos_signal")),
+    Metric(
+        "dnsmos_background", "DNSMOS background", "", "higher", "mean", "quality",
+        value=of_values("dnsmos_background"),
+    ),
+    Metric("dnsmos_p808", "DNSMOS P.808", "", "higher", "mean", "quality", value=of_values("dnsmos_p808")),
+    Metric(
+        "f0_spread", "F0 spread in an utterance", "semitones", None, "mean", "quality", value=of_values("f0_spread"),
+        compared=True,
+    ),
+    Metric(
+        "speaking_rate", "Speaking rate", "words/s", None, "mean", "quality", value=of_values("speaking_rate"),
+        compared=True,
+    ),
+    Metric(
+        "sample_spread", "Spread between samples of a text", "dB", None, "mean", "quality",
+        value=of_values("sample_spread"), compared=True,
     ),
     Metric("entropy", "Entropy", "nats", None, "fact", "quality"),
     Metric("top1_probability", "Top-1 probability", "", None, "fact", "quality"),
@@ -197,17 +261,56 @@ BY_FIELD = MappingProxyType({metric.field: metric for metric in _ROWS})
 """Those of :data:`METRICS`, by their keys in ``summary.json``."""
 
 
+def metrics_of(labels: Iterable[str], among: Mapping[str, Metric] = METRICS) -> Mapping[str, Metric]:
+    """``among``, and behind each figure of what was heard the same of every recogniser in ``labels``."""
+    rows = []
+    for metric in among.values():
+        rows.append(metric)
+        if metric.is_of_first:
+            rows += [_of_recogniser(metric, label) for label in labels]
+    return _named(rows)
+
+
+def labels_of(system: Mapping[str, object]) -> tuple[str, ...]:
+    """Labels of the recognisers that a system of a summary has figures of its own of; none where one judged."""
+    field = METRICS["wer"].field + "@"
+    return tuple(key.removeprefix(field) for key in system if key.startswith(field))
+
+
+def metric_of_field(field: str) -> Metric:
+    """The metric of a key in ``summary.json``."""
+    base, _, label = field.partition("@")
+    return _of_recogniser(BY_FIELD[base], label) if label else BY_FIELD[base]
+
+
 def find_metric(name: str, among: Mapping[str, Metric]) -> Metric:
-    """The metric of that name.
+    """The metric of that name; ``NAME@LABEL`` is that of one of several recognisers.
 
     Raises:
         ConfigError: there is none among these; the nearest name is given.
     """
     if name in among:
         return among[name]
-    near = difflib.get_close_matches(name, among, n=1, cutoff=0.5)
+    base, _, label = name.partition("@")
+    if label.isidentifier() and base in among and among[base].heard is not None:
+        return _of_recogniser(among[base], label)
+    near = difflib.get_close_matches(base, among, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     raise ConfigError(f"unknown figure {name!r}; {hint}There are {', '.join(among)}")
+
+
+def _of_recogniser(metric: Metric, label: str) -> Metric:
+    title, _, rest = metric.title.partition(",")
+    return dataclasses.replace(
+        metric,
+        name=f"{metric.name}@{label}",
+        field=f"{metric.field}@{label}",
+        title=f"{title} by {label}{',' if rest else ''}{rest}",
+        margin_of=metric.margin_of or metric.name,
+        recogniser=label,
+        compared=metric.compared and metric.deeds is not None,
+        word=None,
+    )
 
 
 def _short(value: float) -> str:

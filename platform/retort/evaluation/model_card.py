@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from retort.evaluation.metrics import METRICS
+from retort.evaluation.metrics import METRICS, find_metric
 
 
 def card_text(card: Mapping[str, Any]) -> str:
@@ -27,7 +27,10 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"## Figures on {card['utterances']} utterances"
     yield ""
-    rows = [(METRICS[name].label, _figure(name, f["value"]), _span(name, f)) for name, f in card["figures"].items()]
+    rows = [
+        (find_metric(name, METRICS).label, _figure(name, f["value"]), _span(name, f))
+        for name, f in card["figures"].items()
+    ]
     yield from _table(("figure", "value", "95 % interval"), rows)
     yield ""
     yield f"Scored by {_plain(', '.join(card['scorers']))}. Evaluation: `{card['evaluation']}`."
@@ -55,15 +58,15 @@ def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Iterator[str]:
 
 
 def _figure(name: str, value: float | None) -> str:
-    return "not measured" if value is None else METRICS[name].text(value)
+    return "not measured" if value is None else find_metric(name, METRICS).text(value)
 
 
 def _span(name: str, figure: Mapping[str, Any]) -> str:
     """The interval; what has none because of too few utterances says so."""
     interval = figure["ci95"]
     if interval is not None:
-        return " to ".join(METRICS[name].text(end) for end in interval)
-    return "n too small" if METRICS[name].interval is not None and figure["value"] is not None else ""
+        return " to ".join(find_metric(name, METRICS).text(end) for end in interval)
+    return "n too small" if find_metric(name, METRICS).interval is not None and figure["value"] is not None else ""
 
 
 def _plain(value: Any) -> str:

@@ -3,21 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.metrics import OBJECTIVES, find_metric, labels_of, metrics_of
 
 
 def figures_of(system: Mapping[str, Any]) -> dict[str, float | None]:
-    """The objectives of one system of a summary; None where it was not measured."""
-    return {name: system.get(objective.field) for name, objective in OBJECTIVES.items()}
+    """The objectives of one system of a summary, those of each recogniser too; None where it was not measured."""
+    return {name: system.get(objective.field) for name, objective in metrics_of(labels_of(system), OBJECTIVES).items()}
 
 
 def costs(figures: Mapping[str, float | None], objectives: Sequence[str]) -> tuple[float, ...] | None:
     """The figures as costs, all to be minimised; None if one is missing."""
-    values = [figures[name] for name in objectives]
+    values = [figures.get(name) for name in objectives]
     if any(value is None for value in values):
         return None
     return tuple(
-        -value if OBJECTIVES[name].higher_is_better else value
+        -value if find_metric(name, OBJECTIVES).higher_is_better else value
         for name, value in zip(objectives, values, strict=True)
         if value is not None
     )

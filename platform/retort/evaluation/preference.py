@@ -14,7 +14,7 @@ from retort.errors import ConfigError, QualityGateError
 from retort.evaluation.metrics import GATES, METRICS, OBJECTIVES, Metric, find_metric
 
 _CONSTRAINT = re.compile(
-    r"(?P<name>\w+)\s*(?P<relation><=|>=|<|>)\s*(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[%kMG]?)"
+    r"(?P<name>\w+(?:@\w+)?)\s*(?P<relation><=|>=|<|>)\s*(?P<number>[0-9.]+(?:[eE][-+]?[0-9]+)?)\s*(?P<unit>[%kMG]?)"
 )
 DEFAULT_GATE = "wer<=0.3, failure_rate<=0.2"
 """What a model must satisfy to be promoted where nobody says otherwise."""
@@ -115,14 +115,14 @@ def choose(candidates: Sequence[Mapping[str, float | None]], preference: Prefere
     found = [
         index
         for index, figures in enumerate(candidates)
-        if all(c.holds(figures[c.name]) for c in preference.constraints)
-        and all(figures[name] is not None for name in preference.order)
+        if all(c.holds(figures.get(c.name)) for c in preference.constraints)
+        and all(figures.get(name) is not None for name in preference.order)
     ]
     if not found:
         wanted = ", ".join(map(str, preference.constraints)) or "the figures asked for"
         nearest = "; ".join(_nearest(candidates, c) for c in preference.constraints)
         raise QualityGateError(f"none of {len(candidates)} candidates has {wanted}: {nearest}")
-    return min(found, key=lambda index: tuple(_cost(name, candidates[index][name]) for name in preference.order))
+    return min(found, key=lambda index: tuple(_cost(name, candidates[index].get(name)) for name in preference.order))
 
 
 def check_gate(constraints: Sequence[Constraint], system: Mapping[str, Any]) -> list[Check]:
@@ -131,7 +131,7 @@ def check_gate(constraints: Sequence[Constraint], system: Mapping[str, Any]) -> 
 
 
 def _check(constraint: Constraint, system: Mapping[str, Any]) -> Check:
-    metric = METRICS[constraint.name]
+    metric = find_metric(constraint.name, METRICS)
     value = judged = system.get(metric.field)
     if metric.interval is not None:
         interval = system.get(metric.interval)
@@ -171,11 +171,11 @@ def _constraint(found: re.Match[str], term: str, among: Mapping[str, Metric]) ->
 
 def _cost(name: str, value: float | None) -> float:
     assert value is not None
-    return -value if METRICS[name].higher_is_better else value
+    return -value if find_metric(name, METRICS).higher_is_better else value
 
 
 def _nearest(candidates: Sequence[Mapping[str, float | None]], constraint: Constraint) -> str:
-    values = [value for figures in candidates if (value := figures[constraint.name]) is not None]
+    values = [value for figures in candidates if (value := figures.get(constraint.name)) is not None]
     if not values:
         return f"{constraint.name} was not measured"
     word, best = ("highest", max(values)) if constraint.relation.startswith(">") else ("lowest", min(values))

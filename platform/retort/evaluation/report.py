@@ -12,7 +12,7 @@ from retort.errors import DataError
 from retort.evaluation import figures
 from retort.evaluation.items import ItemResult
 from retort.evaluation.listening import pairs_of, write_listening_page
-from retort.evaluation.metrics import ABSENT, BY_FIELD, METRICS, Metric
+from retort.evaluation.metrics import ABSENT, METRICS, Metric, labels_of, metric_of_field, metrics_of
 from retort.evaluation.page import write_page
 from retort.evaluation.sounds import AudioSample, fitting
 
@@ -71,9 +71,8 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
         "worst": _worst(items),
         "reasons": sorted({reason for system in systems for reason in system.get("failures") or {}}),
         "environment": _flat(summary.get("environment") or {}) + _flat(summary.get("bootstrap") or {}, "bootstrap."),
-        "scorers": sorted(
-            {s for item in items for s in (item.recogniser, item.speaker_encoder, item.normaliser) if s is not None}
-        ),
+        "scorers": sorted({scorer for item in items for scorer in item.scorers}),
+        "recognisers": _list(summary, "recognisers"),
     }
 
 
@@ -84,16 +83,20 @@ def _list(summary: Mapping[str, Any], name: str) -> list[Any]:
 def _comparisons(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Measures grouped by pair of systems."""
     pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    several = any("@" in row["metric"] for row in rows)
     for row in rows:
-        pairs.setdefault((row["a"], row["b"]), []).append(_comparison(row))
+        # Of several recognisers each has its own rows, the first one too.
+        if not (several and metric_of_field(row["metric"]).is_of_first and not row.get("is_asked_for")):
+            pairs.setdefault((row["a"], row["b"]), []).append(_comparison(row))
     return [{"a": a, "b": b, "measures": measures} for (a, b), measures in pairs.items()]
 
 
 def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
-    metric = BY_FIELD[row["metric"]]
+    metric = metric_of_field(row["metric"])
     verdict = "open"
     if row["ci95"] is not None and (row["ci95"][0] > 0.0 or row["ci95"][1] < 0.0):
-        verdict = "better" if (row["ci95"][0] > 0.0) == metric.higher_is_better else "worse"
+        is_better = (row["ci95"][0] > 0.0) == metric.higher_is_better
+        verdict = "open" if metric.better is None else "better" if is_better else "worse"
     elif row["ci95"] is None:
         verdict = "few"
     return {
@@ -107,7 +110,14 @@ def _comparison(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _table(name: str, systems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The columns that some system has a value for, and each system's cells in them: text, and ends of the interval."""
-    columns = [m for m in METRICS.values() if m.table == name and any(s.get(m.field) is not None for s in systems)]
+    labels = dict.fromkeys(label for system in systems for label in labels_of(system))
+    columns = [
+        metric
+        for metric in metrics_of(labels).values()
+        if metric.table == name
+        and any(system.get(metric.field) is not None for system in systems)
+        and not (labels and metric.is_of_first)
+    ]
     return {
         "labels": [metric.label for metric in columns],
         "rows": [[cell(metric, system) for metric in columns] for system in systems],

@@ -17,7 +17,7 @@ from retort.evaluation.bootstrap import confidence_interval, paired_comparison, 
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.findings import Finding, find
 from retort.evaluation.items import Expected, ItemResult, complete, failed_item, read_results, write_results
-from retort.evaluation.metrics import COMPARABLE, FACTS, METRICS, OF_ITEMS, Metric, find_metric
+from retort.evaluation.metrics import COMPARABLE, FACTS, JUDGED, OF_ITEMS, Metric, find_metric, metrics_of
 
 __all__ = [
     "BootstrapConfig",
@@ -51,6 +51,8 @@ class SystemInfo:
         family: of its model, None where there is none.
         facts: by name in :data:`retort.evaluation.metrics.FACTS`. What is left out, or None, does not apply or was not
             measured.
+        listeners: names of the recognisers that had a part in making it, and which: one that chose or filtered may be
+            pleased by its own choice.
     """
 
     name: str
@@ -58,6 +60,7 @@ class SystemInfo:
     method: str | None = None
     family: str | None = None
     facts: Mapping[str, float | None] = field(default_factory=dict)
+    listeners: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         odd = sorted(set(self.facts) - set(FACTS))
@@ -71,7 +74,8 @@ class Pair:
     Attributes:
         a: name of a system.
         b: name of another.
-        metric: by which they are judged; None takes the word errors, and tells failures and voices beside them.
+        metric: by which they are judged; None takes the word errors, capped at each utterance's words, by each of the
+            recognisers, and tells failures and voices beside them.
         margins: name of a metric to how much worse, in its unit, still counts as good; stated before the run.
     """
 
@@ -102,10 +106,11 @@ class Summary:
     confidence: dict[str, Any] | None
     findings: tuple[Finding, ...]
     items: tuple[ItemResult, ...]
+    recognisers: tuple[dict[str, Any], ...] = ()
 
     def tree(self) -> dict[str, Any]:
         """The contents of ``summary.json``; numbers that are not finite become null."""
-        fields = ("systems", "comparisons", "environment", "bootstrap", "note", "confidence")
+        fields = ("systems", "comparisons", "environment", "bootstrap", "note", "confidence", "recognisers")
         tree = {name: getattr(self, name) for name in fields}
         tree["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
         plain: dict[str, Any] = _plain(tree)
@@ -149,8 +154,10 @@ def summarise(
     rows = complete(items, names, expected)
     _check_values(rows)
     by_system = {name: [row for row in rows if row.system == name] for name in names}
-    found_systems = [_system(system, by_system[system.name], confidence, bootstrap) for system in systems]
-    found_pairs = [row for pair in comparisons for row in _compare(pair, by_system, bootstrap)]
+    listeners = _listeners(rows, systems)
+    labels = [listener["label"] for listener in listeners] if len(listeners) > 1 else []
+    found_systems = [_system(system, by_system[system.name], confidence, bootstrap, labels) for system in systems]
+    found_pairs = [row for pair in comparisons for row in _compare(pair, by_system, bootstrap, labels)]
     return Summary(
         systems=tuple(found_systems),
         comparisons=tuple(found_pairs),
@@ -158,8 +165,9 @@ def summarise(
         bootstrap={**dataclasses.asdict(bootstrap), "level": 0.95, "utterances": len(rows) // len(names)},
         note=note,
         confidence=None if confidence is None else {k: dataclasses.asdict(v) for k, v in confidence.items()},
-        findings=(*find(found_systems, found_pairs), *_unmeasured(comparisons, found_pairs)),
+        findings=(*find(found_systems, found_pairs, listeners), *_unmeasured(comparisons, found_pairs)),
         items=tuple(rows),
+        recognisers=listeners,
     )
 
 
@@ -187,6 +195,17 @@ def read_summary(path: Path) -> dict[str, Any]:
     return tree
 
 
+def _listeners(rows: Sequence[ItemResult], systems: Sequence[SystemInfo]) -> tuple[dict[str, Any], ...]:
+    """Who listened, the first of them first, and what each had a part in, by system."""
+    row = next((row for row in rows if row.recogniser is not None), None)
+    if row is None:
+        return ()
+    several = {label: found.recogniser for label, found in row.heard.items()}
+    names = several or {str(row.recogniser): str(row.recogniser)}
+    made = {name: {s.name: s.listeners[name] for s in systems if name in s.listeners} for name in names.values()}
+    return tuple({"label": label, "name": name, "made": made[name]} for label, name in names.items())
+
+
 def _check_values(rows: Sequence[ItemResult]) -> None:
     for row in rows:
         odd = sorted(set(row.values) - set(OF_ITEMS))
@@ -199,6 +218,7 @@ def _system(
     rows: Sequence[ItemResult],
     confidence: Mapping[str, Confidence] | None,
     bootstrap: BootstrapConfig,
+    labels: Sequence[str],
 ) -> dict[str, Any]:
     sure = (confidence or {}).get(info.name)
     measured = {} if sure is None else {"entropy": sure.entropy, "top1_probability": sure.top1}
@@ -212,7 +232,7 @@ def _system(
         "utterances": len(rows),
         "failures": {reason: sum(reason in row.failure_reasons for row in rows) for reason in reasons},
     }
-    for metric in METRICS.values():
+    for metric in metrics_of(labels).values():
         tree |= _over_items(metric, rows, bootstrap) if metric.is_of_items else {metric.field: facts.get(metric.name)}
     return tree
 
@@ -244,14 +264,15 @@ def _interval(metric: Metric, rows: Sequence[ItemResult], bootstrap: BootstrapCo
 
 
 def _compare(
-    pair: Pair, by_system: Mapping[str, Sequence[ItemResult]], bootstrap: BootstrapConfig
+    pair: Pair, by_system: Mapping[str, Sequence[ItemResult]], bootstrap: BootstrapConfig, labels: Sequence[str]
 ) -> list[dict[str, Any]]:
     """One row per metric that utterances of both systems have."""
     asked = (
-        [m for m in COMPARABLE.values() if m.compared]
+        [m for m in metrics_of(labels, OF_ITEMS).values() if m.compared]
         if pair.metric is None
         else [find_metric(pair.metric, COMPARABLE)]
     )
+    judged = {pair.metric} if pair.metric else {f"{JUDGED}@{label}" for label in labels} or {JUDGED}
     compared = []
     for metric in asked:
         # Voices cannot be measured everywhere (silence has none): only utterances that both systems have count.
@@ -280,11 +301,11 @@ def _compare(
                 "metric": metric.field,
                 "difference": found.difference,
                 "ci95": [found.low, found.high] if found.reliable else None,
-                "probability_of_improvement": found.probability_of_improvement,
+                "probability_of_improvement": found.probability_of_improvement if metric.better else None,
                 "utterances": len(pairs),
                 "higher_is_better": metric.higher_is_better,
-                "margin": pair.margins.get(metric.name),
-                "is_asked_for": metric.name == (pair.metric or "wer"),
+                "margin": pair.margins.get(metric.name, pair.margins.get(metric.margin_of)),
+                "is_asked_for": metric.name in judged,
             }
         )
     return compared
@@ -293,7 +314,7 @@ def _compare(
 def _unmeasured(asked: Sequence[Pair], compared: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """What was asked for and cannot be answered."""
     told = {(row["a"], row["b"], row["metric"]) for row in compared}
-    metrics = [(pair, find_metric(pair.metric or "wer", COMPARABLE)) for pair in asked]
+    metrics = [(pair, find_metric(pair.metric or JUDGED, COMPARABLE)) for pair in asked]
     return [
         Finding("bad", f"{pair.b} against {pair.a}: no utterance of both has a {metric.noun}.")
         for pair, metric in metrics

@@ -1,32 +1,47 @@
 """Score one utterance with every scorer: the row of ``results.jsonl``."""
 
+import dataclasses
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from retort.errors import DataError
-from retort.evaluation.asr import SpeechRecogniser, hear
-from retort.evaluation.items import Expected, ItemResult, failed_item, text_sha256
+from retort.evaluation.hearing import SpeechRecogniser, hear
+from retort.evaluation.items import Expected, Heard, ItemResult, failed_item, text_sha256
+from retort.evaluation.naturalness import NaturalnessScorer
 from retort.evaluation.speaker import SpeakerEncoder, embed, similarity
 from retort.evaluation.stability import DEFAULT_STABILITY, StabilityConfig, assess
-from retort.evaluation.wer import word_errors
+from retort.evaluation.wer import is_loop, word_errors
 from retort.inference.speaker import Spoken
 
 
 @dataclass(frozen=True)
 class Scorers:
-    """What judges every system of one evaluation; ``encoder`` None leaves voices out."""
+    """What judges every system of one evaluation.
+
+    Attributes:
+        recogniser: the first one, by which failures are told.
+        encoder: None leaves voices out.
+        stability: what a failure is.
+        others: further recognisers, by label, each of which hears everything too.
+        label: of the first one, beside others.
+        naturalness: models that guess how natural something sounds.
+    """
 
     recogniser: SpeechRecogniser
     encoder: SpeakerEncoder | None = None
     stability: StabilityConfig = DEFAULT_STABILITY
+    others: Mapping[str, SpeechRecogniser] = dataclasses.field(default_factory=dict)
+    label: str = "first"
+    naturalness: tuple[NaturalnessScorer, ...] = ()
 
     @property
     def note(self) -> str | None:
         """What must be said beside the figures: smoke-tier scorers do not compare with published numbers."""
-        used: list[SpeechRecogniser | SpeakerEncoder] = [self.recogniser]
+        used: list[SpeechRecogniser | SpeakerEncoder] = [self.recogniser, *self.others.values()]
         if self.encoder is not None:
             used.append(self.encoder)
         smoke = [scorer.name for scorer in used if scorer.smoke_tier]
@@ -50,10 +65,11 @@ def score_item(
     if spoken is None:
         return failed_item(system, expected)
     try:
-        hypothesis = hear(scorers.recogniser, spoken.samples_N, spoken.sample_rate)
+        first = _heard(expected.text, spoken, scorers.recogniser)
+        others = {label: _heard(expected.text, spoken, other) for label, other in scorers.others.items()}
     except DataError as error:
         return failed_item(system, expected, reason="error", error=str(error))
-    counts = word_errors(expected.text, hypothesis)
+    counts = first.word_errors
     stability = assess(
         spoken.samples_N,
         spoken.sample_rate,
@@ -74,7 +90,7 @@ def score_item(
         id=expected.id,
         speaker=expected.speaker,
         text=expected.text,
-        hypothesis=hypothesis,
+        hypothesis=first.hypothesis,
         substitutions=counts.substitutions,
         deletions=counts.deletions,
         insertions=counts.insertions,
@@ -92,7 +108,25 @@ def score_item(
         recogniser=scorers.recogniser.name,
         speaker_encoder=None if scorers.encoder is None else scorers.encoder.name,
         error=unlike,
+        values=_naturalness(spoken, scorers.naturalness),
+        loop=first.loop,
+        heard={scorers.label: first, **others} if others else {},
     )
+
+
+def _heard(text: str, spoken: Spoken, recogniser: SpeechRecogniser) -> Heard:
+    hypothesis = hear(recogniser, spoken.samples_N, spoken.sample_rate)
+    found = word_errors(text, hypothesis)
+    counts = (found.substitutions, found.deletions, found.insertions, found.words)
+    return Heard(recogniser.name, hypothesis, *counts, loop=is_loop(text, hypothesis))
+
+
+def _naturalness(spoken: Spoken, scorers: tuple[NaturalnessScorer, ...]) -> dict[str, float]:
+    """What the models guess, by metric; nothing where there is no sound."""
+    scores: dict[str, float] = {}
+    for scorer in scorers:
+        scores |= scorer.score(spoken.samples_N, spoken.sample_rate)
+    return scores
 
 
 def _audio_sha256(samples_N: Tensor) -> str:

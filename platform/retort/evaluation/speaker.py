@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retort.config import Config
 from retort.errors import ConfigError, DataError, MissingRequirementError, RetortError
-from retort.evaluation.asr import loudest_frame_dbfs
+from retort.evaluation.hearing import loudest_frame_dbfs
 from retort.evaluation.local_models import load_local
 
 ENCODER_RATE = 16_000
@@ -86,14 +86,6 @@ def similarity(a_E: Tensor, b_E: Tensor) -> float:
             "compare; evaluate with the encoder that the token set was prepared with"
         )
     return float(torch.nn.functional.cosine_similarity(a_E.float(), b_E.float(), dim=-1).clamp(-1.0, 1.0))
-
-
-def similarity_or_none(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int, voice_E: Tensor) -> float | None:
-    """Similarity of a recording to ``voice_E``, None where the recording holds no voice."""
-    try:
-        return similarity(embed(encoder, samples_N, sample_rate), voice_E)
-    except DataError:
-        return None
 
 
 def embed(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from retort.evaluation import figures
-from retort.evaluation.metrics import OBJECTIVES, Metric
+from retort.evaluation.metrics import OBJECTIVES, Metric, find_metric, labels_of, metrics_of
 from retort.evaluation.page import write_page
 from retort.evaluation.pareto import figures_of
 from retort.evaluation.report import cell, trade_off
@@ -35,7 +35,7 @@ def write_sweep_report(folder: Path, sweep: Mapping[str, Any], *, title: str) ->
     measured = sorted((row for row in rows if row["figures"] is not None), key=lambda row: row["figures"]["wer"])
     view = {
         "note": sweep["note"],
-        "objectives": [OBJECTIVES[name].label for name in sweep["objectives"]],
+        "objectives": [find_metric(name, OBJECTIVES).label for name in sweep["objectives"]],
         "columns": [metric.label for metric in columns],
         "axes": list(sweep["space"]),
         "num_trials": len(rows),
@@ -68,7 +68,8 @@ def _row(trial: Mapping[str, Any], axes: list[str]) -> dict[str, Any]:
 def _columns(rows: list[dict[str, Any]]) -> list[Metric]:
     """The objectives that some trial has."""
     systems = [row["system"] for row in rows if row["system"] is not None]
-    return [metric for metric in OBJECTIVES.values() if any(s.get(metric.field) is not None for s in systems)]
+    labels = dict.fromkeys(label for system in systems for label in labels_of(system))
+    return [m for m in metrics_of(labels, OBJECTIVES).values() if any(s.get(m.field) is not None for s in systems)]
 
 
 def _setting(value: Any) -> str:

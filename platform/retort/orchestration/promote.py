@@ -9,7 +9,7 @@ from typing import Any
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError, QualityGateError
 from retort.evaluation.items import read_results
-from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.metrics import OBJECTIVES, labels_of, metrics_of
 from retort.evaluation.model_card import card_text
 from retort.evaluation.pareto import figures_of
 from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
@@ -150,7 +150,7 @@ def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, c
     lineage = facts.lineage.model_dump(mode="json")
     figures = {
         key: {"value": candidate.system.get(metric.field), "ci95": candidate.system.get(metric.interval or "")}
-        for key, metric in OBJECTIVES.items()
+        for key, metric in metrics_of(labels_of(candidate.system), OBJECTIVES).items()
     }
     rows = read_results(judged.path / "results.jsonl")
     said = _systems_with(judged.path, model.path)
@@ -161,7 +161,7 @@ def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, c
         "figures": figures,
         "utterances": candidate.system.get("utterances"),
         "note": read_summary(judged.path / "summary.json").get("note"),
-        "scorers": sorted({s for r in rows for s in (r.recogniser, r.speaker_encoder, r.normaliser) if s is not None}),
+        "scorers": sorted({scorer for row in rows for scorer in row.scorers}),
         "gate": checks,
         "sweep": candidate.sweep,
         "evaluation": str(candidate.evaluation),

@@ -1,12 +1,15 @@
 """Systems → results, summary and report."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from retort.config import Config
-from retort.evaluation.asr import RecogniserConfig
+from retort.evaluation.asr import AnyRecogniserConfig, RecogniserConfig, label_of
+from retort.evaluation.naturalness import NaturalnessConfig
+from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.results import Role
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
@@ -99,8 +102,18 @@ class EvaluateConfig(Config):
     mel_reference: str | None = None
     """System that the mels of all other denoisers are compared with, utterance by utterance (``mel_distance``): of the
     same codec LM with the same ``decoding.lm``, so that they share their codes and their noise."""
-    recogniser: RecogniserConfig
+    recogniser: RecogniserConfig | None = None
+    """Who listens, where it is one."""
+    recognisers: tuple[RecogniserConfig, ...] = ()
+    """Who listens, where there are several. By the first one failures are told, and plain names are its figures; each
+    has figures of its own, called by its label (``wer@whisper``)."""
     speaker_encoder: SpeakerEncoderConfig | None = None
+    naturalness: tuple[NaturalnessConfig, ...] = ()
+    """Models that guess how natural the systems sound; their figures are not MOS."""
+    naturalness_strings: int | None = Field(default=None, ge=1)
+    """How many of the strings they hear, the same of every system; ``None`` is all."""
+    prosody: ProsodyConfig | None = None
+    """Melody, pace, and variety between samples of a text: what distillation may take away."""
     stability: StabilityConfig = StabilityConfig()
     max_missing_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of its strings that a system may fail to deliver. They are failures in every table; beyond this share the
@@ -115,6 +128,36 @@ class EvaluateConfig(Config):
     """Test strings with audio players in the report."""
     pool: PoolConfig = PoolConfig()
     seed: int = Field(default=0, ge=0)
+
+    @property
+    def listening(self) -> tuple[AnyRecogniserConfig, ...]:
+        """Every recogniser, the first of them first."""
+        return self.recognisers if self.recogniser is None else (self.recogniser,)
+
+    @model_validator(mode="after")
+    def _scorers_have_names(self) -> "EvaluateConfig":
+        if (self.recogniser is None) == (not self.recognisers):
+            raise ValueError("who listens? give one `recogniser`, or several `recognisers`, and not both")
+        labels = [label_of(config) for config in self.listening]
+        if len(set(labels)) != len(labels):
+            raise ValueError(f"recognisers: their labels must differ, got {labels}; give them a `label` each")
+        kinds = [config.kind for config in self.naturalness]
+        if len(set(kinds)) != len(kinds):
+            raise ValueError(f"naturalness: {kinds} names one of them twice")
+        self.check_labels(name for name in (*(pair.metric for pair in self.comparisons), *self.margins) if name)
+        return self
+
+    def check_labels(self, names: Iterable[str]) -> None:
+        """Refuse names of metrics, ``NAME@LABEL``, of recognisers that do not listen here.
+
+        Raises:
+            ValueError: names the labels that there are.
+        """
+        labels = [label_of(config) for config in self.listening] if len(self.listening) > 1 else []
+        unknown = [name for name in names if "@" in name and name.partition("@")[2] not in labels]
+        if unknown:
+            there = f"there are {', '.join(labels)}" if labels else "one recogniser has no label: leave it out"
+            raise ValueError(f"{unknown[0]!r} names no recogniser of several; {there}")
 
     @model_validator(mode="after")
     def _known_systems(self) -> "EvaluateConfig":

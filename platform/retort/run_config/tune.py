@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 
 from retort.config import Config, faults_of, put, validate
 from retort.errors import ConfigError
-from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.metrics import OBJECTIVES, find_metric
 from retort.evaluation.preference import DEFAULT_GATE, parse_gate
 from retort.run_config.evaluate import EvaluateConfig, SystemConfig
 from retort.run_config.job import JobConfig
@@ -137,7 +137,8 @@ class TuneConfig(Config):
         trained = [job.output.name for job in self.trial if hasattr(job, "training")]
         if watched and watched not in trained:
             raise ValueError(f"early_stopping.job {watched!r} is no training job of the trial; {', '.join(trained)} is")
-        timed = [name for name in self.objectives if OBJECTIVES[name].averaging == "timed"]
+        timed = [name for name in self.objectives if find_metric(name, OBJECTIVES).averaging == "timed"]
+        self.evaluation.check_labels(self.objectives)
         if timed and self.evaluation.speed is None:
             raise ValueError(f"objectives {', '.join(timed)} need {self.evaluation.output.name}.speed")
         return self

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from pydantic import JsonValue
 
-from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.metrics import OBJECTIVES, find_metric
 from retort.run_config.space import Axis, Integers, LogUniform, Parameters, Uniform, values_of
 from retort.run_config.tune import GridSearch, OptunaSearch, RandomSearch, TuneConfig
 
@@ -106,7 +106,9 @@ class Proposed:
         self._asked: dict[int, Any] = {}
         self._distributions = {name: _distribution(axis) for name, axis in space.items()}
         self._study = optuna.create_study(
-            directions=["maximize" if OBJECTIVES[name].higher_is_better else "minimize" for name in objectives],
+            directions=[
+                "maximize" if find_metric(name, OBJECTIVES).higher_is_better else "minimize" for name in objectives
+            ],
             sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=settings.startup_trials),
         )
 

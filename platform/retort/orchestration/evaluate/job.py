@@ -1,16 +1,15 @@
 """Evaluation on Ray: a pool of judges shares the (system, strings) pieces; what is judged is kept if the run dies."""
 
 import dataclasses
-import platform
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from retort.config import validate
-from retort.evaluation.asr import open_recogniser
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import Judge, System, TestStrings
@@ -18,9 +17,8 @@ from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
-from retort.evaluation.scoring import Scorers
 from retort.evaluation.sounds import fingerprint_of
-from retort.evaluation.speaker import encoder_name, open_speaker_encoder
+from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
 from retort.evaluation.votes import preferences, read_votes
 from retort.inference.opening import open_speaker
@@ -32,13 +30,14 @@ from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.pieces import SOUNDS, Piece, sounds_of
-from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, note_of
+from retort.orchestration.evaluate.scorers import open_scorers, with_installed
+from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, environment_of, note_of
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workers_for, workplace
 from retort.run_config import EvaluateConfig, ReportConfig
 from retort.run_config.evaluate import SpeedConfig
-from retort.store.artifact import Artifact, code_version, describe_artifact, git_commit, name_for, write_artifact
+from retort.store.artifact import Artifact, describe_artifact, name_for, write_artifact
 from retort.store.commit import write_json_atomic
 from retort.store.place import local_of, pull, push, received, shipped
 from retort.store.results import result_of
@@ -61,8 +60,21 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     return dict(artifact.info.metrics)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """What was found out of the systems, and what must be said beside it."""
+
+    infos: Sequence[SystemInfo]
+    items: Sequence[ItemResult]
+    confidence: Mapping[str, Confidence]
+    note: str | None
+
+
 def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
     with job_output(config) as output:
+        config, absent = with_installed(config)
+        for reason in absent:
+            progress.log(reason)
         given, config = config, with_results(config)
         strings = TestStrings(config.data, split=config.split, count=config.num_strings)
         check_shared_codes(config)
@@ -76,7 +88,8 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
             confidence = place.run(lambda _: _on_one_actor(given, "confidence", threads))
             speeds, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, speeds, memory) for info in infos]
-        return _write(config, output, strings, infos, items, confidence)
+        note = note_of(config, infos, absent)
+        return _write(config, output, strings, _Found(infos, items, confidence, note))
 
 
 def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
@@ -202,9 +215,15 @@ class EvaluationWorker:
         """Judge one piece and write it; a piece appears whole or not at all."""
         config = self.config
         if self._judge is None:
-            encoder = None if config.speaker_encoder is None else open_speaker_encoder(config.speaker_encoder)
-            scorers = Scorers(open_recogniser(config.recogniser), encoder, config.stability)
-            self._judge = Judge(self.strings, scorers, max_frames=config.max_frames, seed=config.seed)
+            scorers = open_scorers(config, device=self.device)
+            self._judge = Judge(
+                self.strings,
+                scorers,
+                max_frames=config.max_frames,
+                seed=config.seed,
+                naturalness_strings=config.naturalness_strings,
+                prosody=config.prosody,
+            )
         verdicts = self._judge.judge(self._system(name), ids)
         piece = Piece(received(folder), name, number)
         piece.write(verdicts, kept=kept, keeps_mels=config.mel_reference is not None)
@@ -282,18 +301,16 @@ def _write(
     config: EvaluateConfig,
     output: Path,
     strings: TestStrings,
-    infos: Sequence[SystemInfo],
-    items: Sequence[ItemResult],
-    confidence: Mapping[str, Confidence],
+    found: _Found,
 ) -> Artifact:
     summary = summarise(
-        items,
-        infos,
+        found.items,
+        found.infos,
         [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
         expected=strings.expected,
-        environment=_environment(config, strings),
-        note=note_of(config, items),
-        confidence=confidence,
+        environment=environment_of(config, strings),
+        note=found.note,
+        confidence=found.confidence,
         bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
     )
     tree = summary.tree()
@@ -333,27 +350,3 @@ def _recorded(output: Path) -> dict[str, Any]:
 def _headline(system: Mapping[str, Any]) -> dict[str, Any]:
     names = ("parameters", "wer_corpus", "wer_ci95", "failure_rate", "speaker_similarity", "tokens_per_second", "rtf")
     return {name: system[name] for name in names}
-
-
-def _environment(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]:
-    return {
-        "retort": code_version(),
-        "git_commit": git_commit(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": _processor(),
-        "precision": config.precision,
-        "threads": config.speed.threads if config.speed else config.pool.threads_per_worker,
-        "codec": strings.description.codec_fingerprint,
-        "text": strings.description.text_fingerprint,
-        "seed": config.seed,
-        "decodings": {s.name: s.decoding.model_dump(mode="json") for s in config.systems if s.decoding is not None},
-    }
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

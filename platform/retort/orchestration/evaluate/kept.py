@@ -16,8 +16,8 @@ from retort.store.place import drop, push
 
 _JUDGED = "judged.json"
 _DECIDES = {
-    "split", "num_strings", "recogniser", "speaker_encoder", "stability", "max_frames", "batch_size", "precision",
-    "seed", "num_samples",
+    "split", "num_strings", "speaker_encoder", "naturalness", "naturalness_strings", "prosody", "stability",
+    "max_frames", "batch_size", "precision", "seed", "num_samples",
 }  # fmt: skip
 
 
@@ -46,6 +46,7 @@ def _key(config: EvaluateConfig, system: SystemConfig) -> str:
     """Names all that decides what a system's pieces hold."""
     told = {
         **config.model_dump(mode="json", include=_DECIDES),
+        "listening": [recogniser.model_dump(mode="json") for recogniser in config.listening],
         "system": system.model_dump(mode="json", exclude={"model", "role"}),
         "model": None if system.model is None else read_artifact(system.model, verify=False).fingerprint,
         "data": read_artifact(config.data, verify=False).fingerprint,

@@ -1,20 +1,23 @@
 """What an evaluation knows of its systems before they speak, from their lineage and their records."""
 
+import platform
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from retort.errors import ConfigError
-from retort.evaluation.items import ItemResult
+from retort.evaluation.asr import recogniser_name
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import SystemInfo
 from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding
 from retort.inference.opening import open_speaker
 from retort.methods.codec_lm_data import check_made_with
-from retort.models.codec_lm_lineage import CodecLMLineage
-from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.weights import Lineage, SavedMelDiffusion, read_saved
+from retort.orchestration.evaluate.listeners import listeners_of
 from retort.run_config import EvaluateConfig, SystemConfig
-from retort.store.artifact import ARTIFACT_FILE, read_artifact
+from retort.store.artifact import ARTIFACT_FILE, code_version, git_commit, read_artifact
 
 
 def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
@@ -35,6 +38,7 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
             "training_tokens": _training_tokens(system.model, facts.lineage),
             "guidance_scale": decoding.guidance_scale,
         },
+        listeners=listeners_of(system.model, facts.lineage),
     )
 
 
@@ -80,34 +84,57 @@ def _training_tokens(folder: Path, lineage: Lineage) -> int | None:
     return tokens if isinstance(tokens, int) else None
 
 
-def note_of(config: EvaluateConfig, items: Sequence[ItemResult]) -> str | None:
-    """What must be said beside the figures: weak judges, and judges that already chose the layers."""
-    notes = []
+def note_of(config: EvaluateConfig, infos: Sequence[SystemInfo], absent: Sequence[str] = ()) -> str | None:
+    """What must be said beside the figures: weak judges, judges that are not here, and judges with a part in it."""
+    notes = list(absent)
     if config.split == "train":
         notes.append(
             "The strings were seen in training: good for choosing between candidates that saw them, for nothing else."
         )
-    if config.recogniser.kind == "pocketsphinx" or getattr(config.speaker_encoder, "kind", "") == "resemblyzer":
+    kinds = {recogniser.kind for recogniser in config.listening}
+    if "pocketsphinx" in kinds or getattr(config.speaker_encoder, "kind", "") == "resemblyzer":
         notes.append(
             "Mini-scale, smoke tier: small models, scored by the embedded recogniser and speaker encoder; "
             "not comparable with published numbers."
         )
-    judges = {item.recogniser for item in items} - {None}
-    models = {system.name: system.model for system in config.systems if system.model is not None}
-    lineages = {name: open_speaker(model).facts.lineage for name, model in models.items()}
-    fitted = [name for name, lineage in lineages.items() if _recogniser_that_chose(lineage) in judges]
-    if fitted:
+    judges = {recogniser_name(recogniser) for recogniser in config.listening}
+    parts = {info.name: sorted(judges & set(info.listeners)) for info in infos if judges & set(info.listeners)}
+    if parts:
+        told = "; ".join(
+            f"{name} {info.listeners[name]} of {info.name}" for info in infos for name in parts.get(info.name, ())
+        )
+        alone = all(judges <= set(names) for names in parts.values())
+        cure = " No other recogniser listened: add one to `recognisers`." if alone else ""
         notes.append(
-            f"The layers of {', '.join(fitted)} were chosen by the recogniser that scores here, on other strings: "
-            "a choice may be fitted to its judge."
+            f"Judges had a part in what they judge, on other strings ({told}): it may be fitted to them.{cure}"
+        )
+    if config.naturalness:
+        notes.append(
+            f"{' and '.join(scorer.kind for scorer in config.naturalness)}: guesses of models, not MOS; nobody voted."
         )
     return " ".join(notes) or None
 
 
-def _recogniser_that_chose(lineage: Lineage) -> str | None:
-    """Name of the recogniser that the choice of layers was made with."""
-    match lineage:
-        case CodecLMLineage():
-            return lineage.selected_by
-        case MelDiffusionLineage():
-            return None
+def environment_of(config: EvaluateConfig, strings: TestStrings) -> dict[str, Any]:
+    """Versions, hardware and fingerprints."""
+    return {
+        "retort": code_version(),
+        "git_commit": git_commit(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "processor": _processor(),
+        "precision": config.precision,
+        "threads": config.speed.threads if config.speed else config.pool.threads_per_worker,
+        "codec": strings.description.codec_fingerprint,
+        "text": strings.description.text_fingerprint,
+        "seed": config.seed,
+        "decodings": {s.name: s.decoding.model_dump(mode="json") for s in config.systems if s.decoding is not None},
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

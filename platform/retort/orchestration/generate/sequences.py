@@ -12,7 +12,8 @@ from retort.data.prompts import PROMPT_MAX_FRAMES, Prompt, PromptsById, crop_pro
 from retort.data.tokens import TokenRow, TokenSet
 from retort.data.utterance import Reject
 from retort.errors import DataError
-from retort.evaluation.asr import hear, open_recogniser
+from retort.evaluation.asr import open_recogniser
+from retort.evaluation.hearing import hear
 from retort.evaluation.stability import StabilityConfig, is_loop
 from retort.evaluation.wer import score_text, word_errors
 from retort.inference.decode import Decoded, Decoder

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from retort.errors import ConfigError, QualityGateError
-from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.metrics import OBJECTIVES, find_metric
 from retort.evaluation.pareto import costs, figures_of, pareto_front
 from retort.evaluation.sweep_report import write_sweep_report
 from retort.orchestration.after_finish import SWEEP_MAY_CHANGE, after_finish
@@ -173,7 +173,7 @@ class Sweep:
 
     def _learn(self, number: int, outcome: TrialOutcome) -> None:
         figures = None if outcome.system is None else figures_of(outcome.system)
-        values = None if figures is None else [figures[name] for name in self._config.objectives]
+        values = None if figures is None else [figures.get(name) for name in self._config.objectives]
         whole = (
             None if values is None or any(value is None for value in values) else [v for v in values if v is not None]
         )
@@ -183,8 +183,8 @@ class Sweep:
 def _said(outcome: TrialOutcome, objectives: Sequence[str]) -> str:
     if outcome.system is None:
         return str(outcome.reason)
-    figures, metrics = figures_of(outcome.system), [OBJECTIVES[name] for name in objectives]
-    known = [(metric, figures[metric.name]) for metric in metrics if figures[metric.name] is not None]
+    figures, metrics = figures_of(outcome.system), [find_metric(name, OBJECTIVES) for name in objectives]
+    known = [(metric, value) for metric in metrics if (value := figures.get(metric.name)) is not None]
     parts = [
         f"{metric.label} {metric.text(value)}" + (" beside the other trials" if metric.averaging == "timed" else "")
         for metric, value in known

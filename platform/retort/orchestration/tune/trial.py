@@ -19,7 +19,7 @@ from pydantic import JsonValue
 
 from retort.config import validate
 from retort.errors import MissingRequirementError, ResourceError, RetortError, StorageError
-from retort.evaluation.metrics import OBJECTIVES
+from retort.evaluation.metrics import OBJECTIVES, labels_of, metrics_of
 from retort.evaluation.results import read_summary
 from retort.orchestration.outputs import CHECKPOINTS, METRICS_FILE
 from retort.orchestration.progress import QuietProgress
@@ -198,8 +198,9 @@ def _finished(config: TuneConfig, jobs: tuple[JobConfig, ...], seconds: float) -
         shutil.rmtree(job.output / CHECKPOINTS, ignore_errors=True)  # the result is committed: nothing resumes here
     summary = read_summary(jobs[-1].output / RESULT / "summary.json")
     system = next(s for s in summary["systems"] if s["name"] == config.candidate.name)
-    kept = {metric.field for metric in OBJECTIVES.values()}
-    kept |= {metric.interval for metric in OBJECTIVES.values() if metric.interval}
+    objectives = metrics_of(labels_of(system), OBJECTIVES).values()
+    kept = {metric.field for metric in objectives}
+    kept |= {metric.interval for metric in objectives if metric.interval}
     kept |= {"utterances", "method", "family"}
     return TrialOutcome(
         "finished", system={key: system[key] for key in sorted(kept)}, note=summary["note"], seconds=round(seconds, 1)
