@@ -20,6 +20,7 @@ from retort.run_config import (
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GenerateSpeechConfig,
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
@@ -86,6 +87,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.generate.mel_job import run_generate_mels
 
             return partial(run_generate_mels, config)
+        case GenerateSpeechConfig():
+            from retort.orchestration.generate.speech_job import run_generate_speech
+
+            return partial(run_generate_speech, config)
         case PruneConfig():
             from retort.orchestration.prune.job import run_prune
 

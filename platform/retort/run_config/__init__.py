@@ -14,6 +14,7 @@ from retort.location import Location
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
+from retort.run_config.generate_speech import GenerateSpeechConfig, SpeechFilterConfig, TextFiles
 from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
@@ -48,6 +49,7 @@ __all__ = [
     "GenerateConfig",
     "GenerateJob",
     "GenerateMelsConfig",
+    "GenerateSpeechConfig",
     "ImportConfig",
     "JobConfig",
     "MelFilterConfig",
@@ -64,11 +66,13 @@ __all__ = [
     "RunConfig",
     "SavedCodec",
     "SavedText",
+    "SpeechFilterConfig",
     "SpeechTokensConfig",
     "SpeedConfig",
     "SyntheticMels",
     "SystemConfig",
     "TemplateConfig",
+    "TextFiles",
     "TextSource",
     "TrainingConfig",
     "TuneConfig",
