@@ -59,7 +59,7 @@ def test_the_corpus_is_one_that_prepare_reads_and_every_row_says_where_it_comes_
 
 def test_what_breaks_a_rule_is_counted_by_reason(tmp_path):
     texts = of_files(
-        tmp_path, "one two", "please whisper", "shout loudly", "fail now", "give garbage", "hold this", test=["hold this"]
+        tmp_path, "one two", "please whisper", "shout loudly", "fail now", "garbage", "hold this", test=["hold this"]
     )  # fmt: skip
     teacher = {**COMMAND, "arguments": [*COMMAND["arguments"][:2], "--voice", "{voice}"]}
     summary = in_process(speech_config(tmp_path / "out", teacher, texts=texts))
@@ -98,7 +98,7 @@ def test_a_program_that_takes_too_long_is_ended_and_a_text_is_no_option(tmp_path
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"teacher": {**COMMAND, "arguments": ["no-such"], "voices": ["a"]}}, MissingRequirementError, "no-such: there"),
+        ({"teacher": {**COMMAND, "arguments": ["no-such"], "voices": ["a"]}}, MissingRequirementError, "no-such:"),
         ({"texts": {"kind": "files", "train": "nowhere.txt"}}, DataError, "nowhere.txt: no such file"),
         ({"teacher": {"kind": "hibari", "voices": ["emma"]}}, ConfigError, "emma.*is not in the wheel"),
         ({"teacher": {"kind": "hibari", "voices": ["nobody"]}}, ConfigError, "hibari has no 'nobody'"),
