@@ -33,6 +33,8 @@ install: .venv/.stamp ## Create .venv with the versions of constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	# Its dependency webrtcvad needs a compiler; webrtcvad-wheels, installed above, is the same module.
 	$(BIN)/python -m pip install --quiet --no-deps Resemblyzer==0.1.4
+	# Extras that carry weights, for the tests of them; what they need is installed above.
+	$(BIN)/python -m pip install --quiet --no-deps hibari-tts==0.2.1
 	@touch $@
 
 demo: .venv/.stamp ## Take the whole tour on the embedded corpus, and write a report to open

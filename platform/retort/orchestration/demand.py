@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
 from retort.run_config import (
+    AlignConfig,
     AnyConfig,
     DemoConfig,
     DistillConfig,
@@ -208,7 +209,7 @@ def demands_of(config: AnyConfig) -> list[Demand]:
             return [Demand.of_training(config.training.workers)]
         case GenerateConfig() | GenerateMelsConfig() | GenerateSpeechConfig():
             return [Demand.of_pool(config.pool)]
-        case PrepareConfig() | PruneConfig() | EvaluateConfig():
+        case PrepareConfig() | AlignConfig() | PruneConfig() | EvaluateConfig():
             return [Demand.of_pool(config.pool)]
         case ImportConfig() | ExportConfig() | ReportConfig():
             return []

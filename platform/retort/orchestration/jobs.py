@@ -12,6 +12,7 @@ from retort.errors import ConfigError
 from retort.models.student_shape import PrunedTeacher
 from retort.orchestration.progress import Progress
 from retort.run_config import (
+    AlignConfig,
     AnyConfig,
     DemoConfig,
     DistillConfig,
@@ -71,6 +72,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.prepare.job import run_prepare
 
             return partial(run_prepare, config)
+        case AlignConfig():
+            from retort.orchestration.align.job import run_align
+
+            return partial(run_align, config)
         case PretrainConfig() | PretrainMelsConfig():
             from retort.orchestration.train.job import run_pretrain
 

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from retort.config import Config
 from retort.location import Location
+from retort.run_config.align import AlignConfig, SavedAligner
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
@@ -34,6 +35,7 @@ from retort.run_config.training import (
 from retort.run_config.tune import TuneConfig
 
 __all__ = [
+    "AlignConfig",
     "AnyConfig",
     "ComparisonConfig",
     "CorpusTexts",
@@ -64,6 +66,7 @@ __all__ = [
     "RecordedMels",
     "ReportConfig",
     "RunConfig",
+    "SavedAligner",
     "SavedCodec",
     "SavedText",
     "SpeechFilterConfig",
@@ -91,6 +94,7 @@ class DemoConfig(Config):
 
 AnyConfig = (
     PrepareConfig
+    | AlignConfig
     | PretrainJob
     | ImportConfig
     | GenerateJob

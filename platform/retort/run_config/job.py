@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from retort.config_faults import UNKNOWN_BRANCH
+from retort.run_config.align import AlignConfig
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig
 from retort.run_config.generate import GenerateConfig
 from retort.run_config.generate_mels import GenerateMelsConfig
@@ -35,6 +36,7 @@ GenerateJob = Annotated[
 
 JobConfig = Annotated[
     PrepareConfig
+    | AlignConfig
     | PretrainJob
     | ImportConfig
     | GenerateJob

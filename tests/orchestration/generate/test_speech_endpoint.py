@@ -32,7 +32,7 @@ def everything_in(folder):
 
 def test_a_service_speaks_and_its_key_is_in_nothing_that_is_written_or_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SPEECH_KEY", KEY)
-    service = Service(refusal(500, f"broken by {KEY}"), refusal(400, f"no, {KEY}"))
+    service = Service(refusal(500, f"broken by {KEY}"), refusal(400, f"no, {KEY}"), *[0.3] * 12)
     with running(service.api) as url:
         config = speech_config(tmp_path / "out", teacher(url, api_key_env="SPEECH_KEY", concurrency=3), filters=PATIENT)
         summary = in_process(config)

@@ -132,10 +132,9 @@ def test_hibari_says_the_same_in_any_chunk_and_at_the_speed_of_the_line(tmp_path
 
 def test_hibari_whose_weights_are_not_its_own_is_refused(tmp_path, monkeypatch):
     voices = pytest.importorskip("hibari.voices", reason="the extra [english] is not installed")
-    wrong = tmp_path / "hibari.onnx"
-    wrong.write_bytes(b"something else")
-    config = speech_config(tmp_path / "out", {**HIBARI, "models": {"heart": str(wrong)}})
-    with pytest.raises(ConfigError, match=r"models\.heart: the file has SHA-256 .*fetch it again"):
+    (tmp_path / voices.VOICES["emma"]["file"]).write_bytes(b"something else")
+    config = speech_config(tmp_path / "out", {**HIBARI, "voices": ["heart", "emma"], "folder": str(tmp_path)})
+    with pytest.raises(ConfigError, match="file of 'emma' has SHA-256 .*fetch it again"):
         run_generate_speech(config, Lines())
     monkeypatch.setattr(voices, "ASSETS", str(tmp_path))
     with pytest.raises(Exception, match=r"hibari-tts==0\.2\.1 again"):
@@ -160,7 +159,7 @@ def test_killed_actor_and_killed_driver_leave_each_id_exactly_once_and_prepare_r
     driver, actor = records_of(tmp_path / "driver"), records_of(tmp_path / "actor")
     assert sorted(driver) == [f"speech-{number:06d}" for number in range(48)]
     assert driver == actor
-    assert read_artifact(result_of(tmp_path / "tokens")).info.metrics["rows"] == 48
+    assert read_artifact(result_of(tmp_path / "tokens")).info.metrics["rows_kept"] == 48
 
 
 def prepare_config(output, speech):

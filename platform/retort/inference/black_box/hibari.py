@@ -38,8 +38,8 @@ class HibariConfig(Config):
     kind: Literal["hibari"]
     voices: tuple[str, ...] = Field(default=(_IN_THE_WHEEL,), min_length=1)
     """``heart`` is in the wheel. Each line is said by one of them."""
-    models: dict[str, Path] = Field(default_factory=dict)
-    """Files of the other voices, by voice, as https://huggingface.co/maureesewilliams/hibari has them."""
+    folder: Path | None = None
+    """Holds the files of the other voices, named as https://huggingface.co/maureesewilliams/hibari names them."""
     speed: Speed | tuple[Speed, Speed] = 1.0
     """1.0 is the voice's own; of a pair, each line draws one between them, so that a corpus has several tempos."""
 
@@ -47,9 +47,6 @@ class HibariConfig(Config):
     def _consistent(self) -> Self:
         if isinstance(self.speed, tuple) and self.speed[0] > self.speed[1]:
             raise ValueError(f"speed {list(self.speed)}: the slower one comes first")
-        unused = sorted(set(self.models) - set(self.voices))
-        if unused:
-            raise ValueError(f"models: {', '.join(unused)} is not among the voices; add it there, or leave it out")
         return self
 
 
@@ -134,12 +131,13 @@ def _files(config: HibariConfig) -> Mapping[str, Path]:
     for voice in config.voices:
         if voice not in known.VOICES:
             raise ConfigError(f"voices: hibari has no {voice!r}, only {', '.join(known.VOICES)}")
-        if voice not in config.models and voice != _IN_THE_WHEEL:
+        name = known.VOICES[voice]["file"]
+        if voice != _IN_THE_WHEEL and config.folder is None:
             raise ConfigError(
-                f"voices: {voice!r} is not in the wheel; fetch {known.VOICES[voice]['file']} "
-                f"from https://huggingface.co/maureesewilliams/hibari and name it in models, as {{{voice}: PATH}}"
+                f"voices: {voice!r} is not in the wheel, and nothing is downloaded; fetch {name} "
+                "from https://huggingface.co/maureesewilliams/hibari, and name its folder in `folder`"
             )
-        files[voice] = config.models.get(voice, assets / "hibari.onnx")
+        files[voice] = assets / name if voice == _IN_THE_WHEEL else (config.folder or assets) / name
     return files
 
 
@@ -149,7 +147,7 @@ def _check_voice(voice: str, digest: str) -> None:
     expected = known.VOICES[voice]["sha256"]
     if digest != expected:
         raise ConfigError(
-            f"models.{voice}: the file has SHA-256 {digest[:16]}…, that voice has {expected[:16]}…; fetch it again"
+            f"voices: the file of {voice!r} has SHA-256 {digest[:16]}…, not {expected[:16]}…; fetch it again"
         )
 
 
