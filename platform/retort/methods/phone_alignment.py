@@ -167,7 +167,7 @@ class _Trainer:
     def _told(self, step: int, out: StepOutput) -> None:
         del step
         self.done += 1
-        self.on_step(self.done, self.total, float(out.loss))
+        self.on_step(self.done, self.total, float(out.loss.detach()))
 
     def _batches(
         self, steps: int, labels: Sequence[Tensor | None] | None

@@ -53,7 +53,8 @@ class Aligner(nn.Module):
         x_BDT = self.enter(mel_BTM.transpose(1, 2))
         for block in self.blocks:
             x_BDT = block(x_BDT)
-        return functional.log_softmax(self.leave(x_BDT.transpose(1, 2)), dim=-1)
+        logits_BTC: Tensor = self.leave(x_BDT.transpose(1, 2))
+        return functional.log_softmax(logits_BTC, dim=-1)
 
     def fingerprint(self) -> str:
         """Hash of its weights and of what it is."""
@@ -93,7 +94,8 @@ class _Block(nn.Module):
         self.back = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x_BDT: Tensor) -> Tensor:
-        return x_BDT + self.back(functional.glu(self.mix(self.norm(x_BDT)), dim=1))
+        added_BDT: Tensor = self.back(functional.glu(self.mix(self.norm(x_BDT)), dim=1))
+        return x_BDT + added_BDT
 
 
 def normalised(mel_TM: Tensor) -> Tensor:

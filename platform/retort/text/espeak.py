@@ -215,7 +215,9 @@ def phonemes_of_all(texts: Sequence[str], *, voice: str) -> list[str]:
 
 
 def phones_of_all(texts: Sequence[str], *, voice: str) -> list[tuple[str, ...]]:
-    """Return the phones of each text in IPA, stress marks included, one by one; nothing for a text without words.
+    """Return the phones of each text in IPA, stress marks included, one by one; nothing for an empty text.
+
+    Punctuation alone is read by its name.
 
     Where :func:`speak` says the same text in the same voice, its phones that are no pauses are these.
 

@@ -134,7 +134,7 @@ def test_hibari_whose_weights_are_not_its_own_is_refused(tmp_path, monkeypatch):
     voices = pytest.importorskip("hibari.voices", reason="the extra [english] is not installed")
     (tmp_path / voices.VOICES["emma"]["file"]).write_bytes(b"something else")
     config = speech_config(tmp_path / "out", {**HIBARI, "voices": ["heart", "emma"], "folder": str(tmp_path)})
-    with pytest.raises(ConfigError, match="file of 'emma' has SHA-256 .*fetch it again"):
+    with pytest.raises(ConfigError, match=r"file of 'emma' has SHA-256 .*fetch it again"):
         run_generate_speech(config, Lines())
     monkeypatch.setattr(voices, "ASSETS", str(tmp_path))
     with pytest.raises(Exception, match=r"hibari-tts==0\.2\.1 again"):

@@ -18,14 +18,16 @@ from retort.orchestration.chunks import ChunkResult
 from retort.run_config import AlignConfig
 from retort.text import espeak
 from retort.text.normalise import normaliser
+from retort.text.reading import count_letters
 
 ALIGNER, REFERENCES, GIVEN = "aligner", "references", "given"
 
 
 def phones_of(utterances: Sequence[Utterance], config: AlignConfig) -> list[tuple[str, ...]]:
-    """The phones of each text, as the text front-end would read it."""
-    written = normaliser(config.language)
-    return espeak.phones_of_all([written(utterance.text) for utterance in utterances], voice=config.voice)
+    """The phones of each text, as the text front-end would read it; none where there is no letter."""
+    written = map(normaliser(config.language), (utterance.text for utterance in utterances))
+    # espeak-ng says the names of punctuation that stands alone.
+    return espeak.phones_of_all([text if count_letters(text) else "" for text in written], voice=config.voice)
 
 
 def loader_of(config: AlignConfig) -> RecordingLoader:
