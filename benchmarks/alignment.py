@@ -1,8 +1,8 @@
 """How well an aligner that is trained on sound and texts alone agrees with espeak-ng's own times.
 
-``python -m benchmarks.alignment [--sentences 600] [--held-out 60] [--dim 128] [--steps 500]``: sentences of the embedded
-English texts, said by espeak-ng. Prints a line of Markdown: errors of the beginnings of phones on sentences that were
-not trained on, and how many alignments are rejected with their own text and with another sentence's.
+``python -m benchmarks.alignment`` takes sentences of the embedded English texts, said by espeak-ng. It prints a line of
+Markdown: errors of the beginnings of phones on sentences that were not trained on, and how many alignments are rejected
+with their own text and with another sentence's.
 """
 
 import argparse
