@@ -177,9 +177,9 @@ class SpeechEndpoint:
             StorageError: it did not answer within the deadline or the attempts.
         """
         body = self._body(text, voice, seed)
+        self._pace.wait()  # whose turn has not come is not late
         end, last = time.monotonic() + self.config.deadline_s, "no request was sent"
         for attempt in range(1, self.config.max_attempts + 1):
-            self._pace.wait()
             left = end - time.monotonic()
             if left <= 0:
                 break
@@ -192,6 +192,7 @@ class SpeechEndpoint:
                 if attempt == self.config.max_attempts or time.monotonic() + pause > end:
                     break
                 self._sleep(pause)
+                self._pace.wait()
                 continue
             return Answer(self._decoded(sound), first - began, time.monotonic() - began, attempt)
         raise StorageError(
