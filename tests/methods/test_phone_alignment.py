@@ -15,7 +15,7 @@ from retort.models.aligner import PAUSE, Aligner, AlignerConfig, open_aligner, w
 from retort.text.espeak import phones_of_all, speak
 
 VOICE, MEL = "en-us", MelConfig()
-SMALL = TrainAlignerConfig(dim=64, ctc_steps=200, frame_steps=40, batch_size=8)
+SMALL = TrainAlignerConfig(dim=64, ctc_steps=180, frame_steps=30, batch_size=8)
 NUM_HELD_OUT = 30
 
 
@@ -177,5 +177,5 @@ def test_phones_of_a_text_are_those_that_espeak_says():
     said = [span.label for span in speak(text, voice=VOICE, words_per_minute=170).phones if span.label]
     (phones,) = phones_of_all([text], voice=VOICE)
     assert list(phones) == said
-    assert phones_of_all(["", "one"], voice=VOICE) == [(), phones[:3]]
+    assert [len(found) for found in phones_of_all(["", "one"], voice=VOICE)] == [0, 3]
     assert without_stress(("\u02c8a", "\u02ccb", "c")) == ("a", "b", "c")

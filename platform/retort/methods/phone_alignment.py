@@ -183,12 +183,7 @@ class _Trainer:
         mels = [self.mels[place] for place in places]
         known = None
         if labels is not None:
-            blank = [torch.full((len(mel),), _IGNORED) for mel in mels]
-            found = [
-                other if label is None else label
-                for place, other in zip(places, blank, strict=True)
-                for label in (labels[place],)
-            ]
+            found = [_known(labels[place], len(mel)) for place, mel in zip(places, mels, strict=True)]
             known = nn.utils.rnn.pad_sequence(found, batch_first=True, padding_value=_IGNORED)
         return AlignerBatch(
             nn.utils.rnn.pad_sequence(mels, batch_first=True),
@@ -210,6 +205,11 @@ class _Trainer:
                 continue
             found.append(filled(path_T, quiet_T))
         return found
+
+
+def _known(labels_T: Tensor | None, num_frames: int) -> Tensor:
+    """Labels, or as many that say nothing."""
+    return torch.full((num_frames,), _IGNORED) if labels_T is None else labels_T
 
 
 def filled(path_T: Tensor, quiet_T: Tensor) -> Tensor:
