@@ -15,7 +15,7 @@ from retort.models.aligner import PAUSE, Aligner, AlignerConfig, open_aligner, w
 from retort.text.espeak import phones_of_all, speak
 
 VOICE, MEL = "en-us", MelConfig()
-SMALL = TrainAlignerConfig(dim=64, ctc_steps=180, frame_steps=30, batch_size=8)
+SMALL = TrainAlignerConfig(dim=64, ctc_steps=300, frame_steps=50, batch_size=8)
 NUM_HELD_OUT = 30
 
 
@@ -49,6 +49,7 @@ def aligner(model, **limits):
     return PhoneAligner(model, PlausibilityConfig(**limits))
 
 
+@pytest.mark.slow
 def test_phones_begin_where_espeak_says_so(spoken, model):
     errors, tried = [], 0
     for one in spoken[:NUM_HELD_OUT]:
@@ -63,6 +64,7 @@ def test_phones_begin_where_espeak_says_so(spoken, model):
     assert sum(error > 5 for error in errors) / len(errors) < 0.1
 
 
+@pytest.mark.slow
 def test_phones_and_pauses_fill_the_recording_in_the_texts_order(spoken, model):
     for one in spoken[:5]:
         found = aligner(model).align(one.samples_N, one.phones)
@@ -72,6 +74,7 @@ def test_phones_and_pauses_fill_the_recording_in_the_texts_order(spoken, model):
         assert found.frame_rate == 80
 
 
+@pytest.mark.slow
 def test_a_text_that_is_not_said_is_rejected_and_one_that_is_is_not(spoken, model):
     said, swapped = [], []
     held_out = spoken[:NUM_HELD_OUT]
@@ -83,6 +86,7 @@ def test_a_text_that_is_not_said_is_rejected_and_one_that_is_is_not(spoken, mode
     assert set(swapped) - {None} <= {"unlikely_alignment", "long_phone", "squeezed_phones", "too_many_phones"}
 
 
+@pytest.mark.slow
 def test_half_of_a_text_that_is_missing_is_noticed(spoken, model):
     cut = [fault(model, one.samples_N[: one.samples_N.numel() // 2], one.phones) for one in spoken[:NUM_HELD_OUT]]
     assert cut.count(None) <= 0.05 * NUM_HELD_OUT
@@ -96,6 +100,7 @@ def fault(model, samples_N, phones, **limits):
     return None
 
 
+@pytest.mark.slow
 def test_each_reason_has_its_code(spoken, model):
     one = spoken[0]
     assert fault(model, one.samples_N, ()) == "unspeakable_text"
