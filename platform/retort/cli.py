@@ -37,9 +37,10 @@ _REGISTRY = Path("runs/registry")
 _INTERRUPTED = 130
 _HELP = {
     "prepare": "Corpus → token set: read, check, encode; bad rows are set aside with a reason.",
+    "align": "Corpus → durations of its phones, by an aligner that is trained on it.",
     "pretrain": "Token set → teacher, on Ray Train and DeepSpeed.",
     "import": "Llama or Qwen2 checkpoint in Hugging Face layout → teacher.",
-    "generate": "Teacher → synthetic data: guided top-k logits and sampled tokens, on Ray Data.",
+    "generate": "Teacher → synthetic data: logits and tokens, mels, or recordings of a black box; on Ray Data.",
     "prune": "Teacher → what each layer is worth, and a model without the least of them, on Ray Data.",
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
     "tune": "Many trials with different settings → Pareto front of quality, speed and size, on Ray Tune.",

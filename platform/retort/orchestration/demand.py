@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
 from retort.run_config import (
+    AlignConfig,
     AnyConfig,
     DemoConfig,
     DistillConfig,
@@ -14,6 +15,7 @@ from retort.run_config import (
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GenerateSpeechConfig,
     ImportConfig,
     PoolConfig,
     PrepareConfig,
@@ -205,7 +207,9 @@ def demands_of(config: AnyConfig) -> list[Demand]:
             return [replace(demand, count=demand.count * config.max_concurrent) for demand in of_trial]
         case PretrainConfig() | PretrainMelsConfig() | DistillConfig() | DistillMelsConfig():
             return [Demand.of_training(config.training.workers)]
-        case PrepareConfig() | GenerateConfig() | GenerateMelsConfig() | PruneConfig() | EvaluateConfig():
+        case GenerateConfig() | GenerateMelsConfig() | GenerateSpeechConfig():
+            return [Demand.of_pool(config.pool)]
+        case PrepareConfig() | AlignConfig() | PruneConfig() | EvaluateConfig():
             return [Demand.of_pool(config.pool)]
         case ImportConfig() | ExportConfig() | ReportConfig():
             return []

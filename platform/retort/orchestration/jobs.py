@@ -12,6 +12,7 @@ from retort.errors import ConfigError
 from retort.models.student_shape import PrunedTeacher
 from retort.orchestration.progress import Progress
 from retort.run_config import (
+    AlignConfig,
     AnyConfig,
     DemoConfig,
     DistillConfig,
@@ -20,6 +21,7 @@ from retort.run_config import (
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GenerateSpeechConfig,
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
@@ -81,6 +83,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.prepare.job import run_prepare
 
             return partial(run_prepare, config)
+        case AlignConfig():
+            from retort.orchestration.align.job import run_align
+
+            return partial(run_align, config)
         case PretrainConfig() | PretrainMelsConfig():
             from retort.orchestration.train.job import run_pretrain
 
@@ -97,6 +103,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.generate.mel_job import run_generate_mels
 
             return partial(run_generate_mels, config)
+        case GenerateSpeechConfig():
+            from retort.orchestration.generate.speech_job import run_generate_speech
+
+            return partial(run_generate_speech, config)
         case PruneConfig():
             from retort.orchestration.prune.job import run_prune
 

@@ -10,9 +10,11 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retort.config import Config
+from retort.run_config.align import AlignConfig, SavedAligner
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
+from retort.run_config.generate_speech import GenerateSpeechConfig, SpeechFilterConfig, TextFiles
 from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.output import Output
@@ -33,6 +35,7 @@ from retort.run_config.training import (
 from retort.run_config.tune import TuneConfig
 
 __all__ = [
+    "AlignConfig",
     "AnyConfig",
     "ComparisonConfig",
     "CorpusTexts",
@@ -48,6 +51,7 @@ __all__ = [
     "GenerateConfig",
     "GenerateJob",
     "GenerateMelsConfig",
+    "GenerateSpeechConfig",
     "ImportConfig",
     "JobConfig",
     "MelFilterConfig",
@@ -62,13 +66,16 @@ __all__ = [
     "RecordedMels",
     "ReportConfig",
     "RunConfig",
+    "SavedAligner",
     "SavedCodec",
     "SavedText",
+    "SpeechFilterConfig",
     "SpeechTokensConfig",
     "SpeedConfig",
     "SyntheticMels",
     "SystemConfig",
     "TemplateConfig",
+    "TextFiles",
     "TextSource",
     "TrainingConfig",
     "TuneConfig",
@@ -87,6 +94,7 @@ class DemoConfig(Config):
 
 AnyConfig = (
     PrepareConfig
+    | AlignConfig
     | PretrainJob
     | ImportConfig
     | GenerateJob

@@ -5,15 +5,17 @@ from typing import Annotated, Any
 from pydantic import Discriminator, Field, Tag
 
 from retort.config_faults import UNKNOWN_BRANCH
+from retort.run_config.align import AlignConfig
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig
 from retort.run_config.generate import GenerateConfig
 from retort.run_config.generate_mels import GenerateMelsConfig
+from retort.run_config.generate_speech import GenerateSpeechConfig
 from retort.run_config.outside import ExportConfig, ImportConfig
 from retort.run_config.prepare import PrepareConfig
 from retort.run_config.prune import PruneConfig
 from retort.run_config.training import DistillJob, PretrainJob
 
-_MADE = ("tokens", "mels")
+_MADE = ("tokens", "mels", "speech")
 
 
 def _makes(given: Any) -> str | None:
@@ -23,15 +25,18 @@ def _makes(given: Any) -> str | None:
 
 
 GenerateJob = Annotated[
-    Annotated[GenerateConfig, Tag("tokens")] | Annotated[GenerateMelsConfig, Tag("mels")],
+    Annotated[GenerateConfig, Tag("tokens")]
+    | Annotated[GenerateMelsConfig, Tag("mels")]
+    | Annotated[GenerateSpeechConfig, Tag("speech")],
     Discriminator(
         _makes, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"makes: it is one of {', '.join(_MADE)}"
     ),
 ]
-"""Either kind of generation, told apart by ``makes``."""
+"""Any kind of generation, told apart by ``makes``."""
 
 JobConfig = Annotated[
     PrepareConfig
+    | AlignConfig
     | PretrainJob
     | ImportConfig
     | GenerateJob

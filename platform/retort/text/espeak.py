@@ -30,6 +30,7 @@ _INITIALIZE_FLAGS = 0x1 | 0x2 | 0x8000  # phoneme events, in IPA, and never exit
 _RATE, _VOLUME, _PITCH = 1, 2, 3
 _CHARS_UTF8 = 1
 _PHONEMES_IPA = 0x02
+_BETWEEN_PHONES = "_"
 _EVENT_END, _EVENT_WORD, _EVENT_PHONEME = 0, 1, 7
 
 MIN_WORDS_PER_MINUTE = 80
@@ -213,12 +214,31 @@ def phonemes_of_all(texts: Sequence[str], *, voice: str) -> list[str]:
         return [_phonemes(library, text) for text in texts]
 
 
-def _phonemes(library: Any, text: str) -> str:
+def phones_of_all(texts: Sequence[str], *, voice: str) -> list[tuple[str, ...]]:
+    """Return the phones of each text in IPA, stress marks included, one by one; nothing for an empty text.
+
+    Punctuation alone is read by its name.
+
+    Where :func:`speak` says the same text in the same voice, its phones that are no pauses are these.
+
+    Raises:
+        ConfigError: the voice does not exist.
+        MissingRequirementError: espeak-ng is not installed or cannot be loaded.
+    """
+    with _library() as (library, _):
+        _set_voice(library, voice)
+        library.espeak_TextToPhonemes.restype = ctypes.c_char_p
+        mode = _PHONEMES_IPA | ord(_BETWEEN_PHONES) << 8
+        read = (_phonemes(library, text, mode) for text in texts)
+        return [tuple(phone for phone in re.split(rf"[\s{_BETWEEN_PHONES}]+", line) if phone) for line in read]
+
+
+def _phonemes(library: Any, text: str, mode: int = _PHONEMES_IPA) -> str:
     clauses: list[str] = []
     buffer = ctypes.create_string_buffer(text.encode())
     position = ctypes.c_void_p(ctypes.addressof(buffer))
     while position.value:
-        clause = library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, _PHONEMES_IPA)
+        clause = library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, mode)
         clauses.append((clause or b"").decode("utf-8"))
     # Marks such as (en) say that a word was read in another language.
     return " ".join(_LANGUAGE_MARK.sub("", " ".join(clauses)).split())

@@ -1,0 +1,1 @@
+"""Corpus to durations of its phones, on Ray Data."""

@@ -1,0 +1,130 @@
+import json
+from statistics import median
+
+import pytest
+
+from retort.config import validate
+from retort.data.digits import DigitsConfig, digit_strings, speak_string
+from retort.data.durations import read_description, read_durations
+from retort.data.readers import read_corpus
+from retort.errors import ConfigError, DataError
+from retort.models.aligner import open_aligner
+from retort.orchestration.align.job import run_align
+from retort.orchestration.align.worker import AlignWorker
+from retort.orchestration.cluster import ray_session
+from retort.run_config import AlignConfig
+from retort.store.results import result_of
+from tests.orchestration.tiny_runs import Lines
+
+CORPUS = {"kind": "digits", "num_strings": 100, "test_strings": 10, "voices": ["en-us+robosoft"], "min_digits": 2}
+QUICK = {"utterances": 100, "dim": 48, "ctc_steps": 250, "frame_steps": 40, "batch_size": 8}
+
+
+def tree_of(output, **changes):
+    return {
+        "job": "align", "output": str(output), "corpus": CORPUS, "aligner": {"kind": "train", **QUICK},
+        "pool": {"size": 2}, **changes,
+    }  # fmt: skip
+
+
+def config_of(output, **changes):
+    return validate(tree_of(output, **changes), AlignConfig, where="test")
+
+
+@pytest.fixture(scope="module")
+def aligned(tmp_path_factory):
+    """Digits, aligned."""
+    folder = tmp_path_factory.mktemp("aligned")
+    with ray_session(num_cpus=2):
+        summary = run_align(config_of(folder / "out"), Lines())
+    return folder / "out", summary
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_durations_lie_beside_the_corpus_by_its_ids_and_agree_with_espeaks_times(aligned):
+    output, summary = aligned
+    result = result_of(output)
+    strings = {string.id: string for string in digit_strings(validate(CORPUS, DigitsConfig, where="test"))}
+    rows = list(read_durations(result))
+    assert len({row.id for row in rows}) == len(rows) == summary["rows"] >= 105
+    rejected = [json.loads(line)["id"] for line in (result / "rejects.jsonl").read_text().splitlines()]
+    assert sorted([row.id for row in rows] + rejected) == sorted(strings)
+    rate = read_description(result).mel.frame_rate
+    assert read_description(result).aligner_fingerprint == open_aligner(result / "aligner").fingerprint()
+    errors = []
+    for row in rows:
+        speech = speak_string(strings[row.id])
+        assert row.split == strings[row.id].split
+        assert sum(row.frames) == 1 + round(len(speech.samples_N) / speech.sample_rate * rate // 1)
+        starts, place = [], 0
+        for label, frames in zip(row.phones, row.frames, strict=True):
+            starts += [max(0.0, place - 0.5)] if label else []
+            place += frames
+        events = [span for span in speech.phones if span.label]
+        if [span.label for span in events] == [label for label in row.phones if label]:
+            errors += [abs(start - span.start_s * rate) for start, span in zip(starts, events, strict=True)]
+    assert len(errors) > 500
+    assert median(errors) < 1.5
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_saved_aligner_serves_another_corpus_and_what_is_not_said_is_rejected(aligned, tmp_path):
+    output, _ = aligned
+    recordings = write_manifest(tmp_path, wrong=(3, 7))
+    config = config_of(
+        tmp_path / "out", corpus={"kind": "manifest", "path": str(recordings)},
+        aligner={"kind": "saved", "path": str(output)}, max_reject_fraction=0.3,
+    )  # fmt: skip
+    with ray_session(num_cpus=2):
+        summary = run_align(config, Lines())
+        with pytest.raises(DataError, match=r"of 12 rows cannot be aligned .*max_reject_fraction 0\.05"):
+            run_align(config.replace(output=tmp_path / "strict", max_reject_fraction=0.05), Lines())
+    rejects = [json.loads(line) for line in (result_of(tmp_path / "out") / "rejects.jsonl").read_text().splitlines()]
+    assert {"r03", "r07"} <= {reject["id"] for reject in rejects}
+    assert len(rejects) <= 3
+    assert summary["rows"] == 12 - len(rejects)
+    assert (
+        open_aligner(result_of(tmp_path / "out") / "aligner").fingerprint()
+        == open_aligner(result_of(output) / "aligner").fingerprint()
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_an_aligner_of_another_voice_or_mel_is_refused(aligned, tmp_path):
+    output, _ = aligned
+    saved = {"kind": "saved", "path": str(output)}
+    for changes, message in (({"voice": "en-gb"}, "voice: .*en-gb"), ({"mel": {"hop_samples": 160}}, "mel: ")):
+        with pytest.raises(ConfigError, match=message):
+            run_align(config_of(tmp_path / "out", aligner=saved, **changes), Lines())
+
+
+def write_manifest(folder, *, wrong):
+    """Twelve digit strings of the same voice, some with the text of another one."""
+    corpus = validate({**CORPUS, "num_strings": 12, "test_strings": 0, "seed": 5}, DigitsConfig, where="test")
+    rows = list(read_corpus(corpus))
+    lines = []
+    for number, row in enumerate(rows):
+        (folder / f"r{number:02d}.wav").write_bytes(row.audio)
+        text = "nine eight seven six five" if number in wrong else row.text
+        lines.append(json.dumps({"id": f"r{number:02d}", "audio": f"r{number:02d}.wav", "text": text}))
+    (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n")
+    return folder / "manifest.jsonl"
+
+
+def test_a_worker_rejects_what_it_cannot_read(tmp_path):
+    from retort.data.references import plan_references
+    from retort.models.aligner import Aligner, AlignerConfig
+    from retort.orchestration.align.worker import ALIGNER, REFERENCES
+
+    manifest = write_manifest(tmp_path, wrong=())
+    (tmp_path / "r00.wav").write_bytes(b"no sound")
+    config = config_of(tmp_path / "out", corpus={"kind": "manifest", "path": str(manifest)})
+    plan_references(config.corpus, config.splits, tmp_path / REFERENCES, fit_utterances=1)
+    Aligner(AlignerConfig(voice="en-us", phones=("w", "ʌ", "n"), dim=8)).save(tmp_path / ALIGNER)
+    result = AlignWorker(config.model_dump(mode="json"), tmp_path).work(0)
+    codes = {reject.id: reject.code for reject in result.rejects}
+    assert codes["r00"] == "unreadable"
+    assert set(codes.values()) <= {"unreadable", "unknown_phone", "unlikely_alignment", "long_phone", "squeezed_phones"}
