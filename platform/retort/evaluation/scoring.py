@@ -79,12 +79,7 @@ def score_item(
         codes=spoken.codes,
         config=scorers.stability,
     )
-    likeness, unlike = None, None
-    if scorers.encoder is not None and voice_E is not None:
-        try:
-            likeness = similarity(embed(scorers.encoder, spoken.samples_N, spoken.sample_rate), voice_E)
-        except DataError as fault:
-            unlike = str(fault)
+    likeness, unlike = _likeness(spoken, scorers.encoder, voice_E)
     return ItemResult(
         system=system,
         id=expected.id,
@@ -119,6 +114,18 @@ def _heard(text: str, spoken: Spoken, recogniser: SpeechRecogniser) -> Heard:
     found = word_errors(text, hypothesis)
     counts = (found.substitutions, found.deletions, found.insertions, found.words)
     return Heard(recogniser.name, hypothesis, *counts, loop=is_loop(text, hypothesis))
+
+
+def _likeness(
+    spoken: Spoken, encoder: SpeakerEncoder | None, voice_E: Tensor | None
+) -> tuple[float | None, str | None]:
+    """How near the voice is to the one that was asked for, and why that cannot be told."""
+    if encoder is None or voice_E is None:
+        return None, None
+    try:
+        return similarity(embed(encoder, spoken.samples_N, spoken.sample_rate), voice_E), None
+    except DataError as fault:
+        return None, str(fault)
 
 
 def _naturalness(spoken: Spoken, scorers: tuple[NaturalnessScorer, ...]) -> dict[str, float]:

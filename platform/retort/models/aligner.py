@@ -11,7 +11,7 @@ from torch.nn import functional
 from retort.audio.codec_files import (
     CONFIG_NAME,
     check_fingerprint,
-    check_shapes,
+    check_weights,
     fingerprint_of,
     read_codec_weights,
     write_codec_folder,
@@ -78,7 +78,7 @@ def open_aligner(folder: Path) -> Aligner:
     with torch.random.fork_rng(devices=[]):
         model = Aligner(config)
     weights, saved = read_codec_weights(folder)
-    check_shapes(folder, weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})
+    check_weights(folder, weights, {name: tuple(value.shape) for name, value in model.state_dict().items()})
     model.load_state_dict(weights)
     check_fingerprint(folder, saved, model.fingerprint())
     return model.eval()

@@ -10,12 +10,14 @@ from typing import assert_never
 from retort.orchestration.outputs import CHECKPOINTS, AfterFinish
 from retort.orchestration.train.task import TrainJob
 from retort.run_config import (
+    AlignConfig,
     DistillConfig,
     DistillMelsConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GenerateSpeechConfig,
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
@@ -31,9 +33,11 @@ from retort.tuning.search import num_trials
 FinishingJob = (
     TrainJob
     | PrepareConfig
+    | AlignConfig
     | ImportConfig
     | GenerateConfig
     | GenerateMelsConfig
+    | GenerateSpeechConfig
     | PruneConfig
     | TuneConfig
     | EvaluateConfig
@@ -92,12 +96,14 @@ def after_finish(config: FinishingJob) -> AfterFinish:
                     "pool.gpus_per_worker": "figures of another device do not compare with these",
                 },
             )
-        case PrepareConfig():
-            return AfterFinish(same=("pool", "max_reject_fraction"), lacks=_prepare_lacks)
+        case PrepareConfig() | AlignConfig():
+            return AfterFinish(same=("pool", "max_reject_fraction"), lacks=_corpus_lacks)
         case GenerateConfig():
             return AfterFinish(same=("pool",), ways={"num_sampled": _MADE_ANEW, "teacher_forced": _MADE_ANEW})
         case GenerateMelsConfig():
             return AfterFinish(same=("pool",), ways={"source.num_rows": _MADE_ANEW, "source.max_rows": _MADE_ANEW})
+        case GenerateSpeechConfig():
+            return AfterFinish(same=("pool", "chunk_size"))
         case PruneConfig():
             return AfterFinish(
                 same=("pool",),
@@ -174,7 +180,9 @@ def _evaluation_lacks(done: Artifact, before: EvaluateConfig, config: EvaluateCo
     return None
 
 
-def _prepare_lacks(done: Artifact, before: PrepareConfig, config: PrepareConfig) -> str | None:
+def _corpus_lacks(
+    done: Artifact, before: PrepareConfig | AlignConfig, config: PrepareConfig | AlignConfig
+) -> str | None:
     del before
     read, kept = done.info.metrics.get("rows_read"), done.info.metrics.get("rows_kept")
     if not isinstance(read, int) or not isinstance(kept, int):

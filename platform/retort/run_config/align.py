@@ -13,6 +13,7 @@ from retort.inference.aligning import PlausibilityConfig
 from retort.location import Location
 from retort.methods.phone_alignment import TrainAlignerConfig
 from retort.run_config.machines import PoolConfig
+from retort.run_config.output import Output
 
 
 class SavedAligner(Config):
@@ -26,7 +27,7 @@ class AlignConfig(Config):
     """Corpus → durations of its phones, by an aligner that is trained on it."""
 
     job: Literal["align"] = "align"
-    output: Location
+    output: Output
     corpus: CorpusConfig
     audio: AudioConfig = AudioConfig()
     """As in the corpus' ``retort prepare``: what is trimmed there has no frames here."""

@@ -10,8 +10,8 @@ from retort.data.english import EnglishTexts
 from retort.evaluation.asr import RecogniserConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.black_box.opening import BlackBoxConfig
-from retort.location import Location
 from retort.run_config.machines import PoolConfig
+from retort.run_config.output import Output
 
 
 class TextFiles(Config):
@@ -50,7 +50,7 @@ class GenerateSpeechConfig(Config):
 
     job: Literal["generate"] = "generate"
     makes: Literal["speech"]
-    output: Location
+    output: Output
     teacher: BlackBoxConfig
     texts: Annotated[TextFiles | EnglishTexts, Field(discriminator="kind")]
     filters: SpeechFilterConfig = SpeechFilterConfig()

@@ -47,7 +47,7 @@ def test_durations_lie_beside_the_corpus_by_its_ids_and_agree_with_espeaks_times
     result = result_of(output)
     strings = {string.id: string for string in digit_strings(validate(CORPUS, DigitsConfig, where="test"))}
     rows = list(read_durations(result))
-    assert len({row.id for row in rows}) == len(rows) == summary["rows"] >= 105
+    assert len({row.id for row in rows}) == len(rows) == summary["rows_kept"] >= 105
     rejected = [json.loads(line)["id"] for line in (result / "rejects.jsonl").read_text().splitlines()]
     assert sorted([row.id for row in rows] + rejected) == sorted(strings)
     rate = read_description(result).mel.frame_rate
@@ -84,7 +84,7 @@ def test_a_saved_aligner_serves_another_corpus_and_what_is_not_said_is_rejected(
     rejects = [json.loads(line) for line in (result_of(tmp_path / "out") / "rejects.jsonl").read_text().splitlines()]
     assert {"r03", "r07"} <= {reject["id"] for reject in rejects}
     assert len(rejects) <= 3
-    assert summary["rows"] == 12 - len(rejects)
+    assert summary["rows_kept"] == 12 - len(rejects)
     assert (
         open_aligner(result_of(tmp_path / "out") / "aligner").fingerprint()
         == open_aligner(result_of(output) / "aligner").fingerprint()

@@ -30,7 +30,7 @@ def main() -> None:
     if "fail" in text:
         sys.exit("no such voice")
     if "sleep" in text:
-        time.sleep(60)
+        time.sleep(3600)
     if "garbage" in text:
         sys.stdout.buffer.write(b"not sound")
         return

@@ -14,6 +14,7 @@ from retort.serving.speaking import Snippet
 from tests.inference.test_endpoint import KEY, Service, refusal
 from tests.orchestration.generate.speech_runs import in_process, records_of, speech_config, tree_of
 from tests.orchestration.tiny_runs import Lines, kill_an_actor_after
+from tests.patience import HANG_S
 from tests.serving.running import Stub, api_of_stub, running
 
 TONE = torch.sin(torch.arange(36_000) / 24_000 * 2 * torch.pi * 200) * 0.2
@@ -77,7 +78,7 @@ def test_a_killed_worker_leaves_each_id_of_our_own_service_exactly_once(tmp_path
             tmp_path / "out", teacher(url, send_seed=True), texts=texts, chunk_size=2, filters=PATIENT
         )
         run_generate_speech(config, Lines())
-        thread.join(timeout=1)
+        thread.join(HANG_S)
     assert len(killed) == 1
     records = records_of(tmp_path / "out")
     assert sorted(records) == [f"speech-{number:06d}" for number in range(48)]

@@ -17,6 +17,7 @@ from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
 from retort.methods.phone_alignment import SpokenPhones, TrainAlignerConfig, train_aligner
 from retort.models.aligner import Aligner, open_aligner
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.align.worker import ALIGNER, GIVEN, REFERENCES, AlignWorker, loader_of, phones_of
 from retort.orchestration.chunks import (
     ChunkFolder,
@@ -50,7 +51,7 @@ def run_align(config: AlignConfig, progress: Progress) -> dict[str, Any]:
         ConfigError: the output is another configuration's, or the aligner is another voice's or mel's.
         DataError: the corpus is not there, or more rows than ``max_reject_fraction`` cannot be aligned.
     """
-    artifact, _ = run_once(config, progress, lambda: _align(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _align(config, progress), after_finish(config))
     return {**artifact.info.metrics, "fingerprint": artifact.fingerprint, "result": str(artifact.path)}
 
 
@@ -161,7 +162,7 @@ def _figures(
     rows = numbers.get("rows", 0.0)
     return {
         "rows_read": plan.num_rows + plan.num_rejected,
-        "rows": int(rows),
+        "rows_kept": int(rows),
         "frames": int(numbers.get("frames", 0.0)),
         "log_prob": round(numbers.get("log_prob", 0.0) / max(rows, 1.0), 4),
         "rejected": dict(Counter(reject.code for reject in rejects).most_common()),

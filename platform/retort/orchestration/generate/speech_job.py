@@ -13,6 +13,7 @@ from retort.errors import DataError
 from retort.inference.black_box.endpoint import EndpointTeacherConfig
 from retort.inference.black_box.opening import facts_of
 from retort.inference.black_box.teacher import TeacherFacts
+from retort.orchestration.after_finish import after_finish
 from retort.orchestration.api_key import api_key_of
 from retort.orchestration.chunks import write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
@@ -38,7 +39,7 @@ def run_generate_speech(config: GenerateSpeechConfig, progress: Progress) -> dic
         MissingRequirementError: the teacher is not installed.
         StorageError: a service does not answer.
     """
-    artifact, _ = run_once(config, progress, lambda: _generate(config, progress))
+    artifact, _ = run_once(config, progress, lambda: _generate(config, progress), after_finish(config))
     return summary(artifact)
 
 
