@@ -13,8 +13,7 @@ from retort.orchestration.generate.speech_job import run_generate_speech
 from retort.serving.speaking import Snippet
 from tests.inference.test_endpoint import KEY, Service, refusal
 from tests.orchestration.generate.speech_runs import in_process, records_of, speech_config, tree_of
-from tests.orchestration.tiny_runs import Lines, kill_an_actor_after
-from tests.patience import HANG_S
+from tests.orchestration.tiny_runs import Lines, killing_an_actor_after
 from tests.serving.running import Stub, api_of_stub, running
 
 TONE = torch.sin(torch.arange(36_000) / 24_000 * 2 * torch.pi * 200) * 0.2
@@ -70,15 +69,14 @@ def test_requests_a_minute_are_shared_by_the_pool(tmp_path):
 
 @pytest.mark.ray
 def test_a_killed_worker_leaves_each_id_of_our_own_service_exactly_once(tmp_path):
-    stub, killed = Stub(Snippet(TONE, "said")), []
+    stub = Stub(Snippet(TONE, "said"))
     texts = {"kind": "english", "train": 40, "validation": 2, "test": 6}
     with running(api_of_stub(stub)) as url, ray_session(num_cpus=2):
-        thread = kill_an_actor_after(2, tmp_path / "out" / "work", killed)
         config = speech_config(
             tmp_path / "out", teacher(url, send_seed=True), texts=texts, chunk_size=2, filters=PATIENT
         )
-        run_generate_speech(config, Lines())
-        thread.join(HANG_S)
+        with killing_an_actor_after(2, tmp_path / "out" / "work") as killed:
+            run_generate_speech(config, Lines())
     assert len(killed) == 1
     records = records_of(tmp_path / "out")
     assert sorted(records) == [f"speech-{number:06d}" for number in range(48)]

@@ -17,8 +17,7 @@ from retort.run_config import PrepareConfig
 from retort.store.artifact import read_artifact
 from retort.store.results import result_of
 from tests.orchestration.generate.speech_runs import COMMAND, in_process, records_of, speech_config, tree_of
-from tests.orchestration.tiny_runs import Lines, kill_an_actor_after, run_and_kill_the_driver
-from tests.patience import HANG_S
+from tests.orchestration.tiny_runs import Lines, killing_an_actor_after, run_and_kill_the_driver
 
 HIBARI = {"kind": "hibari"}
 
@@ -149,12 +148,10 @@ def test_killed_actor_and_killed_driver_leave_each_id_exactly_once_and_prepare_r
     file.write_text(yaml.safe_dump(tree_of(tmp_path / "driver", **changes)))
     run_and_kill_the_driver("generate", file, tmp_path / "driver" / "work", records=3)
     assert not (tmp_path / "driver" / "result").exists()
-    killed = []
     with ray_session(num_cpus=2):
         run_generate_speech(speech_config(tmp_path / "driver", **changes), Lines())
-        thread = kill_an_actor_after(2, tmp_path / "actor" / "work", killed)
-        run_generate_speech(speech_config(tmp_path / "actor", **changes), Lines())
-        thread.join(HANG_S)
+        with killing_an_actor_after(2, tmp_path / "actor" / "work") as killed:
+            run_generate_speech(speech_config(tmp_path / "actor", **changes), Lines())
         run_prepare(prepare_config(tmp_path / "tokens", tmp_path / "driver"), Lines())
     assert len(killed) == 1
     driver, actor = records_of(tmp_path / "driver"), records_of(tmp_path / "actor")
