@@ -63,11 +63,13 @@ def test_a_cluster_that_is_too_small_is_told_with_both_numbers() -> None:
             wait_for_room(always(node(1, 3), node(2, 3)), demand, Lines(), can_grow=can_grow)
         text = str(raised.value)
         assert raised.value.exit_code == 6
-        assert "needed are 3 training workers of 2 CPUs each, there is 2 nodes with 6 CPUs; 2 of at least 3 fit" in text
+        assert (
+            "needed are 3 training workers of 2 CPUs each, there are 2 nodes with 6 CPUs; 2 of at least 3 fit" in text
+        )
         assert ("after 0 s" in text) == can_grow
     with pytest.raises(ResourceError, match="the largest node has 4 CPUs and 1 GPU, so not even one fits"):
         wait_for_room(always(node(1, 9), node(2, 4, 1)), pool(1, cpus=6, gpus=1), Lines(), can_grow=False)
-    with pytest.raises(ResourceError, match="there is 0 nodes with 0 CPUs"):
+    with pytest.raises(ResourceError, match="there are 0 nodes with 0 CPUs"):
         wait_for_room(always(), training(1), Lines(), can_grow=False)
 
 

@@ -98,7 +98,7 @@ def test_a_cluster_that_is_too_small_is_waited_for_aloud(cluster: Any, tmp_path:
     cluster.add_node(num_cpus=1)
     job = Job(tmp_path, cluster, count=2, wait_s=2.0)
     assert job.end() == 6
-    assert "waiting for nodes, 0 s of at most 2: needed are 2 workers of 1 CPU each, there is 2 nodes with 1 CPU" in (
+    assert "waiting for nodes, 0 s of at most 2: needed are 2 workers of 1 CPU each, there are 2 nodes with 1 CPU" in (
         job.said()
     )
     assert "the cluster is too small after 2 s" in job.said()

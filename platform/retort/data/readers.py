@@ -1,11 +1,11 @@
 """One way into every corpus: :func:`read_corpus` streams utterances, and a reject with its reason for each bad row."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Annotated, assert_never
 
 from pydantic import Field
 
-from retort.data.digits import DigitsConfig, read_digits
+from retort.data.digits import DigitsConfig, read_digits, with_voices_here, with_voices_of
 from retort.data.fsdd import FSDDConfig, open_fsdd
 from retort.data.readers_libritts import LibriTTSConfig, open_libritts
 from retort.data.readers_ljspeech import LJSpeechConfig, columns_of, open_ljspeech
@@ -51,6 +51,20 @@ def understood(config: CorpusConfig) -> str | None:
             return None
         case _:
             assert_never(config)
+
+
+def corpus_here(config: CorpusConfig) -> tuple[CorpusConfig, str | None]:
+    """The corpus as this machine has it, and what must be said of that.
+
+    Raises:
+        MissingRequirementError: it needs what is not installed.
+    """
+    return with_voices_here(config) if isinstance(config, DigitsConfig) else (config, None)
+
+
+def corpus_of(config: CorpusConfig, speakers: Collection[str]) -> CorpusConfig:
+    """The corpus as it was where a token set of these speakers was made of it."""
+    return with_voices_of(config, speakers) if isinstance(config, DigitsConfig) else config
 
 
 def _rows(config: CorpusConfig) -> Iterator[Row | Utterance | Reject]:

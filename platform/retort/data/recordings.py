@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from retort.audio.files import Audio, AudioLimits, AudioRejected, normalise_loudness, read_audio, resample, wav_bytes
 from retort.config import Config
-from retort.data.digits import DigitsConfig, digit_strings, speak_string
+from retort.data.digits import DigitsConfig, DigitVoices, digit_strings
 from retort.data.readers import CorpusConfig
 from retort.data.utterance import Utterance
 
@@ -144,10 +144,10 @@ def _own_audio(utterance: Utterance) -> Path | bytes:
 
 
 def _speaker_of(corpus: DigitsConfig) -> Callable[[Utterance], bytes]:
-    strings = {string.id: string for string in digit_strings(corpus)}
+    strings, voices = {string.id: string for string in digit_strings(corpus)}, DigitVoices(corpus)
 
     def speak(utterance: Utterance) -> bytes:
-        speech = speak_string(strings[utterance.id], words_per_minute=corpus.words_per_minute)
-        return wav_bytes(torch.from_numpy(speech.samples_N), speech.sample_rate)
+        said = voices.speak(strings[utterance.id])
+        return wav_bytes(said.samples_N, said.sample_rate)
 
     return speak

@@ -178,9 +178,9 @@ def room(nodes: Sequence[Node], demand: Demand) -> int:
 
 
 def there(nodes: Sequence[Node]) -> str:
-    """What the nodes have together, such as ``2 nodes with 8 CPUs and 2 GPUs``."""
+    """What the nodes have together, such as ``there are 2 nodes with 8 CPUs and 2 GPUs``."""
     alive = [node for node in nodes if node.alive]
-    many = "1 node" if len(alive) == 1 else f"{len(alive)} nodes"
+    many = "there is 1 node" if len(alive) == 1 else f"there are {len(alive)} nodes"
     return f"{many} with {amounts(sum(n.cpus for n in alive), sum(n.gpus for n in alive))}"
 
 

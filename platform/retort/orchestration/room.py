@@ -81,4 +81,4 @@ def too_small(nodes: Sequence[Node], demand: Demand, *, waited_s: float | None) 
 
 
 def _both(nodes: Sequence[Node], demand: Demand) -> str:
-    return f"needed are {demand}, there is {there(nodes)}"
+    return f"needed are {demand}, {there(nodes)}"

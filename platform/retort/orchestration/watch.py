@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from retort.errors import HeadLostError, NodeLostError, ResourceError, RetortError
 from retort.orchestration.cluster import leave_work
-from retort.orchestration.demand import Demand, Node, room, there
+from retort.orchestration.demand import Demand, Node, amounts, room, there
 from retort.orchestration.progress import Progress
 from retort.orchestration.room import PATIENCE, Patience, too_small
 
@@ -136,7 +136,7 @@ class Watch:
                 why = f" ({node.reason})" if node.reason else ""
                 self._progress.log(
                     f"node {node.name} is lost{why}; what ran there starts again from what is committed, "
-                    f"as soon as there is room: there is {there(view.nodes)}"
+                    f"as soon as there is room: {there(view.nodes)}"
                 )
         for node_id, deadline_ms in view.draining.items():
             if node_id not in self._drained:
@@ -161,7 +161,7 @@ class Watch:
         if self._is_time(now):
             self._progress.log(
                 f"waiting for nodes, {short_s:.0f} s of at most {wait_s:.0f}: "
-                f"needed are {self._demand}, there is {there(view.nodes)}"
+                f"needed are {self._demand}, {there(view.nodes)}"
             )
 
     def _look_at_silence(self, view: View, now: float) -> None:
@@ -169,9 +169,10 @@ class Watch:
             return
         silent_s = now - self._heard.last
         if silent_s >= self._patience.line_every_s and self._is_time(now):
+            verb = "is" if view.free_cpus == 1 else "are"
             self._progress.log(
                 f"no news of the {self._demand.name} for {silent_s:.0f} s: needed are {self._demand}, "
-                f"there is {there(view.nodes)}, of which {view.free_cpus:g} CPUs are free"
+                f"{there(view.nodes)}, of which {amounts(view.free_cpus, 0.0)} {verb} free"
             )
 
     def _look_at_pool(self, view: View, now: float) -> None:

@@ -12,6 +12,7 @@ from retort.audio.codec_files import CONFIG_NAME
 from retort.audio.files import AudioRejected
 from retort.audio.mel import log_mel
 from retort.data.durations import DURATIONS_FILE, ROWS, DurationsDescription
+from retort.data.readers import corpus_here
 from retort.data.references import ReferencePlan, forget_plan, plan_references, read_references, reader_rejects
 from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
@@ -33,7 +34,7 @@ from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workplace
 from retort.run_config import AlignConfig, SavedAligner
-from retort.store.artifact import Artifact, code_version, describe_artifact, write_artifact
+from retort.store.artifact import Artifact, code_version, describe_artifact, name_for, write_artifact
 from retort.store.commit import commit_folder, is_committed
 from retort.store.results import RESULT, folder_with
 from retort.text import espeak
@@ -57,6 +58,10 @@ def run_align(config: AlignConfig, progress: Progress) -> dict[str, Any]:
 
 def _align(config: AlignConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
+    corpus, told = corpus_here(config.corpus)
+    if told is not None:
+        progress.log(f"corpus: {told}")
+    given, config = config, config.replace(corpus=corpus)
     with job_output(config) as output:
         folder = open_work_folder(output, _key(config))
         work = folder / GIVEN
@@ -77,7 +82,7 @@ def _align(config: AlignConfig, progress: Progress) -> Artifact:
         write_rejects(output / REJECTS_FILE, rejects)
         _refuse_too_many(plan, rejects, config, output / REJECTS_FILE, work)
         figures = _figures(plan, records, rejects, trained_s, time.monotonic() - begin)
-        artifact = _write_result(config, output / RESULT, (chunks, records, rejects), aligner, figures)
+        artifact = _write_result(given, output / RESULT, (chunks, records, rejects), aligner, figures)
         remove_work(folder)
     return artifact
 
@@ -196,7 +201,7 @@ def _write_result(
 
     info = describe_artifact(
         "durations",
-        config.output.name,
+        name_for(config.output),
         "1",
         inputs={"aligner": aligner.fingerprint()},
         config=config.model_dump(mode="json"),

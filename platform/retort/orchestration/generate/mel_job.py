@@ -20,6 +20,7 @@ from retort.data.mels import (
     MelSetDescription,
     voice_schema,
 )
+from retort.data.readers import corpus_of
 from retort.data.references import plan_references
 from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.errors import ConfigError, DataError
@@ -167,6 +168,7 @@ def _plan(
     match config.source:
         case RecordedMels() as source:
             prepare = _prepared(config.data)
+            prepare = prepare.replace(corpus=corpus_of(prepare.corpus, set(tokens.column("speaker"))))
             (folder / "chosen.json").write_text(json.dumps(chosen_rows(source, tokens, config.seed)))
             references = folder / "references"
             plan = plan_references(prepare.corpus, prepare.splits, references, fit_utterances=1)

@@ -22,7 +22,7 @@ from retort.orchestration.generate.speech_worker import SpeechWorker
 from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.run_config import GenerateSpeechConfig
-from retort.store.artifact import Artifact, code_version, describe_artifact, write_artifact
+from retort.store.artifact import Artifact, code_version, describe_artifact, name_for, write_artifact
 from retort.store.place import drop
 from retort.store.results import RESULT
 
@@ -124,7 +124,7 @@ def _write_result(
 
     info = describe_artifact(
         "speech",
-        config.output.name,
+        name_for(config.output),
         "1",
         inputs={"teacher": description.teacher_fingerprint},
         config=config.model_dump(mode="json"),

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from retort.audio.codec import Codec, new_codec, open_codec
+from retort.data.readers import corpus_here
 from retort.data.references import ReferencePlan, forget_plan, plan_references, reader_rejects
 from retort.data.tokens import TokenSetDescription, write_description
 from retort.data.utterance import Reject
@@ -88,6 +89,10 @@ def run_prepare(config: PrepareConfig, progress: Progress) -> dict[str, Any]:
 
 def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
     begin = time.monotonic()
+    corpus, told = corpus_here(config.corpus)
+    if told is not None:
+        progress.log(f"corpus: {told}")
+    given, config = config, config.replace(corpus=corpus)
     with job_output(config) as output:
         front_end = _front_end(config.text)
         folder = open_work_folder(output, _key(config, front_end))
@@ -116,7 +121,7 @@ def _prepare(config: PrepareConfig, progress: Progress) -> Artifact:
         summary = _figures(plan, records, rejects, time.monotonic() - begin)
         for line in (*told_unread(summary["unread_characters"], config), *told_end(summary, rejects)):
             progress.log(line)
-        artifact = _write_result(config, output / RESULT, (chunks, records, rejects), (codec, front_end), summary)
+        artifact = _write_result(given, output / RESULT, (chunks, records, rejects), (codec, front_end), summary)
         remove_work(folder)
     return artifact
 
