@@ -166,8 +166,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     finally:
         weed.kill()
-    print("everything is the same" if not differing else f"{differing} rows differ")
-    shutil.rmtree(folder, ignore_errors=True)
+    if differing:
+        print(f"{differing} rows differ; what the commands said is kept in {folder}")
+    else:
+        print("everything is the same")
+        shutil.rmtree(folder, ignore_errors=True)
     return int(differing > 0)
 
 

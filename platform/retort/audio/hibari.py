@@ -107,7 +107,7 @@ def _files(names: Sequence[str], folder: Path | None) -> Mapping[str, Path]:
         raise MissingRequirementError(f"the English voice hibari is not installed; run: {INSTALL}") from None
     assets = Path(known.ASSETS)
     for name, expected in _WEIGHTS.items():
-        found = _sha256(assets / name)
+        found = _sha256(assets / name) if (assets / name).is_file() else "nothing"
         if found != expected:
             raise StorageError(
                 f"{assets / name}: SHA-256 {found[:16]}…, not {expected[:16]}…; it is damaged or of another version "

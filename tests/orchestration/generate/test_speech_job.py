@@ -137,8 +137,11 @@ def test_hibari_whose_weights_are_not_its_own_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"file of 'emma' has SHA-256 .*fetch it again"):
         run_generate_speech(config, Lines())
     monkeypatch.setattr(voices, "ASSETS", str(tmp_path))
-    with pytest.raises(Exception, match=r"hibari-tts==0\.2\.1 again"):
-        run_generate_speech(speech_config(tmp_path / "out", HIBARI), Lines())
+    for damage in (None, b"damaged"):
+        if damage is not None:
+            (tmp_path / "hibari.onnx").write_bytes(damage)
+        with pytest.raises(StorageError, match=r"hibari-tts==0\.2\.1 again"):
+            run_generate_speech(speech_config(tmp_path / "out", HIBARI), Lines())
 
 
 @pytest.mark.ray
@@ -166,5 +169,6 @@ def prepare_config(output, speech):
         "corpus": {"kind": "parquet", "path": str(result_of(speech) / "corpus")},
         "codec": {"kind": "mel_rvq", "num_codebooks": 1, "codebook_size": 8, "kmeans_iterations": 2},
         "text": {"kind": "characters"},
+        "splits": {"allow_speaker_overlap": True},
     }  # fmt: skip
     return validate(tree, PrepareConfig, where="test")
