@@ -166,12 +166,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
     finally:
         weed.kill()
+    return _told(differing, folder)
+
+
+def _told(differing: int, folder: Path) -> int:
     if differing:
         print(f"{differing} rows differ; what the commands said is kept in {folder}")
-    else:
-        print("everything is the same")
-        shutil.rmtree(folder, ignore_errors=True)
-    return int(differing > 0)
+        return 1
+    print("everything is the same")
+    shutil.rmtree(folder, ignore_errors=True)
+    return 0
 
 
 def _made(folder: Path) -> Path:

@@ -28,7 +28,7 @@ from retort.inference.decoding import Decoding
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Spoken, Timing
 from retort.orchestration.evaluate.job import EvaluationWorker
-from retort.orchestration.evaluate.pieces import SOUNDS, Piece, sounds_of
+from retort.orchestration.evaluate.pieces import Piece, sounds_of
 from retort.store.artifact import describe_artifact, write_artifact
 from tests.evaluation.judging import RATE, Echo, Loudness, row, scorers, token_set
 from tests.evaluation.test_bad_sets import add_sounds
@@ -53,6 +53,15 @@ SOUNDS_OF = {
 HEARD = ("quiet", "silent", "nothing", "constant", "long", "token", "sample", "clipped")
 
 
+def test_a_piece_without_a_sound_to_keep_makes_its_folder_on_a_node_that_has_none(tmp_path: Path) -> None:
+    data = token_set(tmp_path / "data", [row("u0", "a", "test", torch.ones(2, 4).long())])
+    add_sounds(data, {"another": b""})
+    judge = Judge(TestStrings(data, split="test", count=1), scorers(), max_frames=10, seed=0)
+    piece = Piece(tmp_path / "another node" / "pieces", "recordings", 1)
+    piece.write(judge.judge(System("recordings", "recordings"), ["u0"]), kept=(), keeps_mels=False)
+    assert [(item.id, item.failure_reasons) for item in piece.read(None)] == [("u0", ("missing",))]
+
+
 @pytest.mark.parametrize("real", [False, True], ids=["stand-ins", "pocketsphinx and Resemblyzer"])
 def test_whatever_a_recording_is_it_is_a_row_and_its_sound_is_in_the_report(tmp_path: Path, real: bool) -> None:
     data = token_set(tmp_path / "data", [row(name, "a", "test", torch.ones(2, 4).long()) for name in SOUNDS_OF])
@@ -63,7 +72,6 @@ def test_whatever_a_recording_is_it_is_a_row_and_its_sound_is_in_the_report(tmp_
     judge = Judge(TestStrings(data, split="test", count=len(SOUNDS_OF)), given, max_frames=10, seed=0)
     verdicts = judge.judge(System("recordings", "recordings"), list(SOUNDS_OF))
     piece = Piece(tmp_path / "result", "recordings", 0)
-    (tmp_path / "result" / SOUNDS).mkdir(parents=True)
     piece.write(verdicts, kept=list(SOUNDS_OF), keeps_mels=True)
     items = {item.id: item for item in piece.read(None)}
     assert list(items) == list(SOUNDS_OF)

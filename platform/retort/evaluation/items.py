@@ -13,6 +13,7 @@ from typing import Any
 
 from retort.errors import DataError
 from retort.evaluation.wer import NORMALISER_ID, WordErrors, score_text
+from retort.store.commit import write_bytes_atomic
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,7 @@ def _check_scorers(rows: Sequence[ItemResult]) -> None:
 
 
 def write_results(path: Path, items: Sequence[ItemResult]) -> None:
-    """Write ``results.jsonl``, whole or not at all.
+    """Write ``results.jsonl``, whole or not at all; its folder is made, as another node may not have it yet.
 
     Raises:
         DataError: there are no items.
@@ -243,9 +244,7 @@ def write_results(path: Path, items: Sequence[ItemResult]) -> None:
     if not items:
         raise DataError(f"{path}: no results to write; an empty file would read as a finished evaluation")
     lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False, allow_nan=False) + "\n" for item in items]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(lines), encoding="utf-8")
-    partial.replace(path)
+    write_bytes_atomic(path, "".join(lines).encode())
 
 
 def read_results(path: Path) -> list[ItemResult]:

@@ -9,7 +9,7 @@ from retort.config import validate
 from retort.data.readers import read_corpus
 from retort.data.readers_parquet import ParquetConfig
 from retort.data.utterance import Utterance
-from retort.errors import ConfigError, DataError, MissingRequirementError
+from retort.errors import ConfigError, DataError, MissingRequirementError, StorageError
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.generate.speech_job import run_generate_speech
 from retort.orchestration.prepare.job import run_prepare
