@@ -17,7 +17,7 @@ from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.report import write_report
-from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.results import BootstrapConfig, Pair, Summary, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.scoring import Scorers
 from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name, open_speaker_encoder
@@ -111,16 +111,9 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
     """Judge all pieces that no earlier run has judged, and read them all."""
     import ray
 
-    ids = sorted(strings.rows, key=lambda i: (strings.rows[i].num_frames, i))
-    step = config.batch_size
-    pieces = [
-        (system.name, number, ids[begin : begin + step])
-        for system in config.systems
-        for number, begin in enumerate(range(0, len(ids), step))
-    ]
+    pieces, kept = pieces_of(config, strings), kept_of(config, strings)
     folder = output / _PIECES
     (folder / SOUNDS).mkdir(parents=True, exist_ok=True)
-    kept = sorted(ids, key=lambda i: seed_of(config.seed, i))[: config.num_samples]
     missing = [piece for piece in pieces if not Piece(folder, *piece[:2]).lines.is_file()]
     if missing:
         actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
@@ -132,6 +125,22 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
             ray.kill(actor)
         pull(folder)
     return [item for name, number, _ in pieces for item in read_piece(config, folder, name, number)]
+
+
+def pieces_of(config: EvaluateConfig, strings: TestStrings) -> list[tuple[str, int, list[str]]]:
+    """What is judged at once: a system's name, which of its pieces, and the ids in it, those of one length together."""
+    ids = sorted(strings.rows, key=lambda i: (strings.rows[i].num_frames, i))
+    step = config.batch_size
+    return [
+        (system.name, number, ids[begin : begin + step])
+        for system in config.systems
+        for number, begin in enumerate(range(0, len(ids), step))
+    ]
+
+
+def kept_of(config: EvaluateConfig, strings: TestStrings) -> list[str]:
+    """Ids whose sounds are kept for the report."""
+    return sorted(strings.rows, key=lambda i: (seed_of(config.seed, i), i))[: config.num_samples]
 
 
 def read_piece(config: EvaluateConfig, folder: Path, name: str, number: int) -> list[ItemResult]:
@@ -278,15 +287,15 @@ def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
     return figures
 
 
-def _write(
+def summary_of(
     config: EvaluateConfig,
-    output: Path,
     strings: TestStrings,
     infos: Sequence[SystemInfo],
     items: Sequence[ItemResult],
     confidence: Mapping[str, Confidence],
-) -> Artifact:
-    summary = summarise(
+) -> Summary:
+    """What was judged and measured, summed up as the run file asks."""
+    return summarise(
         items,
         infos,
         [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
@@ -296,6 +305,17 @@ def _write(
         confidence=confidence,
         bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
     )
+
+
+def _write(
+    config: EvaluateConfig,
+    output: Path,
+    strings: TestStrings,
+    infos: Sequence[SystemInfo],
+    items: Sequence[ItemResult],
+    confidence: Mapping[str, Confidence],
+) -> Artifact:
+    summary = summary_of(config, strings, infos, items, confidence)
     tree = summary.tree()
 
     def fill(folder: Path) -> None:
