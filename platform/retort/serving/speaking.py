@@ -49,6 +49,8 @@ class Snippet:
     attempt: int = 0
     fingerprint: str = ""
     """Of the model that said it, if more than one may answer to a name."""
+    unread: str = ""
+    """Characters of the whole text that the model cannot read, each once; told with the first piece."""
 
 
 @dataclass(eq=False)
@@ -63,6 +65,8 @@ class _Conversation:
         ticket: of the speaker, while it speaks.
         held: samples that have not been sent yet.
         heard_until: see :class:`Sound`.
+        text: of all parts.
+        unread: what cannot be read of it, until that is told.
     """
 
     number: int
@@ -77,6 +81,7 @@ class _Conversation:
     held: list[Tensor] = field(default_factory=list)
     heard_until: float = NEVER_HEARD
     text: str = ""
+    unread: str = ""
 
     def __post_init__(self) -> None:
         self.text = " ".join(wish.request.text for wish in self.parts)
@@ -123,11 +128,12 @@ class Speaking:
             self._wake.notify()
         self._thread.join()
 
-    async def speak(self, *parts: Wish, max_seconds: float = math.inf) -> AsyncIterator[Snippet]:
+    async def speak(self, *parts: Wish, max_seconds: float = math.inf, unread: str = "") -> AsyncIterator[Snippet]:
         """The pieces of an utterance, said part after part; the last one carries the outcome.
 
         All parts together take at most ``max_seconds``, to a frame: the outcome is ``too_long`` where that cuts them
-        off. Leaving the iterator cancels the request: it takes no step after the one that is being computed.
+        off. Leaving the iterator cancels the request: it takes no step after the one that is being computed. What
+        cannot be read of parts that were left out is ``unread``, and told with what cannot be read of these.
 
         Raises:
             ConfigError: see :meth:`Speaker.add`.
@@ -135,7 +141,7 @@ class Speaking:
             OverloadedError: too much speech waits.
         """
         max_samples = max_seconds * self.speaker.sample_rate
-        talk = _Conversation(next(self._numbers), deque(parts), asyncio.get_running_loop(), max_samples)
+        talk = _Conversation(next(self._numbers), deque(parts), asyncio.get_running_loop(), max_samples, unread=unread)
         with self._wake:
             if self._failure is not None:
                 raise self._failure
@@ -239,8 +245,8 @@ class Speaking:
     def _begin_part(self, talk: _Conversation) -> int:
         """The ticket of its next part. Before the first one, all are checked: nothing is said of a text in vain."""
         if talk.ticket is None:
-            for part in talk.parts:
-                self.speaker.check(part)
+            unread = [self.speaker.check(part).unread for part in talk.parts]
+            talk.unread = "".join(dict.fromkeys(talk.unread + "".join(unread)))
         part = talk.parts.popleft()
         left_s = (talk.max_samples - talk.samples) / self.speaker.sample_rate
         if left_s < (part.max_seconds or math.inf):
@@ -261,8 +267,10 @@ class Speaking:
             with self._wake:
                 self._leave(talk, is_whole=outcome == "said")
         if outcome is not None or self._is_worth_sending(talk):
-            talk.send(Snippet(torch.cat([*talk.held, torch.zeros(0)]), outcome, sound.attempt, self._fingerprint))
+            samples_N = torch.cat([*talk.held, torch.zeros(0)])
+            talk.send(Snippet(samples_N, outcome, sound.attempt, self._fingerprint, talk.unread))
             talk.held.clear()
+            talk.unread = ""
             self._has_begun |= 0 < talk.samples == sound.samples_N.numel()
 
     def _is_worth_sending(self, talk: _Conversation) -> bool:
