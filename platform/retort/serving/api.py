@@ -143,7 +143,7 @@ class Speech:
         self._refused: dict[str, tuple[float, float]] = {}
         """Until when requests for a model are refused here, after one was refused there."""
         self.catalogue = Catalogue(config, self.backends)
-        defaults = {"model": config.default_model, "voice": config.default_voice}
+        defaults = {"model": config.answering_model, "voice": config.default_voice}
         self._defaults = {field: value for field, value in defaults.items() if value is not None}
         self.provenance = None if config.provenance is None else Provenance(config.provenance)
 
