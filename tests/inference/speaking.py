@@ -37,8 +37,8 @@ def speaking_model(
     """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder.
 
     ``mean_frames`` is how long its utterances are on average, at random, whatever the text; None leaves that to the
-    weights, and few end. ``trained_drops`` may be guided against; ``distilled`` has guidance baked in; with a ``gain`` of its attention, text and voice
-    say more; ``shape`` changes the configuration.
+    weights, and few end. ``trained_drops`` may be guided against; ``distilled`` has guidance baked in; with a ``gain``
+    of its attention, text and voice say more; ``shape`` changes the configuration.
     """
     torch.manual_seed(0)
     data, model = root / "data", root / "model"
