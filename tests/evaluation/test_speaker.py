@@ -9,7 +9,6 @@ from retort.evaluation.speaker import (
     TransformersSpeakerConfig,
     open_speaker_encoder,
     similarity,
-    similarity_or_none,
 )
 
 FSDD = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "fsdd"
@@ -56,7 +55,6 @@ def test_a_voice_is_nearer_to_itself_than_to_others(resemblyzer):
 def test_silence_has_no_voice(resemblyzer, samples):
     with pytest.raises(DataError, match="no voice"):
         resemblyzer.embed(samples, 16_000)
-    assert similarity_or_none(resemblyzer, samples, 16_000, torch.ones(256)) is None
 
 
 def test_a_very_short_word_still_has_a_voice(resemblyzer):

@@ -88,14 +88,6 @@ def similarity(a_E: Tensor, b_E: Tensor) -> float:
     return float(torch.nn.functional.cosine_similarity(a_E.float(), b_E.float(), dim=-1).clamp(-1.0, 1.0))
 
 
-def similarity_or_none(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int, voice_E: Tensor) -> float | None:
-    """Similarity of a recording to ``voice_E``, None where the recording holds no voice."""
-    try:
-        return similarity(embed(encoder, samples_N, sample_rate), voice_E)
-    except DataError:
-        return None
-
-
 def embed(encoder: SpeakerEncoder, samples_N: Tensor, sample_rate: int) -> Tensor:
     """The voice [E] of one sound.
 
