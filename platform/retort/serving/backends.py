@@ -131,15 +131,9 @@ class LocalBackend:
         """See :class:`Backend`."""
         request = Request(ask.text, ask.voice, ask.seed, ask.uploaded)
         wish = Wish(request, self.decoding, ask.max_seconds, ask.is_streamed)
-        left_out = list[str]()
-
-        def can_say(text: str) -> bool:
-            reading = self.speaker.read(text)
-            left_out.append("" if reading.says_something else reading.unread)
-            return reading.says_something
-
-        parts = in_parts(wish, self.model.part_characters, can_say)
-        snippets = self.speaking.speak(*parts, max_seconds=ask.max_seconds or math.inf, unread="".join(left_out))
+        # Which of them say nothing to this model is seen once it is their turn: reading takes longer than refusing.
+        parts = in_parts(wish, self.model.part_characters)
+        snippets = self.speaking.speak(*parts, max_seconds=ask.max_seconds or math.inf)
         try:
             async for snippet in snippets:
                 yield snippet

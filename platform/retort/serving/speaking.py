@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -128,12 +128,12 @@ class Speaking:
             self._wake.notify()
         self._thread.join()
 
-    async def speak(self, *parts: Wish, max_seconds: float = math.inf, unread: str = "") -> AsyncIterator[Snippet]:
+    async def speak(self, *parts: Wish, max_seconds: float = math.inf) -> AsyncIterator[Snippet]:
         """The pieces of an utterance, said part after part; the last one carries the outcome.
 
         All parts together take at most ``max_seconds``, to a frame: the outcome is ``too_long`` where that cuts them
-        off. Leaving the iterator cancels the request: it takes no step after the one that is being computed. What
-        cannot be read of parts that were left out is ``unread``, and told with what cannot be read of these.
+        off. Leaving the iterator cancels the request: it takes no step after the one that is being computed. Parts
+        in which the model can read nothing are left out, unless there are no others.
 
         Raises:
             ConfigError: see :meth:`Speaker.add`.
@@ -141,7 +141,7 @@ class Speaking:
             OverloadedError: too much speech waits.
         """
         max_samples = max_seconds * self.speaker.sample_rate
-        talk = _Conversation(next(self._numbers), deque(parts), asyncio.get_running_loop(), max_samples, unread=unread)
+        talk = _Conversation(next(self._numbers), deque(parts), asyncio.get_running_loop(), max_samples)
         with self._wake:
             if self._failure is not None:
                 raise self._failure
@@ -245,13 +245,35 @@ class Speaking:
     def _begin_part(self, talk: _Conversation) -> int:
         """The ticket of its next part. Before the first one, all are checked: nothing is said of a text in vain."""
         if talk.ticket is None:
-            unread = [self.speaker.check(part).unread for part in talk.parts]
-            talk.unread = "".join(dict.fromkeys(talk.unread + "".join(unread)))
+            talk.parts, talk.unread = self._sayable(talk.parts)
         part = talk.parts.popleft()
         left_s = (talk.max_samples - talk.samples) / self.speaker.sample_rate
         if left_s < (part.max_seconds or math.inf):
             part = replace(part, max_seconds=left_s)
         return self.speaker.add(part, heard_until=talk.heard_until)
+
+    def _sayable(self, parts: Sequence[Wish]) -> tuple[deque[Wish], str]:
+        """Parts that say something, with the seeds of so many parts, and the characters of all that cannot be read.
+
+        Raises:
+            ConfigError: one is too long.
+            DataError: none of them says anything.
+        """
+        said, unread, faults = list[Wish](), "", list[DataError]()
+        for part in parts:
+            try:
+                unread += self.speaker.check(part).unread
+                said.append(part)
+            except DataError as fault:
+                unread += self.speaker.read(part.request.text).unread
+                faults.append(fault)
+        if not said:
+            raise faults[0]
+        seeded = [
+            replace(part, request=replace(part.request, seed=given.request.seed))
+            for part, given in zip(said, parts, strict=False)
+        ]
+        return deque(seeded), "".join(dict.fromkeys(unread))
 
     def _hand_over(self, talk: _Conversation, sound: Sound) -> None:
         talk.samples += sound.samples_N.numel()
