@@ -173,8 +173,14 @@ def test_nothing_is_compiled_while_somebody_waits(seal: AudioSeal, monkeypatch: 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("torch.compile was called")
 
-    monkeypatch.setattr(torch, "compile", refuse)
-    seal.detect(marked(seal, SOUND[:1000]))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "compile", refuse)
+        quick = marked(seal, SOUND[:1000])
+        found = seal.detect(quick)
+    assert len(quick) == 1000
+    assert not np.array_equal(quick, SOUND[:1000])
+    assert np.array_equal(quick, marked(seal, SOUND[:1000]))
+    assert found == seal.detect(quick)
 
 
 def test_audioseal_with_random_weights_runs_its_detector(seal_folder: Path) -> None:

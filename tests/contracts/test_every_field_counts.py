@@ -59,14 +59,18 @@ def ignored_by(
     """Fields of which another value changes nothing."""
     named = set(values) | set(reasons)
     assert named == set(kind.model_fields) - {"kind"}, f"{kind.__name__}: a field without a value or a reason"
-    plain = kind(**base)
-    first = learn(plain)
-    assert learn(plain) == first, "the same configuration learns the same"
+    return changing_nothing(kind(**base), values, learn)
+
+
+def changing_nothing(plain: Config, values: Mapping[str, Any], result: Callable[[Config], object]) -> list[str]:
+    """Names of those ``values`` with which the result is that of ``plain``."""
+    first = result(plain)
+    assert result(plain) == first, "the same configuration gives the same"
     ignored = []
     for name, value in values.items():
         changed = plain.replace(**{name: value})
-        assert changed != plain, f"{kind.__name__}.{name}: {value} is what it is already"
-        if learn(changed) == first:
+        assert changed != plain, f"{type(plain).__name__}.{name}: {value} is what it is already"
+        if result(changed) == first:
             ignored.append(name)
     return ignored
 

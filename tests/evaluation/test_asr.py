@@ -89,7 +89,7 @@ def test_configurations_are_chosen_by_kind(tmp_path):
     assert TypeAdapter(RecogniserConfig).validate_json('{"kind": "pocketsphinx", "words": ["one"]}').words == ("one",)
 
 
-def write_ctc(folder, family):
+def write_ctc(folder, family, seed=0):
     """A tiny random CTC checkpoint, written as the published ones are."""
     import transformers
 
@@ -103,7 +103,7 @@ def write_ctc(folder, family):
         "wav2vec2": (transformers.Wav2Vec2Config, transformers.Wav2Vec2ForCTC),
         "hubert": (transformers.HubertConfig, transformers.HubertForCTC),
     }[family]
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = config_class(
         vocab_size=len(vocabulary),
         hidden_size=16,
@@ -138,20 +138,20 @@ def test_ctc_checkpoints_load_and_decode_as_transformers_does(tmp_path, family):
     assert not recogniser.smoke_tier
 
 
-def write_whisper(folder):
-    """A tiny random Whisper checkpoint; every vocabulary entry beyond the special tokens is a letter."""
+def write_whisper(folder, seed=1):
+    """A tiny random Whisper checkpoint of two languages, whose words are letters."""
     import transformers
 
     letters = {chr(ord("a") + i): i for i in range(26)}
     special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>"]
     tokenizer = transformers.WhisperTokenizer(letters | {"<|endoftext|>": 26}, merges=[])
     tokenizer.add_special_tokens({"additional_special_tokens": special[1:]})
-    tokenizer.add_tokens([f"<|{i * 0.02:.2f}|>" for i in range(1501)])
+    tokenizer.add_tokens([*(f"<|{i * 0.02:.2f}|>" for i in range(1501)), "<|de|>"])
     features = transformers.WhisperFeatureExtractor(feature_size=80)
     transformers.WhisperProcessor(feature_extractor=features, tokenizer=tokenizer).save_pretrained(folder)
-    torch.manual_seed(1)
+    torch.manual_seed(seed)
     config = transformers.WhisperConfig(
-        vocab_size=31 + 1501,
+        vocab_size=31 + 1501 + 1,
         num_mel_bins=80,
         d_model=16,
         encoder_layers=1,
@@ -171,6 +171,9 @@ def write_whisper(folder):
     model = transformers.WhisperForConditionalGeneration(config).eval()
     # Letters are far likelier than timestamps, as in a trained model's output.
     model.model.decoder.embed_tokens.weight.data[:26] *= 50.0
+    model.model.decoder.layers[
+        0
+    ].self_attn.out_proj.weight.data *= 50.0  # and what came before, the language too, counts
     model.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=27,
         eos_token_id=26,
@@ -178,7 +181,7 @@ def write_whisper(folder):
         bos_token_id=26,
         max_length=16,
         is_multilingual=True,
-        lang_to_id={"<|en|>": 28},
+        lang_to_id={"<|en|>": 28, "<|de|>": 31 + 1501},
         task_to_id={"transcribe": 29},
         no_timestamps_token_id=30,
     )

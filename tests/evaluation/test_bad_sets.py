@@ -117,8 +117,12 @@ def test_voices_of_the_same_encoder_or_of_none_are_not(tmp_path: Path) -> None:
     for number, name in enumerate((Resemblyzer.name, None)):
         strings = TestStrings(embedded(tmp_path / str(number), name), split="test", count=2)
         strings.refuse_other_encoder(Resemblyzer.name)
+        voice_E = strings.embedding_for(strings.rows["u00"])
+        assert voice_E is not None
+        assert torch.allclose(voice_E, torch.full((256,), 1 / 16)), "the voice that is compared with"
     without = TestStrings(token_set(tmp_path / "x", test_rows(2), encoder="another"), split="test", count=2)
-    without.refuse_other_encoder(Resemblyzer.name)  # nothing was embedded, so nothing is compared
+    without.refuse_other_encoder(Resemblyzer.name)
+    assert without.embedding_for(without.rows["u00"]) is None, "nothing was embedded, so nothing is compared"
 
 
 def test_voices_of_another_size_are_refused_where_nobody_wrote_down_whose_they_are(tmp_path: Path) -> None:

@@ -31,13 +31,14 @@ def speaking_model(
     mean_frames: float | None = None,
     distilled: bool = False,
     gain: float = 1.0,
+    trained_drops: tuple[str, ...] = ("null",),
     **shape: Any,
 ) -> Path:
     """A fitted codec, a token set of two speakers, a model with random weights; returns the model's folder.
 
     ``mean_frames`` is how long its utterances are on average, at random, whatever the text; None leaves that to the
-    weights, and few end. ``distilled`` has guidance baked in; with a ``gain`` of its attention, text and voice
-    say more; ``shape`` changes the configuration.
+    weights, and few end. ``trained_drops`` may be guided against; ``distilled`` has guidance baked in; with a ``gain``
+    of its attention, text and voice say more; ``shape`` changes the configuration.
     """
     torch.manual_seed(0)
     data, model = root / "data", root / "model"
@@ -61,7 +62,7 @@ def speaking_model(
     write_description(data, description)
     lineage = CodecLMLineage(
         method="pretrain", codec_fingerprint=codec.fingerprint(), text_fingerprint=front_end.fingerprint(),
-        trained_drops=("null",), distilled_at=TwoTermGuidance(scale=1.5) if distilled else None,
+        trained_drops=trained_drops, distilled_at=TwoTermGuidance(scale=1.5) if distilled else None,
     )  # fmt: skip
     info = describe_artifact("model", "speaking", "1", inputs={}, config={})
     torch.manual_seed(weights_seed)

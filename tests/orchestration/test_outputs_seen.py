@@ -79,6 +79,18 @@ def test_a_finished_output_shows_what_went_in_and_came_out(tmp_path: Path) -> No
         assert part in seen.text()
 
 
+def test_every_finding_is_a_line_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = output(tmp_path / "run")
+    said = ["300 utterances, 2 systems.", "student makes fewer word errors than teacher ('wer', 0.1)."]
+    finish(folder, findings=said, margins=[], shares=[0.25, 1 / 3])
+    assert run(["show", str(folder)]) == 0
+    told = capsys.readouterr().out.splitlines()
+    begin = told.index("  findings:")
+    assert told[begin : begin + 3] == ["  findings:", *(f"    {text}" for text in said)]
+    assert "  margins: none" in told
+    assert told[told.index("  shares:") :][1:3] == ["    0.25", "    0.3333"]
+
+
 def test_outputs_inside_outputs_are_found_and_results_are_not(tmp_path: Path) -> None:
     for name in ("b", "a", "tour/student"):
         output(tmp_path / name)

@@ -129,14 +129,19 @@ def test_a_lost_head_is_announced_and_then_told_as_what_it_is() -> None:
 
 
 def test_a_head_that_comes_back_is_forgiven() -> None:
-    watching = watch(training(1), Lines(), node(1, 1))
+    lines = Lines()
+    watching = watch(training(1), lines, node(1, 1))
     for now in (0.0, 40.0, 80.0, 120.0):
         watching.look(View(now, [node(1, 1)], silent_since=now), now + 39.0)
         watching.look(View(now, [node(1, 1)]), now + 39.5)
+    told = "the head of the cluster has not answered for 39 s; it is given up after 45 s"
+    assert lines.lines == [told] * 4, "each silence by itself"
 
 
 def test_a_head_that_is_slow_to_answer_is_not_a_lost_one() -> None:
-    watch(training(1), Lines(), node(1, 1)).look(View(0.0, [node(1, 1)]), 1e6)
+    lines = Lines()
+    watch(training(1), lines, node(1, 1)).look(View(0.0, [node(1, 1)]), 1e6)
+    assert lines.lines == []
 
 
 def test_a_head_is_known_by_its_port(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,63 @@ def test_values_that_only_do_not_go_together_are_left_to_the_trial() -> None:
         config.trial_jobs(0, {"student.sampled_fraction": 0.5})
 
 
+def undecoded(**changes: Any) -> list[dict[str, Any]]:
+    """Jobs whose evaluation says nothing of the decoding."""
+    student, evaluation = sweep_tree(ROOT)["trial"]
+    del evaluation["systems"][0]["decoding"]
+    return [student, {**evaluation, **changes}]
+
+
+DECODING = "evaluation.systems.0.decoding"
+TEMPERATURE = {f"{DECODING}.sampler.temperature": choice(0.5, 1.0)}
+LACKS_KIND = (
+    "evaluation.systems.0.decoding.kind: required key is missing; one of codec_lm, mel_diffusion; the file has no "
+    "systems.0.decoding, so give it this key there, or in the space"
+)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (TEMPERATURE, LACKS_KIND),
+        ({f"{DECODING}.sampler.top_p": {"kind": "uniform", "low": 0.5, "high": 1.0}}, LACKS_KIND),
+        ({"both": {"kind": "together", "values": [{f"{DECODING}.scale": 1.5}]}}, LACKS_KIND),
+        (
+            {
+                "one": {
+                    "kind": "together",
+                    "values": [{f"{DECODING}.scale": 1.5, f"{DECODING}.kind": "codec_lm"}, {f"{DECODING}.scale": 1.0}],
+                }
+            },
+            LACKS_KIND,
+        ),
+        (
+            {"evaluation.speaker_encoder.path": choice("encoder")},
+            "evaluation.speaker_encoder.kind: required key is missing; one of resemblyzer, wavlm_sv",
+        ),
+    ],
+)
+def test_a_key_that_every_trial_would_lack_is_refused_at_once(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        sweep(ROOT, trial=undecoded(), space=space, search={"kind": "random"}, num_trials=2)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {f"{DECODING}.kind": choice("codec_lm")},
+        {DECODING: choice({"kind": "codec_lm"})},
+    ],
+)
+def test_a_key_that_another_axis_gives_is_not_lacking(other: dict[str, Any]) -> None:
+    config = sweep(ROOT, trial=undecoded(), space={**other, **TEMPERATURE})
+    point = {name: axis["values"][0] for name, axis in {**other, **TEMPERATURE}.items()}
+    decoding = config.trial_jobs(0, point)[-1].systems[0].decoding  # type: ignore[union-attr]
+    assert isinstance(decoding, CodecLMDecoding)
+    assert decoding.sampler.temperature == 0.5
+
+
 def changed(**changes: Any) -> dict[str, Any]:
     return changes
 

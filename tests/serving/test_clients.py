@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fastapi import FastAPI
 
 from retort.config import validate
 from retort.errors import ConfigError
@@ -121,8 +122,33 @@ def test_openais_models_and_aliases_stand_for_ours(model: str) -> None:
         answer = httpx.post(f"{url}/v1/audio/speech", json={"model": model, "input": "one", "voice": "ada"})
         assert (answer.status_code, answer.headers["x-model"]) == (200, "tiny")
         assert httpx.get(f"{url}/v1/models/{model}").json()["id"] == "tiny"
-    with running(api_of_stub(second(), default_model=None)) as url:
-        assert httpx.get(f"{url}/v1/models/{model}").status_code == 404
+    if model != "house":
+        with running(api_of_stub(second(), default_model=None)) as url:
+            assert httpx.get(f"{url}/v1/models/{model}").json()["id"] == "tiny", "the only one there is"
+
+
+def of_two(**settings: object) -> FastAPI:
+    """The application over two models."""
+    models = tuple(ServedModel(name=name, path=Path()) for name in ("tiny", "large"))
+    return build_api(ServeConfig(models=models).replace(**settings), {"tiny": second(), "large": second()})
+
+
+@pytest.mark.parametrize("model", ["tts-1", "gpt-4o-mini-tts-2025-12-15", "OpenAI/tts-1-hd"])
+def test_of_several_models_without_a_default_the_refusal_names_the_key_and_the_models(model: str) -> None:
+    body = {"model": model, "input": "one", "voice": "ada"}
+    with running(of_two()) as url:
+        refused = httpx.post(f"{url}/v1/audio/speech", json=body), httpx.get(f"{url}/v1/models/{model}")
+        other = httpx.post(f"{url}/v1/audio/speech", json=body | {"model": "kokoro"}).json()["error"]["message"]
+    for answer in refused:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        told = answer.json()["error"]["message"]
+        assert "there are large, tiny;" in told
+        assert "`default_model`" in told
+    assert other == "no such model; there are large, tiny"
+    with running(of_two(default_model="large")) as url:
+        assert httpx.post(f"{url}/v1/audio/speech", json=body).headers["x-model"] == "large"
+    with running(of_two(model_aliases={model: "tiny"})) as url:
+        assert httpx.post(f"{url}/v1/audio/speech", json=body).headers["x-model"] == "tiny"
 
 
 @pytest.mark.parametrize("model", ["gone", "whisper-1", "tts", "gpt-", "tts-1 hd", "kokoro", ""])
@@ -187,7 +213,7 @@ def test_null_is_a_field_that_is_left_out() -> None:
 @pytest.mark.parametrize("change", [{"model": None}, {"voice": None}])
 def test_without_defaults_null_is_missing(change: dict[str, None]) -> None:
     (field,) = change
-    with running(api_of_stub(second(), default_model=None)) as url:
+    with running(of_two()) as url:
         body = {"model": "tiny", "input": "one", "voice": "ada", **change}
         answer = httpx.post(f"{url}/v1/audio/speech", json=body)
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, f"the field {field} is missing")

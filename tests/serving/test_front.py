@@ -1,6 +1,8 @@
 """HAProxy with the configuration that Ray Serve writes and this project mends, before the API, without Ray itself."""
 
 import asyncio
+import http.client
+import json
 import resource
 import selectors
 import socket
@@ -279,6 +281,49 @@ def test_a_server_that_is_gone_is_told_in_openais_shape(tmp_path: Path) -> None:
         answer = httpx.get(f"{front}/v1/models")
         assert (answer.status_code, answer.json()["error"]["type"]) == (503, "server_error")
         assert answer.headers["retry-after"] == "5"
+
+
+def raw_answer(url: str, sent: bytes) -> tuple[int, str, bytes]:
+    """Status, type and body of what is answered to these bytes, up to the end of the connection."""
+    address = httpx.URL(url)
+    with socket.create_connection((address.host, address.port or 80), HANG_S) as connection:
+        connection.sendall(sent)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        return answer.status, str(answer.headers["content-type"]), answer.read()
+
+
+@haproxy_only
+@pytest.mark.parametrize("method", ["CONNECT", "BREW", "PROPFIND", "get"])
+def test_methods_that_no_server_knows_are_told_in_openais_shape(tmp_path: Path, method: str) -> None:
+    target = "a:80" if method == "CONNECT" else "/v1/models"
+    with running(api_of_stub(tone())) as url, proxied(tmp_path, url) as front:
+        sent = f"{method} {target} HTTP/1.1\r\nHost: a:80\r\n\r\n".encode()
+        status, kind, text = raw_answer(front.address, sent)
+        assert httpx.request("TRACE", f"{front.address}/v1/models").status_code == 405, "the API's own answer"
+    assert (status, kind, json.loads(text)["error"]["code"]) == (405, "application/json", "method_not_allowed")
+
+
+@haproxy_only
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"hello\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 40_000 + b"\r\n\r\n", 400),
+        (b"POST /v1/audio/speech HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nContent-Length: 5\r\n\r\n{}", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n", 408),
+    ],
+)
+def test_what_is_no_request_never_reaches_the_api_and_is_told_nothing_of_it(
+    tmp_path: Path, sent: bytes, expected: int
+) -> None:
+    """HAProxy answers it in its own words, for which it takes no others."""
+    with running(api_of_stub(tone())) as url, proxied(tmp_path, url, header_s=1) as front:
+        status, _, text = raw_answer(front.address, sent)
+        assert answers(f"{front.address}/health/live")
+    assert status == expected
+    assert b"retort" not in text
+    assert b"uvicorn" not in text
 
 
 @contextmanager

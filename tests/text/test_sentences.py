@@ -35,17 +35,32 @@ def test_short_texts_stay_whole() -> None:
         ("One.\n\nTwo three", 13, ["One.", "Two three"]),
         ("A title\r\n \r\nIts text.\u2029More.", 20, ["A title", "Its text.", "More."]),
         ("one two\nthree. Four", 15, ["one two\nthree.", "Four"]),
+        ("Do [a. B](http://x.y). Go.", 24, ["Do [a. B](http://x.y).", "Go."]),
+        ("One, two, [a, b, c](x) and, so on", 14, ["One, two,", "[a, b, c](x)", "and,", "so on"]),
+        ("one two [three four](x) five", 17, ["one two", "[three four](x)", "five"]),
+        ("one [two three](and/more)", 10, ["one", "[two", "three](and", "/more)"]),
+        ("one [two. Three] (four)", 10, ["one [two.", "Three]", "(four)"]),
     ],
 )
 def test_cuts_are_where_a_speaker_would_breathe(text: str, most: int, parts: list[str]) -> None:
     assert split_text(text, most) == parts
 
 
-@given(st.text(alphabet='ab .,!?"\nDr。，\u2029', max_size=200), st.integers(1, 30))
+@given(st.text(alphabet='ab .,!?"\nDr。，\u2029[]()', max_size=200), st.integers(1, 30))
 def test_nothing_is_lost_and_nothing_is_too_long(text: str, most: int) -> None:
     parts = split_text(text, most)
     assert all(0 < len(part) <= most for part in parts)
     assert "".join("".join(parts).split()) == "".join(text.split())
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b.", "c,", "[d. E](f)", "[g, h i](j/k.l)!", "Dr."]), max_size=40),
+    st.integers(16, 60),
+)
+def test_a_link_that_fits_is_in_one_part(words: list[str], most: int) -> None:
+    parts = split_text(" ".join(words), most)
+    for link in ("[d. E](f)", "[g, h i](j/k.l)!"):
+        assert sum(part.count(link) for part in parts) == words.count(link)
 
 
 def test_a_length_that_holds_nothing_is_refused() -> None:
@@ -53,7 +68,9 @@ def test_a_length_that_holds_nothing_is_refused() -> None:
         split_text("one", 0)
 
 
-@pytest.mark.parametrize("unit", ["a", "Dr. ", "\n\n", "。", '."', "a\n \n", "\n ", "x,", "A. ", "，"])
+@pytest.mark.parametrize(
+    "unit", ["a", "Dr. ", "\n\n", "。", '."', "a\n \n", "\n ", "x,", "A. ", "，", "[a. ", "[a. b](c) "]
+)
 def test_a_million_characters_are_cut_in_a_few_seconds_and_not_in_days(unit: str) -> None:
     text = unit * (1_000_000 // len(unit))
     assert "".join("".join(split_text(text, 50)).split()) == "".join(text.split())

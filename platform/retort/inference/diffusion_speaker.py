@@ -184,9 +184,9 @@ class DiffusionSpeaker:
         """See :meth:`Speaker.decoding_at`; of the denoiser."""
         return self.synthesizer.decoding_at(guidance_scale)
 
-    def check(self, wish: Wish) -> None:
+    def check(self, wish: Wish) -> Reading:
         """See :meth:`Speaker.check`."""
-        self._lm.check(wish)
+        return self._lm.check(wish)
 
     def read(self, text: str) -> Reading:
         """See :meth:`Speaker.read`."""

@@ -167,14 +167,6 @@ class Synthesizer:
         index_B = torch.full((len(requests),), scales.index(decoding.scale))
         return Conditions(given.text_BL, given.prompt_BKP, given.prompt_mask_BP, index_B).to(self.device)
 
-    def num_columns(self, request: Request) -> int:
-        """Columns of the condition of a request.
-
-        Raises:
-            DataError: the text has nothing to say.
-        """
-        return len(self.front_end.encode(request.text)) + self.has_prompt
-
     def prompt(self, request: Request) -> Tensor:
         """The codes [K, P] of the voice of a request.
 

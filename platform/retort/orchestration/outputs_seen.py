@@ -83,7 +83,7 @@ class OutputSeen:
         if self.reference:
             lines += [f"  made {self.reference}", f"  fingerprint {self.fingerprint}, by {self.code_version}"]
         lines += [f"  from {name}: {value}" for name, value in self.inputs.items()]
-        lines += [f"  {name}: {_shown(value)}" for name, value in self.metrics.items() if not isinstance(value, dict)]
+        lines += [line for name, value in self.metrics.items() for line in _lines_of(name, value)]
         return "\n".join(lines + [f"  ALERT {alert}" for alert in self.alerts])
 
 
@@ -223,6 +223,15 @@ def _is_held(output: Path) -> bool:
 def _changed_at(output: Path) -> str:
     newest = max(path.stat().st_mtime for path in (output, output / RUN_FILE, *output.glob("*.jsonl")))
     return datetime.fromtimestamp(newest, UTC).isoformat("T", "seconds")
+
+
+def _lines_of(name: str, value: Any) -> Iterator[str]:
+    """A figure on one line, a list on a line for each of its entries; tables are told with ``--json`` only."""
+    if isinstance(value, list):
+        yield f"  {name}:" + ("" if value else " none")
+        yield from (f"    {_shown(entry)}" for entry in value)
+    elif not isinstance(value, dict):
+        yield f"  {name}: {_shown(value)}"
 
 
 def _shown(value: Any) -> str:

@@ -1,7 +1,7 @@
 """A sweep: the jobs of one trial, a search space over their keys, and what the trials are compared by."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -112,7 +112,7 @@ class TuneConfig(Config):
     @classmethod
     def _keys_exist(cls, space: dict[str, Axis], info: ValidationInfo) -> dict[str, Axis]:
         if "trial" in info.data:
-            faults = [fault for name, axis in space.items() for fault in _axis_faults(name, axis, info.data["trial"])]
+            faults = [fault for name in space for fault in _axis_faults(name, space, info.data["trial"])]
             if faults:
                 raise ValueError("; ".join(dict.fromkeys(faults)))
         return space
@@ -187,23 +187,35 @@ def _moved(job: Any, source: Path, target: Path) -> Any:
     return validate(move(job.model_dump(mode="python")), type(job), where=str(target))
 
 
-def _axis_faults(name: str, axis: Axis, trial: tuple[Any, ...]) -> Iterator[str]:
+def _axis_faults(name: str, space: Mapping[str, Axis], trial: tuple[Any, ...]) -> Iterator[str]:
     """What is wrong with the keys of an axis, or with its values where each stands alone.
 
     Whether values of several axes go together shows in the trial that has them: it fails, and says why.
     """
     jobs = {job.output.name: job for job in trial}
-    values = values_of(axis)
-    for value in (getattr(axis, "low", None), getattr(axis, "high", None)) if values is None else values:
+    others = {key for other, axis in space.items() if other != name for key in _keys_of(other, axis)}
+    for item_by_key in _points_of(name, space[name]):
         by_job: dict[str, dict[str, JsonValue]] = {}
-        for key, item in changes({name: axis}, {name: value}).items():
+        for key, item in item_by_key.items():
             job, _, inner = key.partition(".")
             if job not in jobs or not inner:
                 yield _unknown_job(key, list(jobs))
             else:
                 by_job.setdefault(job, {})[inner] = item
         for job, items in by_job.items():
-            yield from (f"{job}.{fault}" for fault in _faults_in(jobs[job], items))
+            set_by_others = [tuple(key.split(".")[1:]) for key in others if key.split(".")[0] == job]
+            yield from (f"{job}.{fault}" for fault in _faults_in(jobs[job], items, set_by_others))
+
+
+def _points_of(name: str, axis: Axis) -> Iterator[dict[str, JsonValue]]:
+    """What each value of an axis changes; of a range, its ends."""
+    values = values_of(axis)
+    for value in (getattr(axis, "low", None), getattr(axis, "high", None)) if values is None else values:
+        yield changes({name: axis}, {name: value})
+
+
+def _keys_of(name: str, axis: Axis) -> set[str]:
+    return {key for point in _points_of(name, axis) for key in point}
 
 
 def _unknown_job(key: str, jobs: list[str]) -> str:
@@ -212,7 +224,7 @@ def _unknown_job(key: str, jobs: list[str]) -> str:
     return f"{key!r} does not start with a job of the trial; {hint}The jobs are {', '.join(jobs)}"
 
 
-def _faults_in(job: Any, items: Mapping[str, JsonValue]) -> Iterator[str]:
+def _faults_in(job: Any, items: Mapping[str, JsonValue], set_by_others: Sequence[tuple[str, ...]]) -> Iterator[str]:
     tree, before = job.model_dump(mode="json"), job.model_dump(mode="json")
     try:
         for inner, item in items.items():
@@ -227,6 +239,14 @@ def _faults_in(job: Any, items: Mapping[str, JsonValue]) -> Iterator[str]:
         holds_keys = _has_keys(before, parts)
         if any(parts[: len(key)] == key or (parts == key[: len(parts)] and not holds_keys) for key in keys):
             yield text
+        elif _is_lacking(parts, keys, before) and not any(parts[: len(key)] == key for key in set_by_others):
+            yield f"{text}; the file has no {'.'.join(parts[:-1])}, so give it this key there, or in the space"
+
+
+def _is_lacking(parts: tuple[str, ...], keys: Sequence[tuple[str, ...]], before: Any) -> bool:
+    """Whether a key is wanted beside those of an axis, in a mapping that the axis makes."""
+    inside = parts[:-1]
+    return any(inside == key[: len(inside)] for key in keys) and not _has_keys(before, inside)
 
 
 def _has_keys(tree: Any, parts: tuple[str, ...]) -> bool:

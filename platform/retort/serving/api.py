@@ -1,6 +1,7 @@
 """The HTTP API: OpenAI's ``/v1/audio/speech`` and what surrounds it, as one ASGI application over any backends."""
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -29,14 +30,19 @@ from retort.serving.keys import ApiKeys
 from retort.serving.metrics import Metrics
 from retort.serving.origins import NO_FRAMES, OriginGate
 from retort.serving.refusals import CountRefusals, note_model
-from retort.serving.requests import SpeechRequest, ignored_fields, parse_speech_request
+from retort.serving.requests import SpeechRequest, ignored_fields, parse_speech_request, unread_characters
 from retort.serving.settings import ServeConfig
 from retort.serving.speaking import OverloadedError, Snippet
 from retort.serving.uploads import REQUEST_BODY, STATUSES
+from retort.text.reading import shown
+
+_log = logging.getLogger(__name__)
 
 _SHED_S = 0.25
 """How long a replica's refusal stands for the requests that follow, if no stream of this front end ends before: in a
 flood, asking costs more than answering."""
+NAMING = ("X-Ignored-Fields", "X-Unread-Characters")
+"""Headers that name what a request held in vain."""
 _SIZED = ("wav", "flac")
 """Formats whose header holds a length: they are sent whole unless a stream is asked for."""
 
@@ -107,7 +113,7 @@ def _add_gates(api: FastAPI, config: ServeConfig, speech: "Speech") -> None:
     api.add_middleware(Gate, keys=keys, client_header=config.client_header)
     api.add_middleware(OriginGate, origins=config.cors_origins, hosts=config.hosts)
     if config.cors_origins:
-        methods, shown = ("GET", "HEAD", "POST", "DELETE"), ("X-Seed", "X-Model", "X-Ignored-Fields", PROVENANCE)
+        methods, shown = ("GET", "HEAD", "POST", "DELETE"), ("X-Seed", "X-Model", *NAMING, PROVENANCE)
         api.add_middleware(
             CORSMiddleware, allow_origins=config.cors_origins, allow_methods=methods, allow_headers=("*",),
             expose_headers=shown,
@@ -137,7 +143,7 @@ class Speech:
         self._refused: dict[str, tuple[float, float]] = {}
         """Until when requests for a model are refused here, after one was refused there."""
         self.catalogue = Catalogue(config, self.backends)
-        defaults = {"model": config.default_model, "voice": config.default_voice}
+        defaults = {"model": config.answering_model, "voice": config.default_voice}
         self._defaults = {field: value for field, value in defaults.items() if value is not None}
         self.provenance = None if config.provenance is None else Provenance(config.provenance)
 
@@ -178,6 +184,11 @@ class Speech:
         ask = Ask(wanted.input, chosen.voice, seed, wanted.max_seconds, is_stream, chosen.uploaded)
         headers = {"X-Seed": str(seed), "X-Model": name, **ignored_fields(wanted.ignored)}
         first, later = await self._begin(request, name, ask)
+        if first.unread:
+            _log.warning(
+                "%s cannot read these characters of a request, and left them out: %s", name, shown(first.unread)
+            )
+        headers |= unread_characters(first.unread)
         async with _closing_at_errors(later):
             said_by = await self._who_said(first, chosen)
             marking = self._marking(wanted, said_by)

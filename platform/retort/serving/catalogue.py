@@ -69,11 +69,13 @@ class Catalogue:
         """
         if name in self._backends:
             return name
-        default = self._config.default_model if _OPENAI_MODEL.fullmatch(name) else None
-        found = self._config.model_aliases.get(name, default)
+        is_openais = _OPENAI_MODEL.fullmatch(name) is not None
+        found = self._config.model_aliases.get(name, self._config.answering_model if is_openais else None)
         if found is None:
-            known = ", ".join(sorted(self._backends))
-            raise ApiError(404, f"no such model; there are {known}", param="model", code="model_not_found")
+            message = f"no such model; there are {', '.join(sorted(self._backends))}"
+            if is_openais:
+                message += "; a name of OpenAI's is answered by `default_model`, which the serving file does not name"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return found
 
     async def choose(self, voice: str, model: str) -> Chosen:

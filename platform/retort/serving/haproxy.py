@@ -21,13 +21,17 @@ _SPARE_FILES = 200
 _MESSAGES = {
     400: ("the request is not HTTP", "invalid_request_error", "bad_request"),
     404: ("no such route", "invalid_request_error", "not_found"),
+    405: ("no route takes this method", "invalid_request_error", "method_not_allowed"),
     408: ("the request did not arrive in time", "invalid_request_error", "timeout"),
     500: ("the server failed", "server_error", "internal_error"),
     502: ("the server failed", "server_error", "internal_error"),
     503: ("the server is starting or ending", "server_error", "unavailable"),
     504: ("the server does not answer", "server_error", "unavailable"),
 }
-"""What HAProxy says by itself, in the API's shape."""
+"""What HAProxy says by itself, in the API's shape. What its parser refuses before it is a request gets a page of HTML,
+which is compiled into HAProxy 2.8, whatever is configured."""
+_METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS TRACE"
+"""Others a server in Python may not know: it would answer them in plain words, or not at all."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ def mended(text: str, front: Front, pages: Mapping[int, Path]) -> str:
     stick-table type ipv6 size 100k expire 10m store conn_cur
     tcp-request connection track-sc0 src
     tcp-request connection reject if {{ sc0_conn_cur gt {connections // 2} }} !{{ src 127.0.0.0/8 ::1 }}
+    http-request deny deny_status 405 unless {{ method {_METHODS} }}
     http-request deny deny_status 404 if {{ path,url_dec -i -m beg /-/ }}
     http-request set-header {front.client_header} %[src]
 """

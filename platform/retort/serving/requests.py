@@ -18,6 +18,8 @@ from retort.text.normalise import spaced
 AudioFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
 
 _MAX_DIGITS = 300
+_MOST_NAMED = 20
+"""Names in a header of an answer."""
 _SSML = re.compile(r"\s*(<\?xml[^>]*>\s*)?<speak[\s>]", re.IGNORECASE)
 _BIDI = {"RLO", "LRO", "RLE", "LRE", "PDF", "RLI", "LRI", "FSI", "PDI"}
 
@@ -188,8 +190,16 @@ def ignored_fields(names: Sequence[str]) -> dict[str, str]:
     """The header that names fields that were ignored: few, short, and without what a header cannot hold."""
     if not names:
         return {}
-    fit = [re.sub(r"[^\w.\-]", "?", name, flags=re.ASCII)[:60] for name in names[:20]]
+    fit = [re.sub(r"[^\w.\-]", "?", name, flags=re.ASCII)[:60] for name in names[:_MOST_NAMED]]
     return {"X-Ignored-Fields": ", ".join(fit) + (", ..." if len(names) > len(fit) else "")}
+
+
+def unread_characters(unread: str) -> dict[str, str]:
+    """The header that names characters which were left out, as a header can hold them: ``U+4F60, U+597D``."""
+    if not unread:
+        return {}
+    fit = [f"U+{ord(character):04X}" for character in unread[:_MOST_NAMED]]
+    return {"X-Unread-Characters": ", ".join(fit) + (", ..." if len(unread) > len(fit) else "")}
 
 
 def _shown(text: str) -> str:

@@ -102,7 +102,7 @@ class ServeConfig(Config):
     models: tuple[ServedModel, ...] = Field(min_length=1)
     default_model: str | None = None
     """Answers to whatever looks like a name of OpenAI's (``tts-1``, ``gpt-4o-mini-tts-2025-12-15``), and to requests
-    without a model; None refuses them."""
+    without a model; None is the only model, and of several refuses them."""
     model_aliases: dict[str, str] = Field(default_factory=dict)
     """More names that clients may use, and the models that answer to them."""
     default_voice: str | None = None
@@ -144,6 +144,11 @@ class ServeConfig(Config):
     application from starting."""
     drain_s: float = Field(default=60.0, gt=0)
     """How long running requests may go on when a replica stops."""
+
+    @property
+    def answering_model(self) -> str | None:
+        """Name of the model that ``default_model`` means."""
+        return self.models[0].name if len(self.models) == 1 else self.default_model
 
     @classmethod
     def model_validate(cls, obj: Any, **options: Any) -> Self:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -49,6 +49,8 @@ class Snippet:
     attempt: int = 0
     fingerprint: str = ""
     """Of the model that said it, if more than one may answer to a name."""
+    unread: str = ""
+    """Characters of the whole text that the model cannot read, each once; told with the first piece."""
 
 
 @dataclass(eq=False)
@@ -63,6 +65,8 @@ class _Conversation:
         ticket: of the speaker, while it speaks.
         held: samples that have not been sent yet.
         heard_until: see :class:`Sound`.
+        text: of all parts.
+        unread: what cannot be read of it, until that is told.
     """
 
     number: int
@@ -77,6 +81,7 @@ class _Conversation:
     held: list[Tensor] = field(default_factory=list)
     heard_until: float = NEVER_HEARD
     text: str = ""
+    unread: str = ""
 
     def __post_init__(self) -> None:
         self.text = " ".join(wish.request.text for wish in self.parts)
@@ -127,7 +132,8 @@ class Speaking:
         """The pieces of an utterance, said part after part; the last one carries the outcome.
 
         All parts together take at most ``max_seconds``, to a frame: the outcome is ``too_long`` where that cuts them
-        off. Leaving the iterator cancels the request: it takes no step after the one that is being computed.
+        off. Leaving the iterator cancels the request: it takes no step after the one that is being computed. Parts
+        in which the model can read nothing are left out, unless there are no others.
 
         Raises:
             ConfigError: see :meth:`Speaker.add`.
@@ -239,13 +245,35 @@ class Speaking:
     def _begin_part(self, talk: _Conversation) -> int:
         """The ticket of its next part. Before the first one, all are checked: nothing is said of a text in vain."""
         if talk.ticket is None:
-            for part in talk.parts:
-                self.speaker.check(part)
+            talk.parts, talk.unread = self._sayable(talk.parts)
         part = talk.parts.popleft()
         left_s = (talk.max_samples - talk.samples) / self.speaker.sample_rate
         if left_s < (part.max_seconds or math.inf):
             part = replace(part, max_seconds=left_s)
         return self.speaker.add(part, heard_until=talk.heard_until)
+
+    def _sayable(self, parts: Sequence[Wish]) -> tuple[deque[Wish], str]:
+        """Parts that say something, with the seeds of so many parts, and the characters of all that cannot be read.
+
+        Raises:
+            ConfigError: one is too long.
+            DataError: none of them says anything.
+        """
+        said, unread, faults = list[Wish](), "", list[DataError]()
+        for part in parts:
+            try:
+                unread += self.speaker.check(part).unread
+                said.append(part)
+            except DataError as fault:
+                unread += self.speaker.read(part.request.text).unread
+                faults.append(fault)
+        if not said:
+            raise faults[0]
+        seeded = [
+            replace(part, request=replace(part.request, seed=given.request.seed))
+            for part, given in zip(said, parts, strict=False)
+        ]
+        return deque(seeded), "".join(dict.fromkeys(unread))
 
     def _hand_over(self, talk: _Conversation, sound: Sound) -> None:
         talk.samples += sound.samples_N.numel()
@@ -261,8 +289,10 @@ class Speaking:
             with self._wake:
                 self._leave(talk, is_whole=outcome == "said")
         if outcome is not None or self._is_worth_sending(talk):
-            talk.send(Snippet(torch.cat([*talk.held, torch.zeros(0)]), outcome, sound.attempt, self._fingerprint))
+            samples_N = torch.cat([*talk.held, torch.zeros(0)])
+            talk.send(Snippet(samples_N, outcome, sound.attempt, self._fingerprint, talk.unread))
             talk.held.clear()
+            talk.unread = ""
             self._has_begun |= 0 < talk.samples == sound.samples_N.numel()
 
     def _is_worth_sending(self, talk: _Conversation) -> bool:

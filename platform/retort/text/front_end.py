@@ -95,6 +95,14 @@ class TextFrontEnd:
         """Return the ids of ``text``.
 
         Raises:
+            DataError: see :meth:`spoken`.
+        """
+        return list(self.spoken(text).ids)
+
+    def spoken(self, text: str) -> Reading:
+        """What :meth:`read` gives of a text that can be said, if only a part of it.
+
+        Raises:
             DataError: there is nothing to speak in it, or nothing that can be read.
         """
         reading = self.read(text)
@@ -106,7 +114,7 @@ class TextFrontEnd:
                 f"none of the letters of {text[:80]!r} can be read by this text front-end ({self._named()}); write it "
                 "in that language, or take a model that was trained on the language of the text"
             )
-        return list(reading.ids)
+        return reading
 
     def read(self, text: str) -> Reading:
         """Return the ids of ``text`` with what cannot be read of it, even if that is all of it."""

@@ -93,7 +93,7 @@ def test_every_id_of_every_system_is_a_row_and_a_sound(tmp_path: Path) -> None:
         for name in SYSTEMS:
             worker.judge(name, 0, list(strings.rows), str(pieces), list(ids))
         items = [item for name in SYSTEMS for item in read_piece(asked, pieces, name, 0)]
-        found = job._Found([SystemInfo(name, "reference") for name in SYSTEMS], items, {}, None)
+        found = job.Found([SystemInfo(name, "reference") for name in SYSTEMS], items, {}, None)
         artifact = job._write(asked, output, strings, found)
     assert {path.name for path in tmp_path.iterdir()} == {"data", "my out"}, "no id led out of its folder"
     assert artifact.info.reference == "my_out@1"

@@ -40,7 +40,7 @@ def evaluation(tmp_path: Path, **changes: object) -> EvaluateConfig:
     with job_output(config) as output:
         (output / "pieces" / "audio").mkdir(parents=True)
         infos = [SystemInfo("recordings", "reference"), SystemInfo("whole", "reference")]
-        job._write(config, output, strings, job._Found(infos, [*items, *others], {}, note=None))
+        job._write(config, output, strings, job.Found(infos, [*items, *others], {}, note=None))
     return config
 
 

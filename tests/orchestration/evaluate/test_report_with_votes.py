@@ -17,12 +17,11 @@ from tests.evaluation.test_listening import data_of
 SENTENCES = [f"u{i}" for i in range(10)]
 
 
-@pytest.fixture
-def run_file(tmp_path: Path) -> Path:
-    rows = [failed_item(system, Expected(name, "one two")) for system in ("teacher", "student") for name in SENTENCES]
-    summary = summarise(
-        rows, [SystemInfo("teacher", "teacher"), SystemInfo("student", "student")], [Pair("teacher", "student")]
-    )
+def finished(folder: Path, systems: tuple[str, str] = ("teacher", "student")) -> Path:
+    """An evaluation of two systems, which said all sentences; returns its folder."""
+    rows = [failed_item(system, Expected(name, "one two")) for system in systems for name in SENTENCES]
+    infos = [SystemInfo(systems[0], "teacher"), SystemInfo(systems[1], "student")]
+    summary = summarise(rows, infos, [Pair(*systems)])
 
     def fill(folder: Path) -> None:
         write_results(folder / "results.jsonl", summary.items)
@@ -33,7 +32,13 @@ def run_file(tmp_path: Path) -> Path:
             (folder / "audio" / f"{row.system}--{row.id}.wav").write_bytes(sound)
 
     info = describe_artifact("evaluation", "e", "1", inputs={}, config={})
-    write_artifact(tmp_path / "evaluation" / "result", info, fill)
+    write_artifact(folder / "result", info, fill)
+    return folder
+
+
+@pytest.fixture
+def run_file(tmp_path: Path) -> Path:
+    finished(tmp_path / "evaluation")
     file = tmp_path / "report.yaml"
     file.write_text(f"job: report\nevaluation: {tmp_path}/evaluation\noutput: {tmp_path}/out\n")
     return file

@@ -16,7 +16,7 @@ from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.report import write_report
-from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.results import BootstrapConfig, Pair, Summary, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
@@ -61,7 +61,7 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What was found out of the systems, and what must be said beside it."""
 
     infos: Sequence[SystemInfo]
@@ -89,7 +89,7 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
             speeds, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, speeds, memory) for info in infos]
         note = note_of(config, infos, absent)
-        return _write(config, output, strings, _Found(infos, items, confidence, note))
+        return _write(config, output, strings, Found(infos, items, confidence, note))
 
 
 def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
@@ -124,16 +124,9 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
     """Judge all pieces that no earlier run has judged, and read them all."""
     import ray
 
-    ids = sorted(strings.rows, key=lambda i: (strings.rows[i].num_frames, i))
-    step = config.batch_size
-    pieces = [
-        (system.name, number, ids[begin : begin + step])
-        for system in config.systems
-        for number, begin in enumerate(range(0, len(ids), step))
-    ]
+    pieces, kept = pieces_of(config, strings), kept_of(config, strings)
     folder = output / _PIECES
     (folder / SOUNDS).mkdir(parents=True, exist_ok=True)
-    kept = sorted(ids, key=lambda i: seed_of(config.seed, i))[: config.num_samples]
     missing = [piece for piece in pieces if not Piece(folder, *piece[:2]).lines.is_file()]
     if missing:
         actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
@@ -145,6 +138,22 @@ def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progr
             ray.kill(actor)
         pull(folder)
     return [item for name, number, _ in pieces for item in read_piece(config, folder, name, number)]
+
+
+def pieces_of(config: EvaluateConfig, strings: TestStrings) -> list[tuple[str, int, list[str]]]:
+    """What is judged at once: a system's name, which of its pieces, and the ids in it, those of one length together."""
+    ids = sorted(strings.rows, key=lambda i: (strings.rows[i].num_frames, i))
+    step = config.batch_size
+    return [
+        (system.name, number, ids[begin : begin + step])
+        for system in config.systems
+        for number, begin in enumerate(range(0, len(ids), step))
+    ]
+
+
+def kept_of(config: EvaluateConfig, strings: TestStrings) -> list[str]:
+    """Ids whose sounds are kept for the report."""
+    return sorted(strings.rows, key=lambda i: (seed_of(config.seed, i), i))[: config.num_samples]
 
 
 def read_piece(config: EvaluateConfig, folder: Path, name: str, number: int) -> list[ItemResult]:
@@ -297,13 +306,13 @@ def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
     return figures
 
 
-def _write(
+def summary_of(
     config: EvaluateConfig,
-    output: Path,
     strings: TestStrings,
-    found: _Found,
-) -> Artifact:
-    summary = summarise(
+    found: Found,
+) -> Summary:
+    """What was judged and measured, summed up as the run file asks."""
+    return summarise(
         found.items,
         found.infos,
         [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
@@ -313,6 +322,15 @@ def _write(
         confidence=found.confidence,
         bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
     )
+
+
+def _write(
+    config: EvaluateConfig,
+    output: Path,
+    strings: TestStrings,
+    found: Found,
+) -> Artifact:
+    summary = summary_of(config, strings, found)
     tree = summary.tree()
 
     def fill(folder: Path) -> None:
