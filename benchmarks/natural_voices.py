@@ -21,7 +21,7 @@ from retort.evaluation.naturalness import DistillMOS
 from retort.evaluation.speaker import ResemblyzerConfig, embed, open_speaker_encoder
 from retort.evaluation.wer import word_errors
 
-_CODECS = (
+_CODECS: tuple[dict[str, int], ...] = (
     {},
     {"griffin_lim_iterations": 32},
     {"num_codebooks": 8},
