@@ -14,6 +14,7 @@ from torch import Tensor
 
 from retort.audio.codec import MelRVQConfig, new_codec
 from retort.audio.files import Audio, resample
+from retort.config import validate
 from retort.data.digits import DIGIT_WORDS, DigitsConfig, DigitString, DigitVoices, digit_strings
 from retort.evaluation.asr import FasterWhisperConfig, PocketSphinxConfig, open_recogniser
 from retort.evaluation.hearing import RECOGNISER_RATE, hear
@@ -119,7 +120,8 @@ def main() -> None:
         return (resample(one.samples_N, RECOGNISER_RATE, sample_rate) for one in fit)
 
     for change in _CODECS:
-        config = MelRVQConfig(kind="mel_rvq", **{"num_codebooks": 4, "griffin_lim_iterations": 8, **change})
+        tree = {"kind": "mel_rvq", "num_codebooks": 4, "griffin_lim_iterations": 8, **change}
+        config = validate(tree, MelRVQConfig, where="codec")
         codec = new_codec(config, recordings)
         again = [Said(one.string, codec.decode(codec.encode(one.samples_N))) for one in test]
         told = ", ".join(f"{key} {value}" for key, value in change.items()) or "the demo's"
