@@ -151,6 +151,21 @@ def test_of_several_models_without_a_default_the_refusal_names_the_key_and_the_m
         assert httpx.post(f"{url}/v1/audio/speech", json=body).headers["x-model"] == "tiny"
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("日本 7", "%E6%97%A5%E6%9C%AC 7"), ("mod\u00e8le", "mod%C3%A8le"), ("a/b%20c", "a/b%20c"),
+        ("x\r\ny: z", "x%0D%0Ay: z"),
+    ],
+)  # fmt: skip
+def test_a_model_of_any_name_is_told_in_a_header(name: str, told: str) -> None:
+    api = build_api(ServeConfig(models=(ServedModel(name=name, path=Path()),)), {name: second()})
+    with running(api) as url:
+        answer = httpx.post(f"{url}/v1/audio/speech", json={"model": name, "input": "one", "voice": "ada"})
+    assert (answer.status_code, answer.headers["x-model"]) == (200, told)
+    assert "y" not in answer.headers
+
+
 @pytest.mark.parametrize("model", ["gone", "whisper-1", "tts", "gpt-", "tts-1 hd", "kokoro", ""])
 def test_models_that_are_nobodys_name_are_refused(model: str) -> None:
     with running(api_of_stub(second())) as url:

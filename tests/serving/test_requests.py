@@ -67,6 +67,16 @@ def test_a_fault_names_its_field(change: dict[str, object], param: str, message:
     assert message in error.message
 
 
+@pytest.mark.parametrize("change", [{"\ud800": 1}, {"a\udfff": None}, {"voice": {"id": "alice", "\ud800": 1}}])
+def test_a_key_that_is_no_text_is_refused_by_every_server(change: dict[str, object]) -> None:
+    body = json.dumps({**GOOD, **change}).encode()
+    for lenient in (False, True):
+        with pytest.raises(ApiError, match="holds half of a surrogate pair") as caught:
+            parse_speech_request(body, max_characters=10, lenient=lenient)
+        assert caught.value.status == 400
+        json.dumps(caught.value.body(), ensure_ascii=False).encode()
+
+
 def test_a_number_longer_than_python_reads_names_its_field() -> None:
     error = fault(b'{"model": "m", "input": "one", "voice": "v", "max_seconds": ' + b"9" * 60_000 + b"}")
     assert error.param == "max_seconds"

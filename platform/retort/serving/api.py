@@ -30,7 +30,7 @@ from retort.serving.keys import ApiKeys
 from retort.serving.metrics import Metrics
 from retort.serving.origins import NO_FRAMES, OriginGate
 from retort.serving.refusals import CountRefusals, note_model
-from retort.serving.requests import SpeechRequest, ignored_fields, parse_speech_request, unread_characters
+from retort.serving.requests import SpeechRequest, ignored_fields, in_header, parse_speech_request, unread_characters
 from retort.serving.settings import ServeConfig
 from retort.serving.speaking import OverloadedError, Snippet
 from retort.serving.uploads import REQUEST_BODY, STATUSES
@@ -182,7 +182,7 @@ class Speech:
         is_stream = "stream_format" in wanted.model_fields_set or wanted.response_format not in _SIZED
         seed = secrets.randbits(53) if wanted.seed is None else wanted.seed
         ask = Ask(wanted.input, chosen.voice, seed, wanted.max_seconds, is_stream, chosen.uploaded)
-        headers = {"X-Seed": str(seed), "X-Model": name, **ignored_fields(wanted.ignored)}
+        headers = {"X-Seed": str(seed), "X-Model": in_header(name), **ignored_fields(wanted.ignored)}
         first, later = await self._begin(request, name, ask)
         if first.unread:
             _log.warning(

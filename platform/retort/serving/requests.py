@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -135,10 +136,12 @@ def without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """The object of these pairs.
 
     Raises:
-        ApiError: 400, with a key that is given twice.
+        ApiError: 400, with a key that is given twice, or is no text.
     """
     tree: dict[str, Any] = {}
     for name, value in pairs:
+        if any("\ud800" <= character <= "\udfff" for character in name):
+            raise ApiError(400, f"the key {_shown(name)} holds half of a surrogate pair", param=_shown(name))
         if name in tree:
             raise ApiError(400, f"the key {_shown(name)} is given twice", param=_shown(name))
         tree[name] = value
@@ -192,6 +195,11 @@ def ignored_fields(names: Sequence[str]) -> dict[str, str]:
         return {}
     fit = [re.sub(r"[^\w.\-]", "?", name, flags=re.ASCII)[:60] for name in names[:_MOST_NAMED]]
     return {"X-Ignored-Fields": ", ".join(fit) + (", ..." if len(names) > len(fit) else "")}
+
+
+def in_header(name: str) -> str:
+    """A name from the serving file as a header can hold it: what is no plain ASCII is in percent signs, as in a URL."""
+    return "".join(c if c.isascii() and c.isprintable() else quote(c, errors="replace") for c in name)
 
 
 def unread_characters(unread: str) -> dict[str, str]:

@@ -61,7 +61,7 @@ def _split(text: str, most: int, level: int) -> list[str]:
 
 def _pieces(text: str, is_end: Callable[[str, str], bool], *, keeps_links: bool) -> Iterator[tuple[int, int]]:
     words = list(_WORDS.finditer(text))
-    links = _LINKS.finditer(text) if keeps_links else iter(())
+    links: Iterator[re.Match[str]] = _LINKS.finditer(text) if keeps_links else iter(())
     link = next(links, None)
     start = 0
     for index, word in enumerate(words):
