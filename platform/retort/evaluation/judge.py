@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec
-from retort.audio.files import Audio
+from retort.audio.files import Audio, in_16_bits
 from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import ConfigError, DataError, RetortError
 from retort.evaluation.items import Expected, ItemResult, failed_item
 from retort.evaluation.prosody import ProsodyConfig, prosody_of, sample_spread
 from retort.evaluation.scoring import Scorers, score_item
+from retort.evaluation.service import Service
 from retort.evaluation.sounds import read_any_sound
 from retort.evaluation.speaker import embed
 from retort.inference.decoding import Decoding
@@ -35,13 +36,14 @@ RECORDINGS_OF_A_VOICE = 8
 
 @dataclass(frozen=True)
 class System:
-    """What speaks: the recordings, their way through the codec, or a model that is decoded in one way."""
+    """What speaks: the recordings, their way through the codec, a model that is decoded in one way, or a service."""
 
     name: str
-    kind: Literal["recordings", "resynthesis", "model"]
+    kind: Literal["recordings", "resynthesis", "model", "endpoint"]
     speaker: Speaker | None = None
     decoding: Decoding | None = None
     """None is the plain one of the model's family."""
+    service: Service | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,8 @@ class Judge:
         rows = [self.strings.rows[i] for i in ids]
         verdicts = []
         again = self._again(system, [row for row in rows if row.id in self._prosodic])
-        for row, spoken in zip(rows, self._speak(system, rows), strict=True):
+        for row, given in zip(rows, self._speak(system, rows), strict=True):
+            spoken = _as_a_file(given) if isinstance(given, Spoken) else given
             expected = Expected(row.id, row.text, row.speaker)
             sound = spoken if isinstance(spoken, Spoken) else self._nothing()
             if isinstance(spoken, RetortError):
@@ -191,8 +194,10 @@ class Judge:
     def _nothing(self) -> Spoken:
         return Spoken(torch.zeros(0), self.strings.description.sample_rate)
 
-    def _speak(self, system: System, rows: Sequence[TokenRow]) -> Sequence[Spoken | RetortError | None]:
-        """The sound of each row, why it cannot be heard, or None if there is none."""
+    def _speak(
+        self, system: System, rows: Sequence[TokenRow], *, again: str = ""
+    ) -> Sequence[Spoken | RetortError | None]:
+        """The sound of each row, why it cannot be heard, or None if there is none; ``again`` draws other seeds."""
         match system.kind:
             case "recordings":
                 return _one_by_one(lambda some: [self._recording(row) for row in some], rows)
@@ -200,16 +205,19 @@ class Judge:
                 codec = self.strings.codec
                 return _one_by_one(lambda some: [_resynthesis(codec, row) for row in some], rows)
             case "model":
-                return _one_by_one(lambda some: self._synthesise(system, some), rows)
+                return _one_by_one(lambda some: self._synthesise(system, some, again), rows)
+            case "endpoint":
+                assert system.service is not None
+                return system.service.speak([self._request(row, again) for row in rows])
 
     def _again(self, system: System, rows: Sequence[TokenRow]) -> Mapping[str, Sequence[Spoken]]:
-        """What a model makes of the same texts with other seeds, by id."""
+        """What a model or a service makes of the same texts with other seeds, by id."""
         found: dict[str, list[Spoken]] = {row.id: [] for row in rows}
-        for number in range(1, self._samples if system.kind == "model" and rows else 1):
-            speak = partial(self._synthesise, system, again=f" again {number}")
-            for row, spoken in zip(rows, _one_by_one(speak, rows), strict=True):
+        has_others = bool(rows) and system.kind in ("model", "endpoint")
+        for number in range(1, self._samples if has_others else 1):
+            for row, spoken in zip(rows, self._speak(system, rows, again=f" again {number}"), strict=True):
                 if isinstance(spoken, Spoken):
-                    found[row.id].append(spoken)
+                    found[row.id].append(_as_a_file(spoken))
         return found
 
     def _recording(self, row: TokenRow) -> Spoken | None:
@@ -254,15 +262,20 @@ class Judge:
                     embedded.append((other.id, embed(self.scorers.encoder, spoken.samples_N, spoken.sample_rate)))
         return embedded
 
-    def _synthesise(self, system: System, rows: Sequence[TokenRow], *, again: str = "") -> Sequence[Spoken | None]:
+    def _request(self, row: TokenRow, again: str, voice: Voice | None = None) -> Request:
+        return Request(row.text, row.speaker, seed_of(self.seed, row.id + again), voice)
+
+    def _synthesise(self, system: System, rows: Sequence[TokenRow], again: str) -> Sequence[Spoken | None]:
         speaker = system.speaker
         assert speaker is not None
-        requests = [
-            Request(row.text, row.speaker, seed_of(self.seed, row.id + again), self.strings.voice_for(row, speaker))
-            for row in rows
-        ]
+        requests = [self._request(row, again, self.strings.voice_for(row, speaker)) for row in rows]
         max_seconds = self.max_frames / self.strings.description.frame_rate
         return speaker.speak(requests, speaker.decoding(system.decoding), max_seconds=max_seconds)
+
+
+def _as_a_file(spoken: Spoken) -> Spoken:
+    """What a listener would get: a model is judged by the same bits as its recordings, or a service that speaks it."""
+    return dataclasses.replace(spoken, samples_N=in_16_bits(spoken.samples_N.detach().cpu().float()))
 
 
 def _one_by_one(

@@ -1,6 +1,6 @@
 """Systems → results, summary and report."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from retort.evaluation.asr import AnyRecogniserConfig, RecogniserConfig, label_o
 from retort.evaluation.naturalness import NaturalnessConfig
 from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.results import Role
+from retort.evaluation.service import ServiceConfig
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.decoding import Decoding
@@ -19,15 +20,19 @@ from retort.run_config.machines import PoolConfig
 from retort.run_config.metric_names import ComparableName
 from retort.run_config.output import Output
 
+_SPEAKING = ("model", "endpoint")
+
 
 class SystemConfig(Config):
     """One system of an evaluation."""
 
     name: str = Field(min_length=1)
-    kind: Literal["recordings", "resynthesis", "model"]
+    kind: Literal["recordings", "resynthesis", "model", "endpoint"]
     role: Role
-    """What it is there for. Recordings and their resynthesis are references; of a model the file must say it."""
+    """What it is there for. Recordings and their resynthesis are references; of what speaks the file must say it."""
     model: Location | None = None
+    endpoint: ServiceConfig | None = None
+    """A speech service, asked over HTTP for the same texts."""
     decoding: Decoding | None = None
     """``None`` is the plain way of the model's family."""
 
@@ -36,7 +41,7 @@ class SystemConfig(Config):
     def _with_role(cls, tree: Any) -> Any:
         if not isinstance(tree, dict) or "role" in tree:
             return tree
-        if tree.get("kind") == "model":
+        if tree.get("kind") in _SPEAKING:
             raise ValueError(
                 f"system {tree.get('name')!r} does not say its role; add `role: teacher`, `role: student`, or "
                 "`role: control` for one that is there to be beaten"
@@ -45,13 +50,21 @@ class SystemConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SystemConfig":
-        if self.kind != "model" and self.role != "reference":
+        if self.kind not in _SPEAKING and self.role != "reference":
             raise ValueError(f"`role` of {self.kind} is reference, not {self.role}; leave it out")
         if (self.kind == "model") != (self.model is not None):
             raise ValueError("`model` is the path of a system of kind: model, and of no other")
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError("`endpoint` says how a system of kind: endpoint is asked, and no other")
         if self.decoding is not None and self.model is None:
             raise ValueError("`decoding` belongs to a system of kind: model, and to no other")
         return self
+
+    @property
+    def said_by(self) -> Mapping[str, Any]:
+        """What decides what it says, but for the weights behind its path: not its role, nor how fast it is asked."""
+        told = self.model_dump(mode="json", exclude={"role", "endpoint"})
+        return told if self.endpoint is None else {**told, "endpoint": self.endpoint.asked}
 
 
 class SpeedConfig(Config):

@@ -17,6 +17,7 @@ from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.service import Service
 from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
@@ -25,6 +26,7 @@ from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
 from retort.nn.random import seed_of
 from retort.orchestration.after_finish import after_finish
+from retort.orchestration.api_key import api_key_of
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.kept import drop_what_changed
@@ -275,9 +277,12 @@ class EvaluationWorker:
         if name not in self._systems:
             config = next(system for system in self.config.systems if system.name == name)
             speaker: Speaker | None = None
+            service: Service | None = None
             if config.model is not None:
                 speaker = open_speaker(config.model, precision=self.config.precision, device=self.device)
-            self._systems[name] = System(name, config.kind, speaker, config.decoding)
+            if config.endpoint is not None:
+                service = Service(config.endpoint, api_key_of(config.endpoint), 1 / self.config.pool.size)
+            self._systems[name] = System(name, config.kind, speaker, config.decoding, service)
         return self._systems[name]
 
 
