@@ -22,7 +22,7 @@ from retort.errors import ConfigError, DataError, RetortError
 from retort.evaluation.items import Expected, ItemResult, failed_item
 from retort.evaluation.prosody import ProsodyConfig, prosody_of, sample_spread
 from retort.evaluation.scoring import Scorers, score_item
-from retort.evaluation.service import Service
+from retort.evaluation.service import Asked
 from retort.evaluation.sounds import read_any_sound
 from retort.evaluation.speaker import embed
 from retort.inference.decoding import Decoding
@@ -43,7 +43,7 @@ class System:
     speaker: Speaker | None = None
     decoding: Decoding | None = None
     """None is the plain one of the model's family."""
-    service: Service | None = None
+    service: Asked | None = None
 
 
 @dataclass(frozen=True)

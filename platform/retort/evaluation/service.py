@@ -6,7 +6,7 @@ so what it said yesterday may not be what it says today.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 from pydantic import Field
 
@@ -37,6 +37,14 @@ class ServiceConfig(EndpointConfig):
         return self.model_dump(mode="json", include=decides)
 
 
+class Asked(Protocol):
+    """What answers requests with sound, wherever it computes."""
+
+    def speak(self, requests: Sequence[Request]) -> Sequence[Spoken | RetortError]:
+        """The sound of each request, or why there is none; voices in requests do not count, their speakers do."""
+        ...
+
+
 class Service:
     """Asks a service for several lines at once.
 
@@ -53,7 +61,7 @@ class Service:
         self._client = SpeechEndpoint(config, key, pace=Pace(per_minute), limits=ANY_SOUND)
 
     def speak(self, requests: Sequence[Request]) -> list[Spoken | RetortError]:
-        """The sound of each request, or why there is none; voices in requests do not count, their speakers do.
+        """See :class:`Asked`.
 
         Raises:
             ConfigError: the service refuses the key or the model, so that no line can be said.
