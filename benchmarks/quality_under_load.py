@@ -199,6 +199,9 @@ def main() -> None:
         try:
             asyncio.run(server.ready())
             print(table(rows(f"http://127.0.0.1:{server.port}/v1")))
+        except BaseException:
+            print((Path(folder) / "serve.log").read_text()[-3000:])
+            raise
         finally:
             server.stop()
     print(load_average())

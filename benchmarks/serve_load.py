@@ -121,7 +121,9 @@ class Server:
 
     async def ready(self) -> None:
         """Wait for its models."""
-        for _ in range(600):
+        for _ in range(1500):
+            if self.process.poll() is not None:
+                break
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
                 if (await fetch(self.port, "GET", "/health/ready")).status == 200:
                     return

@@ -96,7 +96,7 @@ def test_a_recordings_own_embedding_never_takes_part_in_its_voice(recorded: Judg
     for name in ("u00", "u01", "u02", "u03"):
         assert items[name].speaker_similarity == 0.0
     assert items["u04"].speaker_similarity is None, "its speaker has no other recording"
-    voice_E = recorded._voice(recorded.strings.rows["u00"])
+    voice_E = recorded.voice(recorded.strings.rows["u00"])
     assert voice_E is not None
     assert voice_E.nonzero().flatten().tolist() == [20, 30, 40], "all the others"
     assert float(voice_E.norm()) == pytest.approx(1.0)

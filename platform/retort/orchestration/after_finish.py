@@ -86,6 +86,8 @@ def after_finish(config: FinishingJob) -> AfterFinish:
                     "comparisons",
                     "margins",
                     "confidence_teacher",
+                    "slices",
+                    "long_text",
                     "num_resamples",
                     "cluster_by_speaker",
                     "speed",

@@ -8,10 +8,12 @@ from pydantic import Field, model_validator
 
 from retort.config import Config
 from retort.evaluation.asr import AnyRecogniserConfig, RecogniserConfig, label_of
+from retort.evaluation.long_text import LongTextConfig
 from retort.evaluation.naturalness import NaturalnessConfig
 from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.results import Role
 from retort.evaluation.service import ServiceConfig
+from retort.evaluation.slices import SliceName
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.decoding import Decoding
@@ -127,6 +129,12 @@ class EvaluateConfig(Config):
     """How many of the strings they hear, the same of every system; ``None`` is all."""
     prosody: ProsodyConfig | None = None
     """Melody, pace, and variety between samples of a text: what distillation may take away."""
+    slices: tuple[SliceName, ...] = ()
+    """Ways to ask models and services for the same strings that are harder, each told beside the plain one in pairs.
+    ``no_final_punctuation`` takes the strings that end in some; ``cut_prompt`` is for models: their voice's recording
+    breaks off in the middle of a word."""
+    long_text: LongTextConfig | None = None
+    """A text of many minutes, said by models and services in parts, and judged by the minute."""
     stability: StabilityConfig = StabilityConfig()
     max_missing_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of its strings that a system may fail to deliver. They are failures in every table; beyond this share the
@@ -154,6 +162,8 @@ class EvaluateConfig(Config):
         labels = [label_of(config) for config in self.listening]
         if len(set(labels)) != len(labels):
             raise ValueError(f"recognisers: their labels must differ, got {labels}; give them a `label` each")
+        if len(set(self.slices)) != len(self.slices):
+            raise ValueError(f"slices: {', '.join(self.slices)} names one of them twice")
         kinds = [config.kind for config in self.naturalness]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"naturalness: {kinds} names one of them twice")
