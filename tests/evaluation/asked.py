@@ -21,15 +21,18 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 SPHINX = {"kind": "pocketsphinx", "words": list(WORDS)}
 
 
-def world(root: Path) -> tuple[Path, Path]:
-    """A committed token set with test rows of two speakers, and a model of it that ends by itself at 24 kHz."""
+def world(root: Path, *, end: str = "") -> tuple[Path, Path]:
+    """A committed token set with test rows of two speakers, and a model of it that ends by itself at 24 kHz.
+
+    ``end`` is what its texts end in.
+    """
     root.mkdir(parents=True, exist_ok=True)
     model = speaking_model(root, mean_frames=20, codec_config=AT_24_KHZ)
     like = next(iter(TokenSet.open(root / "data").split("train")))
     generator = torch.Generator().manual_seed(1)
     rows = [
         replace(
-            like, id=f"t{number}", text=text, speaker=f"s{number % 2}", split="test",
+            like, id=f"t{number}", text=text + end, speaker=f"s{number % 2}", split="test",
             codes_KT=torch.randint(8, (2, 20 + number), generator=generator),
         )
         for number, text in enumerate(TEXTS)

@@ -68,7 +68,11 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
             for found in _list(summary, "slices")
         ],
         "long_text": [
-            {**found, "wers": [name for name in found if name.startswith("wer_capped")]}
+            {
+                **found,
+                "wers": [name for name in found if name.startswith("wer_capped")],
+                "rows": [*found["minutes"], {**found, "minute": "all"}],
+            }
             for found in _list(summary, "long_text")
         ],
         "wer_chart": _wer_chart(systems),

@@ -9,7 +9,7 @@ from typing import Any
 
 from retort.config import validate
 from retort.evaluation.confidence import Confidence
-from retort.evaluation.items import read_results, write_results
+from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.report import write_report
@@ -27,7 +27,7 @@ from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.pieces import SOUNDS, sounds_of
 from retort.orchestration.evaluate.scorers import with_installed
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, environment_of, note_of
-from retort.orchestration.evaluate.tasks import Judged, read_judged, tasks_of
+from retort.orchestration.evaluate.tasks import Judged, PlainTask, Task, read_judged, tasks_of
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
@@ -77,9 +77,10 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         if config.speaker_encoder is not None:
             strings.refuse_other_encoder(encoder_name(config.speaker_encoder))
         infos = [describe_system(system, config, strings) for system in config.systems]
+        tasks = tasks_of(config, strings)
         drop_what_changed(output / _PIECES, config)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
-            judged = place.run(lambda heard: _judge_all(given, output, strings, heard))
+            judged = place.run(lambda heard: _judge_all(given, output, tasks, heard))
             threads = config.pool.threads_per_worker
             confidence = place.run(lambda _: _on_one_actor(given, "confidence", threads))
             speeds, memory = place.run(lambda heard: _measure(given, heard))
@@ -116,14 +117,14 @@ def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     return {name: _speed_figures(speed) for name, speed in speeds.items() if speed}
 
 
-def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progress: Progress) -> Judged:
+def _judge_all(config: EvaluateConfig, output: Path, tasks: Sequence[Task], progress: Progress) -> Judged:
     """Judge all pieces that no earlier run has judged, and read them all."""
     import ray
 
-    tasks = tasks_of(config, strings)
     folder = output / _PIECES
     (folder / SOUNDS).mkdir(parents=True, exist_ok=True)
-    kept = sorted(strings.rows, key=lambda i: seed_of(config.seed, i))[: config.num_samples]
+    ids = {i for task in tasks if isinstance(task, PlainTask) for i in task.ids}
+    kept = sorted(ids, key=lambda i: seed_of(config.seed, i))[: config.num_samples]
     missing = [task for task in tasks if not task.piece(folder).lines.is_file()]
     if missing:
         actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
@@ -221,7 +222,10 @@ def _write(
 
     def fill(folder: Path) -> None:
         write_results(folder / "results.jsonl", summary.items)
-        more = {**found.judged.slices, "long_text": [row for of in found.judged.long_text.values() for row in of]}
+        more: dict[str, Sequence[ItemResult]] = {
+            **found.judged.slices,
+            "long_text": [row for of in found.judged.long_text.values() for row in of],
+        }
         for name, rows in more.items():
             if rows:
                 write_results(folder / f"{name}.jsonl", rows)

@@ -110,6 +110,6 @@ def read_judged(config: EvaluateConfig, folder: Path, tasks: Sequence[Task]) -> 
                 found.long_text[task.system] = task.piece(folder).read(None)
             case PlainTask(slice_name=None):
                 plain += task.piece(folder).read(config.mel_reference)
-            case PlainTask(slice_name=name):
+            case PlainTask(slice_name=str(name)):
                 found.slices[name] += task.piece(folder).read(None)
     return Judged(plain, found.slices, found.long_text)
