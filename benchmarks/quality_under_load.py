@@ -27,7 +27,7 @@ from benchmarks.serve_load import RATE, Reply, Server, heard
 from retort.errors import DataError, RetortError
 from retort.evaluation.asr import FasterWhisperConfig, PocketSphinxConfig, label_of, open_recogniser
 from retort.evaluation.judge import Judge, System, TestStrings
-from retort.evaluation.metrics import ABSENT
+from retort.evaluation.metrics import ABSENT, labels_of
 from retort.evaluation.results import SystemInfo, summarise
 from retort.evaluation.scoring import Scorers
 from retort.evaluation.speaker import ResemblyzerConfig, open_speaker_encoder
@@ -122,8 +122,8 @@ def measure(judge: Judge, clients: Clients) -> Row:
     (figures,) = summarise(items, [SystemInfo(name, "student")]).systems
     whole = [reply for reply in clients.replies if reply.is_whole and reply.audio_s]
     firsts = sorted(reply.first_s for reply in whole)
-    labels = [key for key in figures if key.startswith("wer_corpus") and not key.endswith("ci95")]
-    cells = {key.replace("wer_corpus", "WER"): f"{figures[key]:.4f}" for key in labels}
+    fields = [f"wer_corpus@{label}" for label in labels_of(figures)] or ["wer_corpus"]
+    cells = {field.replace("wer_corpus", "WER"): f"{figures[field]:.4f}" for field in fields}
     likeness = figures["speaker_similarity"]
     cells |= {
         "similarity": ABSENT if likeness is None else f"{likeness:.4f}",

@@ -105,3 +105,27 @@ def test_what_a_system_says_does_not_depend_on_its_role_or_on_how_fast_it_is_ask
     model = evaluation().systems[1]
     assert model.replace(role="student").said_by == model.said_by
     assert model.replace(model=Path("elsewhere")).said_by != model.said_by
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slices": ["cut_prompt", "cut_prompt"]}, "names one of them twice"),
+        ({"slices": ["shouted"]}, "slices.0"),
+        ({"slices": ["cut_prompt"], "systems": [SYSTEMS[0]]}, "cut_prompt is for systems of kind: model"),
+        ({"slices": ["no_final_punctuation"], "systems": [SYSTEMS[0]]}, "there is none"),
+        ({"long_text": {}, "systems": [SYSTEMS[0]]}, "there is none"),
+        ({"long_text": {"minutes": 0}}, "long_text.minutes"),
+        ({"long_text": {"part_characters": 0}}, "long_text.part_characters"),
+    ],
+)
+def test_harder_strings_that_nobody_can_be_asked_for_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluation(**changes)
+
+
+def test_a_long_text_is_ten_minutes_unless_the_file_says_otherwise() -> None:
+    asked = evaluation(long_text={}, slices=["no_final_punctuation", "cut_prompt"])
+    assert asked.long_text is not None
+    assert (asked.long_text.minutes, asked.long_text.part_characters) == (10.0, 240)
+    assert validate(asked.model_dump(mode="json"), EvaluateConfig, where="resolved") == asked

@@ -57,7 +57,7 @@ def judge_long(judge: Judge, system: System, config: LongTextConfig) -> list[Ite
     row = next(iter(judge.strings.rows.values()))
     wish = Wish(Request(text_of(judge.strings, config.minutes), row.speaker, seed_of(judge.seed, "a long text")))
     items, began_s = list[ItemResult](), 0.0
-    voice_E = judge.voice(row)
+    voice_E, scorers = judge.voice(row), dataclasses.replace(judge.scorers, naturalness=())
     for number, (part, said) in enumerate(_said(judge, system, wish, row, config.part_characters)):
         expected = Expected(f"part-{number:04d}", part.request.text, row.speaker)
         values = {BEGAN: began_s}
@@ -65,7 +65,7 @@ def judge_long(judge: Judge, system: System, config: LongTextConfig) -> list[Ite
             item = failed_item(system.name, expected, reason="error", error=str(said))
         else:
             spoken = as_a_file(said)
-            item = score_item(system.name, expected, spoken, judge.scorers, voice_E=voice_E)
+            item = score_item(system.name, expected, spoken, scorers, voice_E=voice_E)
             began_s += spoken.samples_N.numel() / spoken.sample_rate
             loudness = loudness_lufs(torch.nan_to_num(spoken.samples_N), spoken.sample_rate)
             values |= {LOUDNESS: loudness} if math.isfinite(loudness) else {}

@@ -192,6 +192,11 @@ class EvaluateConfig(Config):
         if unknown:
             raise ValueError(f"comparisons or confidence_teacher name {unknown}; the systems are {names}")
         kinds = {system.name: system.kind for system in self.systems}
+        spoken = set(kinds.values()) & set(_SPEAKING)
+        if "cut_prompt" in self.slices and "model" not in spoken:
+            raise ValueError("slices: cut_prompt is for systems of kind: model, and there is none")
+        if (self.slices or self.long_text is not None) and not spoken:
+            raise ValueError("slices and long_text are for systems of kind: model or endpoint, and there is none")
         if self.mel_reference is not None and kinds.get(self.mel_reference) != "model":
             raise ValueError(
                 f"mel_reference names {self.mel_reference!r}, which is no system of kind: model; the systems are "

@@ -222,11 +222,9 @@ def _write(
 
     def fill(folder: Path) -> None:
         write_results(folder / "results.jsonl", summary.items)
-        more: dict[str, Sequence[ItemResult]] = {
-            **found.judged.slices,
-            "long_text": [row for of in found.judged.long_text.values() for row in of],
-        }
-        for name, rows in more.items():
+        long_text = [row for rows in found.judged.long_text.values() for row in rows]
+        more: list[tuple[str, Sequence[ItemResult]]] = [*found.judged.slices.items(), ("long_text", long_text)]
+        for name, rows in more:
             if rows:
                 write_results(folder / f"{name}.jsonl", rows)
         write_summary(folder / "summary.json", summary)
