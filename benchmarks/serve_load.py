@@ -121,7 +121,9 @@ class Server:
 
     async def ready(self) -> None:
         """Wait for its models."""
-        for _ in range(600):
+        for _ in range(1500):
+            if self.process.poll() is not None:
+                break
             with contextlib.suppress(OSError, asyncio.IncompleteReadError, ValueError):
                 if (await fetch(self.port, "GET", "/health/ready")).status == 200:
                     return
@@ -176,7 +178,7 @@ async def fetch(port: int, method: str, path: str, body: bytes = b"") -> Reply:
             if headers.get("transfer-encoding") == "chunked":
                 while size := int(await reader.readline(), 16):
                     await reader.readexactly(size + 2)
-                    _heard(reply, size, time.perf_counter() - begun)
+                    heard(reply, size, time.perf_counter() - begun)
                 reply.is_whole = True
             else:
                 await reader.readexactly(int(headers.get("content-length", "0")))
@@ -187,7 +189,8 @@ async def fetch(port: int, method: str, path: str, body: bytes = b"") -> Reply:
     return reply
 
 
-def _heard(reply: Reply, size: int, now: float) -> None:
+def heard(reply: Reply, size: int, now: float) -> None:
+    """Note bytes that came at ``now``, in seconds since the request."""
     if not reply.first_s:
         reply.first_s = now
     # The player began with the first bytes; it waits whenever it has played all that had come.

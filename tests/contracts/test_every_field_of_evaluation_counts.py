@@ -30,6 +30,8 @@ from retort.inference.speaker import Timing
 from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.system_facts import describe_system, note_of
+from retort.orchestration.evaluate.tasks import read_judged, tasks_of
+from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig, ReportConfig, SystemConfig
 from retort.run_config.evaluate import ComparisonConfig, SpeedConfig
@@ -125,7 +127,7 @@ def evaluation(world: World, **changes: Any) -> EvaluateConfig:
 
 def on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: str) -> Any:
     """What the job does in a process of its own, in this one."""
-    return getattr(job.EvaluationWorker(config.model_dump(mode="json"), threads), method)(*arguments)
+    return getattr(EvaluationWorker(config.model_dump(mode="json"), threads), method)(*arguments)
 
 
 @pytest.fixture(autouse=True)
@@ -140,14 +142,15 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     """What an evaluation says: of timed figures, which there are."""
     strings = TestStrings(config.data, split=config.split, count=config.num_strings)
     infos = [describe_system(system, config, strings) for system in config.systems]
-    worker = job.EvaluationWorker(config.model_dump(mode="json"), 1)
-    pieces, kept = job.pieces_of(config, strings), job.kept_of(config, strings)
-    for name, number, ids in pieces:
-        worker.judge(name, number, ids, str(folder), kept)
-    items = [item for name, number, _ in pieces for item in job.read_piece(config, folder, name, number)]
+    worker = EvaluationWorker(config.model_dump(mode="json"), 1)
+    tasks = tasks_of(config, strings)
+    for task in tasks:
+        worker.judge(task, str(folder), job.kept_of(config, tasks))
+    judged = read_judged(config, folder, tasks)
     speeds, memory = job._measure(config, QuietProgress())
     infos = [job._with_speed(info, speeds, memory) for info in infos]
-    summary = job.summary_of(config, strings, job.Found(infos, items, worker.confidence(), note_of(config, infos)))
+    found = job.Found(infos, judged, worker.confidence(), note_of(config, infos))
+    summary = job.summary_of(config, strings, found)
     tree = summary.tree()
     systems = [
         {name: system[name] is not None if name in TIMED else system[name] for name in system}
@@ -161,7 +164,7 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
         refusal = str(error).replace(str(folder), "")
     told = {name: tree[name] for name in ("comparisons", "note", "confidence", "findings")}
     rows = [dataclasses.asdict(item) for item in summary.items]
-    return {**told, "systems": systems, "items": rows, "pieces": pieces, "refusal": refusal}
+    return {**told, "systems": systems, "items": rows, "tasks": tasks, "refusal": refusal}
 
 
 def of_systems(world: World, *systems: dict[str, Any], **changes: Any) -> EvaluateConfig:

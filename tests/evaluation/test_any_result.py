@@ -27,8 +27,8 @@ from retort.evaluation.speed import SpeedCase, measure_speed
 from retort.inference.decoding import Decoding
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Spoken, Timing
-from retort.orchestration.evaluate.job import EvaluationWorker
 from retort.orchestration.evaluate.pieces import Piece, sounds_of
+from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.store.artifact import describe_artifact, write_artifact
 from tests.evaluation.judging import RATE, Echo, Loudness, row, scorers, token_set
 from tests.evaluation.test_bad_sets import add_sounds

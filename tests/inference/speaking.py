@@ -23,10 +23,15 @@ from retort.nn.noise_schedule import CosineSchedule
 from retort.store.artifact import describe_artifact, write_artifact
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
+SMALL = MelRVQConfig(codebook_size=8, num_codebooks=2, kmeans_iterations=2, griffin_lim_iterations=2)
+AT_24_KHZ = SMALL.replace(mel=MelConfig(sample_rate=24_000, hop_samples=300))
+"""A codec at the rate at which speech is served, so that nothing is resampled on the way."""
+
 
 def speaking_model(
     root: Path,
     *,
+    codec_config: MelRVQConfig = SMALL,
     weights_seed: int = 0,
     mean_frames: float | None = None,
     distilled: bool = False,
@@ -44,8 +49,7 @@ def speaking_model(
     data, model = root / "data", root / "model"
     data.mkdir()
     recordings = [0.1 * torch.randn(8000) for _ in range(4)]
-    config = MelRVQConfig(codebook_size=8, num_codebooks=2, kmeans_iterations=2, griffin_lim_iterations=2)
-    codec = fit_mel_rvq(recordings, config)
+    codec = fit_mel_rvq(recordings, codec_config)
     front_end = build_text_front_end(CharactersConfig(kind="characters"))
     codec.save(data / "codec")
     front_end.save(data / "text")

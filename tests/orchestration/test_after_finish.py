@@ -114,6 +114,8 @@ GO_ON = {
         "margins.wer": 0.03,
         "num_resamples": 777,
         "cluster_by_speaker": True,
+        "slices": ["cut_prompt"],
+        "long_text": {"minutes": 1.0},
         "speed.rounds": 5,
     },
 }

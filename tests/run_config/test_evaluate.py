@@ -16,6 +16,8 @@ SYSTEMS = [
     {"name": "s", "kind": "model", "role": "student", "model": "runs/s"},
 ]
 
+ENDPOINT = {"base_url": "https://host/v1", "model": "tts-1"}
+
 
 def evaluation(**changes: Any) -> EvaluateConfig:
     tree = {**DEMO, "systems": SYSTEMS, "comparisons": [], "confidence_teacher": None, **changes}
@@ -35,6 +37,7 @@ def test_roles_are_stated_for_models_and_known_for_recordings() -> None:
         ),
         ({"name": "x", "kind": "model", "model": "runs/x", "role": "pupil"}, "systems.0.role"),
         ({"name": "x", "kind": "recordings", "role": "teacher"}, "`role` of recordings is reference, not teacher"),
+        ({"name": "x", "kind": "endpoint", "endpoint": ENDPOINT}, "does not say its role; add `role: "),
     ],
 )
 def test_a_role_that_is_not_said_is_not_guessed(system: dict[str, Any], message: str) -> None:
@@ -72,3 +75,57 @@ def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: st
 def test_margins_are_by_metric() -> None:
     assert evaluation(margins={"wer": 0.02, "mel_distance": 0.3}).margins == {"wer": 0.02, "mel_distance": 0.3}
     assert evaluation().margins == {}
+
+
+def test_a_service_is_asked_as_the_file_says_and_belongs_to_its_kind_alone() -> None:
+    service = {"name": "e", "kind": "endpoint", "role": "student", "endpoint": {**ENDPOINT, "voice": "alloy"}}
+    asked = evaluation(systems=[*SYSTEMS, service])
+    assert asked.systems[-1].endpoint is not None
+    assert asked.systems[-1].endpoint.voice_of("anybody") == "alloy"
+    assert validate(asked.model_dump(mode="json"), EvaluateConfig, where="resolved") == asked
+    for changes, message in (
+        ({"endpoint": None}, "`endpoint` says how"),
+        ({"kind": "model", "model": "runs/x"}, "`endpoint` says how"),
+        ({"model": "runs/x"}, "path of a system of kind: model"),
+        ({"decoding": {"kind": "codec_lm"}}, "`decoding` belongs to"),
+        ({"endpoint": {**ENDPOINT, "api_key": "sk"}}, "api_key"),
+        ({"endpoint": {**ENDPOINT, "base_url": "https://me:sk@host"}}, "without user, password"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            evaluation(systems=[{**service, **changes}])
+
+
+def test_what_a_system_says_does_not_depend_on_its_role_or_on_how_fast_it_is_asked() -> None:
+    service = {"name": "e", "kind": "endpoint", "role": "student", "endpoint": ENDPOINT}
+    plain = evaluation(systems=[service]).systems[0]
+    for changes in ({"role": "control"}, {"endpoint": {**ENDPOINT, "concurrency": 9, "api_key_env": "KEY"}}):
+        assert evaluation(systems=[{**service, **changes}]).systems[0].said_by == plain.said_by
+    other = evaluation(systems=[{**service, "endpoint": {**ENDPOINT, "voice": "x"}}]).systems[0]
+    assert other.said_by != plain.said_by
+    model = evaluation().systems[1]
+    assert model.replace(role="student").said_by == model.said_by
+    assert model.replace(model=Path("elsewhere")).said_by != model.said_by
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"slices": ["cut_prompt", "cut_prompt"]}, "names one of them twice"),
+        ({"slices": ["shouted"]}, "slices.0"),
+        ({"slices": ["cut_prompt"], "systems": [SYSTEMS[0]]}, "cut_prompt is for systems of kind: model"),
+        ({"slices": ["no_final_punctuation"], "systems": [SYSTEMS[0]]}, "there is none"),
+        ({"long_text": {}, "systems": [SYSTEMS[0]]}, "there is none"),
+        ({"long_text": {"minutes": 0}}, "long_text.minutes"),
+        ({"long_text": {"part_characters": 0}}, "long_text.part_characters"),
+    ],
+)
+def test_harder_strings_that_nobody_can_be_asked_for_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluation(**changes)
+
+
+def test_a_long_text_is_ten_minutes_unless_the_file_says_otherwise() -> None:
+    asked = evaluation(long_text={}, slices=["no_final_punctuation", "cut_prompt"])
+    assert asked.long_text is not None
+    assert (asked.long_text.minutes, asked.long_text.part_characters) == (10.0, 240)
+    assert validate(asked.model_dump(mode="json"), EvaluateConfig, where="resolved") == asked

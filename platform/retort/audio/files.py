@@ -25,6 +25,7 @@ __all__ = [
     "AudioLimits",
     "AudioRejected",
     "flac_bytes",
+    "in_16_bits",
     "loudness_lufs",
     "normalise_loudness",
     "read_audio",
@@ -37,6 +38,8 @@ _BLOCK_SAMPLES = 1 << 18
 _MOST_STATED = 1 << 40
 _FULL_SCALE = 0.999
 _PEAK_LIMIT = 0.99
+_STEPS = 32768
+"""Of full scale in 16 bits; the same wherever samples become integers, so that they come back the same."""
 # ITU-R BS.1770-4 gates over blocks of 400 ms, and offsets the K-weighted power by this much.
 _LOUDNESS_BLOCK_S, _LOUDNESS_OFFSET_DB = 0.4, -0.691
 
@@ -63,6 +66,12 @@ def read_audio(source: Path | bytes, *, limits: AudioLimits = DEFAULT_LIMITS) ->
     return audio
 
 
+def in_16_bits(samples_N: Tensor) -> Tensor:
+    """Samples as a 16-bit file gives them back, clipped to its range; what is not finite stays as it is."""
+    kept_N = (samples_N.double() * _STEPS).round().clamp(-_STEPS, _STEPS - 1) / _STEPS
+    return torch.where(samples_N.isfinite(), kept_N.to(samples_N.dtype), samples_N)
+
+
 def wav_bytes(samples_N: Tensor, sample_rate: int) -> bytes:
     """Encode as 16-bit PCM WAV; what ``read_audio`` made of 16-bit PCM comes back bit for bit.
 
@@ -75,7 +84,7 @@ def wav_bytes(samples_N: Tensor, sample_rate: int) -> bytes:
         raise ValueError(f"expected one channel of samples, got the shape {tuple(samples_N.shape)}")
     if not torch.isfinite(samples_N).all():
         raise ValueError("the samples hold NaN or infinite values and cannot be written as sound")
-    integers_N = (samples_N.detach().cpu().double() * 32768).round().clamp(-32768, 32767).to(torch.int16)
+    integers_N = (in_16_bits(samples_N.detach().cpu().double()) * _STEPS).to(torch.int16)
     buffer = io.BytesIO()
     with wave.open(buffer, "wb") as writer:
         writer.setnchannels(1)

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from retort.audio.codec import Codec, open_codec
-from retort.audio.files import Audio
+from retort.audio.files import Audio, in_16_bits
 from retort.data.tokens import TokenRow, TokenSet
 from retort.errors import ConfigError, DataError, RetortError
 from retort.evaluation.items import Expected, ItemResult, failed_item
 from retort.evaluation.prosody import ProsodyConfig, prosody_of, sample_spread
 from retort.evaluation.scoring import Scorers, score_item
+from retort.evaluation.service import Asked
+from retort.evaluation.slices import SliceName, cut_in_a_word, is_in, without_end
 from retort.evaluation.sounds import read_any_sound
 from retort.evaluation.speaker import embed
 from retort.inference.decoding import Decoding
@@ -35,13 +37,14 @@ RECORDINGS_OF_A_VOICE = 8
 
 @dataclass(frozen=True)
 class System:
-    """What speaks: the recordings, their way through the codec, or a model that is decoded in one way."""
+    """What speaks: the recordings, their way through the codec, a model that is decoded in one way, or a service."""
 
     name: str
-    kind: Literal["recordings", "resynthesis", "model"]
+    kind: Literal["recordings", "resynthesis", "model", "endpoint"]
     speaker: Speaker | None = None
     decoding: Decoding | None = None
     """None is the plain one of the model's family."""
+    service: Asked | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,18 @@ class TestStrings:
         self.folder, self.description = folder, tokens.description
         self.rows = {row.id: row for row in sorted(rows[:count], key=lambda row: row.id)}
         self._others = rows
+
+    def ids_in(self, name: SliceName) -> list[str]:
+        """Those of :attr:`rows` that a slice asks for otherwise.
+
+        Raises:
+            DataError: there are none.
+        """
+        found = [row.id for row in self.rows.values() if is_in(name, row, self.prompt_for(row))]
+        if not found:
+            why = "none of them ends in punctuation" if name == "no_final_punctuation" else "none of them has a prompt"
+            raise DataError(f"slices: {name} has nothing of the {len(self.rows)} strings: {why}; leave it out")
+        return found
 
     def refuse_other_encoder(self, name: str) -> None:
         """Refuse to compare voices with the rows' embeddings if another encoder made these.
@@ -124,14 +139,17 @@ class TestStrings:
         """Of the token set."""
         return open_codec(self.folder / "codec")
 
-    def voice_for(self, row: TokenRow, speaker: Speaker) -> Voice | None:
+    def voice_for(self, row: TokenRow, speaker: Speaker, *, is_cut: bool = False) -> Voice | None:
         """The voice that a row asks for, as a speaker takes it: :meth:`prompt_for` in its space.
 
-        None where there is no prompt; then the speaker's own voice of that name counts.
+        None where there is no prompt; then the speaker's own voice of that name counts. ``is_cut`` breaks the prompt
+        off in the middle of a word.
         """
         prompt_KP, space = self.prompt_for(row), self.description.codec_fingerprint
         if prompt_KP is None:
             return None
+        if is_cut:
+            prompt_KP = cut_in_a_word(self.codec, prompt_KP)
         if speaker.voice_space == space:
             return voice_of_codes(space, prompt_KP)
         return speaker.voice_of(Audio(self.codec.decode(prompt_KP), self.codec.sample_rate))
@@ -169,19 +187,20 @@ class Judge:
         self._recordings: Mapping[str, bytes] | None = None
         self._heard: dict[str, list[tuple[str, Tensor]]] = {}
 
-    def judge(self, system: System, ids: Sequence[str]) -> list[Verdict]:
-        """Let ``system`` say the strings ``ids`` in one batch, and score each."""
+    def judge(self, system: System, ids: Sequence[str], *, slice_name: SliceName | None = None) -> list[Verdict]:
+        """Let ``system`` say the strings ``ids`` in one batch, plainly or as a slice asks for them, and score each."""
         rows = [self.strings.rows[i] for i in ids]
         verdicts = []
-        again = self._again(system, [row for row in rows if row.id in self._prosodic])
-        for row, spoken in zip(rows, self._speak(system, rows), strict=True):
+        again = self._again(system, [row for row in rows if row.id in self._prosodic and slice_name is None])
+        for row, given in zip(rows, self._speak(system, rows, slice_name=slice_name), strict=True):
+            spoken = as_a_file(given) if isinstance(given, Spoken) else given
             expected = Expected(row.id, row.text, row.speaker)
             sound = spoken if isinstance(spoken, Spoken) else self._nothing()
             if isinstance(spoken, RetortError):
                 item = failed_item(system.name, expected, reason="error", error=str(spoken))
             else:
                 scorers = self.scorers if row.id in self._natural else dataclasses.replace(self.scorers, naturalness=())
-                item = score_item(system.name, expected, spoken, scorers, voice_E=self._voice(row))
+                item = score_item(system.name, expected, spoken, scorers, voice_E=self.voice(row))
                 if row.id in self._prosodic and isinstance(spoken, Spoken):
                     values = {**item.values, **_prosody(row.text, spoken, again.get(row.id, ()))}
                     item = dataclasses.replace(item, values=values)
@@ -191,8 +210,12 @@ class Judge:
     def _nothing(self) -> Spoken:
         return Spoken(torch.zeros(0), self.strings.description.sample_rate)
 
-    def _speak(self, system: System, rows: Sequence[TokenRow]) -> Sequence[Spoken | RetortError | None]:
-        """The sound of each row, why it cannot be heard, or None if there is none."""
+    def _speak(
+        self, system: System, rows: Sequence[TokenRow], *, again: str = "", slice_name: SliceName | None = None
+    ) -> Sequence[Spoken | RetortError | None]:
+        """The sound of each row, why it cannot be heard, or None if there is none; ``again`` draws other seeds."""
+        if slice_name == "no_final_punctuation":
+            rows = [dataclasses.replace(row, text=without_end(row.text)) for row in rows]
         match system.kind:
             case "recordings":
                 return _one_by_one(lambda some: [self._recording(row) for row in some], rows)
@@ -200,16 +223,19 @@ class Judge:
                 codec = self.strings.codec
                 return _one_by_one(lambda some: [_resynthesis(codec, row) for row in some], rows)
             case "model":
-                return _one_by_one(lambda some: self._synthesise(system, some), rows)
+                return _one_by_one(lambda some: self._synthesise(system, some, again, slice_name), rows)
+            case "endpoint":
+                assert system.service is not None
+                return system.service.speak([self._request(row, again) for row in rows])
 
     def _again(self, system: System, rows: Sequence[TokenRow]) -> Mapping[str, Sequence[Spoken]]:
-        """What a model makes of the same texts with other seeds, by id."""
+        """What a model or a service makes of the same texts with other seeds, by id."""
         found: dict[str, list[Spoken]] = {row.id: [] for row in rows}
-        for number in range(1, self._samples if system.kind == "model" and rows else 1):
-            speak = partial(self._synthesise, system, again=f" again {number}")
-            for row, spoken in zip(rows, _one_by_one(speak, rows), strict=True):
+        has_others = bool(rows) and system.kind in ("model", "endpoint")
+        for number in range(1, self._samples if has_others else 1):
+            for row, spoken in zip(rows, self._speak(system, rows, again=f" again {number}"), strict=True):
                 if isinstance(spoken, Spoken):
-                    found[row.id].append(spoken)
+                    found[row.id].append(as_a_file(spoken))
         return found
 
     def _recording(self, row: TokenRow) -> Spoken | None:
@@ -225,7 +251,7 @@ class Judge:
         audio = read_any_sound(self._recordings[row.id])
         return Spoken(audio.samples_N, audio.sample_rate)
 
-    def _voice(self, row: TokenRow) -> Tensor | None:
+    def voice(self, row: TokenRow) -> Tensor | None:
         """Embedding of the voice asked for: of the training rows, or of other recordings of the speaker.
 
         The row's own recording never takes part, or the recordings would be compared with themselves.
@@ -254,15 +280,24 @@ class Judge:
                     embedded.append((other.id, embed(self.scorers.encoder, spoken.samples_N, spoken.sample_rate)))
         return embedded
 
-    def _synthesise(self, system: System, rows: Sequence[TokenRow], *, again: str = "") -> Sequence[Spoken | None]:
+    def _request(self, row: TokenRow, again: str, voice: Voice | None = None) -> Request:
+        return Request(row.text, row.speaker, seed_of(self.seed, row.id + again), voice)
+
+    def _synthesise(
+        self, system: System, rows: Sequence[TokenRow], again: str, slice_name: SliceName | None
+    ) -> Sequence[Spoken | None]:
         speaker = system.speaker
         assert speaker is not None
-        requests = [
-            Request(row.text, row.speaker, seed_of(self.seed, row.id + again), self.strings.voice_for(row, speaker))
-            for row in rows
-        ]
+        is_cut = slice_name == "cut_prompt"
+        voices = [self.strings.voice_for(row, speaker, is_cut=is_cut) for row in rows]
+        requests = [self._request(row, again, voice) for row, voice in zip(rows, voices, strict=True)]
         max_seconds = self.max_frames / self.strings.description.frame_rate
         return speaker.speak(requests, speaker.decoding(system.decoding), max_seconds=max_seconds)
+
+
+def as_a_file(spoken: Spoken) -> Spoken:
+    """What a listener would get: a model is judged by the same bits as its recordings, or a service that speaks it."""
+    return dataclasses.replace(spoken, samples_N=in_16_bits(spoken.samples_N.detach().cpu().float()))
 
 
 def _one_by_one(

@@ -63,6 +63,18 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
         ],
         "comparisons": _comparisons(summary["comparisons"]),
         "preferences": _list(summary, "preferences"),
+        "slices": [
+            {**found, "measures": [_comparison(row) for row in found["differences"]]}
+            for found in _list(summary, "slices")
+        ],
+        "long_text": [
+            {
+                **found,
+                "wers": [name for name in found if name.startswith("wer_capped")],
+                "rows": [*found["minutes"], {**found, "minute": "all"}],
+            }
+            for found in _list(summary, "long_text")
+        ],
         "wer_chart": _wer_chart(systems),
         "trade_off": trade_off([(s, _point_of(s, index)) for index, s in enumerate(systems)]),
         "confidence": _confidence(summary.get("confidence") or {}, series),

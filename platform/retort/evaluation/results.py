@@ -107,11 +107,15 @@ class Summary:
     findings: tuple[Finding, ...]
     items: tuple[ItemResult, ...]
     recognisers: tuple[dict[str, Any], ...] = ()
+    slices: tuple[dict[str, Any], ...] = ()
+    """Of :func:`retort.evaluation.slices.sum_up`."""
+    long_text: tuple[dict[str, Any], ...] = ()
+    """Of :func:`retort.evaluation.long_text.by_minute`."""
 
     def tree(self) -> dict[str, Any]:
         """The contents of ``summary.json``; numbers that are not finite become null."""
-        fields = ("systems", "comparisons", "environment", "bootstrap", "note", "confidence", "recognisers")
-        tree = {name: getattr(self, name) for name in fields}
+        fields = ("systems", "comparisons", "environment", "bootstrap", "note", "confidence", "recognisers", "slices")
+        tree = {name: getattr(self, name) for name in (*fields, "long_text")}
         tree["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
         plain: dict[str, Any] = _plain(tree)
         return plain

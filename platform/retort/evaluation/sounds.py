@@ -13,7 +13,7 @@ from retort.evaluation import figures
 MAX_SOUND_BYTES = 14_000_000
 """Encoded sound that a page takes in; base64 makes a third more of it, and the page must stay below 20 MB."""
 
-_ANY_SOUND = AudioLimits(
+ANY_SOUND = AudioLimits(
     min_duration_s=0.0,
     max_duration_s=1e9,
     max_bytes=1 << 40,
@@ -21,6 +21,7 @@ _ANY_SOUND = AudioLimits(
     silence_dbfs=float("-inf"),
     max_clipped_fraction=1.0,
 )
+"""What is judged: any sound at all."""
 
 
 def read_any_sound(encoded: bytes) -> Audio:
@@ -29,7 +30,7 @@ def read_any_sound(encoded: bytes) -> Audio:
     Raises:
         AudioRejected: there is nothing to judge: no sound, no samples, or a cut.
     """
-    return read_audio(encoded, limits=_ANY_SOUND)
+    return read_audio(encoded, limits=ANY_SOUND)
 
 
 @dataclass(frozen=True)

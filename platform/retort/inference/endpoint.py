@@ -18,13 +18,15 @@ from urllib.parse import urlsplit
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from retort.audio.files import Audio, AudioRejected, read_audio
-from retort.audio.limits import DEFAULT_LIMITS
+from retort.audio.limits import DEFAULT_LIMITS, AudioLimits
 from retort.config import Config
 from retort.errors import ConfigError, DataError, MissingRequirementError, StorageError
 
 RETRYABLE = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _OF_THE_TEXT = frozenset({400, 413, 422})
 _OUT_OF_MONEY = "insufficient_quota"
+_UNSTABLE = "generation_unstable"
+"""What Retort's services say of a runaway; the same seed runs away again."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _PCM_RATE = 24_000
 _SHOWN = 300
@@ -133,6 +135,7 @@ class SpeechEndpoint:
         config: see there.
         key: what ``config`` says where to find, or None.
         pace: how many requests a minute; left out: the config's.
+        limits: what a recording may be.
         sleep: waits; tests pass their own.
 
     Raises:
@@ -145,13 +148,14 @@ class SpeechEndpoint:
         key: str | None,
         *,
         pace: Pace | None = None,
+        limits: AudioLimits = DEFAULT_LIMITS,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         try:
             import httpx
         except ImportError:
             raise MissingRequirementError("the client of speech services needs httpx; run: pip install httpx") from None
-        self.config, self._key, self._sleep = config, key, sleep
+        self.config, self._key, self._sleep, self._limits = config, key, sleep, limits
         self._pace = pace or Pace(config.max_per_minute, sleep)
         self._http = httpx
         # A proxy is for hosts outside; redirects, which would carry the key elsewhere, are not followed.
@@ -213,7 +217,8 @@ class SpeechEndpoint:
             url = f"{self.config.base_url}/audio/speech"
             with self._client.stream("POST", url, json=body, timeout=seconds) as response:
                 if response.status_code != 200:
-                    self._refused(response.status_code, response.headers, _some(response.iter_bytes(), end))
+                    said = _some(response.iter_bytes(), end)
+                    self._refused(response.status_code, response.headers, said, has_seed="seed" in body)
                 pieces, size, first = list[bytes](), 0, 0.0
                 for piece in response.iter_bytes():
                     now = time.monotonic()
@@ -227,11 +232,13 @@ class SpeechEndpoint:
         except http.TransportError as error:
             raise _Again(f"{type(error).__name__}: {error}") from None
 
-    def _refused(self, status: int, headers: Mapping[str, str], said: str) -> None:
+    def _refused(self, status: int, headers: Mapping[str, str], said: str, *, has_seed: bool) -> None:
         """Raise what an answer other than 200 means."""
         base, told = self.config.base_url, self._without_key(_message(said))
         if status in (401, 403):  # what it says may repeat the key
             raise ConfigError(f"{base} refuses the key ({status}); it comes from {self.config.key_source}")
+        if status == 500 and _UNSTABLE in said and has_seed:
+            raise RefusedText(f"{base} does not say the text properly with this seed: {told}")
         if status in RETRYABLE and not (status == 429 and _OUT_OF_MONEY in said):
             raise _Again(f"{status} {told}", _retry_after_s(headers))
         if status in _OF_THE_TEXT:
@@ -243,7 +250,7 @@ class SpeechEndpoint:
 
     def _decoded(self, sound: bytes) -> Audio:
         if self.config.response_format != "pcm":
-            return read_audio(sound)
+            return read_audio(sound, limits=self._limits)
         import torch
 
         from retort.audio.files import wav_bytes
@@ -252,7 +259,7 @@ class SpeechEndpoint:
         if not whole:
             raise AudioRejected("empty", "the service sent no sound")
         samples_N = torch.frombuffer(whole, dtype=torch.int16).float() / 32768
-        return read_audio(wav_bytes(samples_N, _PCM_RATE))  # through the checks of any recording
+        return read_audio(wav_bytes(samples_N, _PCM_RATE), limits=self._limits)  # through the checks of any recording
 
     def _without_key(self, text: str) -> str:
         return text if not self._key else text.replace(self._key, "(the key)")

@@ -86,6 +86,8 @@ def after_finish(config: FinishingJob) -> AfterFinish:
                     "comparisons",
                     "margins",
                     "confidence_teacher",
+                    "slices",
+                    "long_text",
                     "num_resamples",
                     "cluster_by_speaker",
                     "speed",
@@ -175,7 +177,7 @@ def _evaluation_lacks(done: Artifact, before: EvaluateConfig, config: EvaluateCo
         other = present.get(system.name)
         if other is None:
             return f"system {system.name!r} is in its report; systems can be added, and none can be left out"
-        if other.replace(role=system.role) != system:
+        if other.said_by != system.said_by:
             return f"system {system.name!r} was judged otherwise; add the changed one under another name"
     return None
 

@@ -81,7 +81,7 @@ def say(
 
 def _marked_wav(samples_N: torch.Tensor, sample_rate: int, marking: Marking) -> bytes:
     sound = resample(samples_N, sample_rate, SAMPLE_RATE).numpy()
-    whole = np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
+    whole = np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int16)
     marked = marking.push(whole, is_last=True)
     return wav_header(len(marked), marking.comment(is_whole=True)) + marked.astype("<i2").tobytes()
 

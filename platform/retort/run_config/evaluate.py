@@ -1,6 +1,6 @@
 """Systems → results, summary and report."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,9 +8,12 @@ from pydantic import Field, model_validator
 
 from retort.config import Config
 from retort.evaluation.asr import AnyRecogniserConfig, RecogniserConfig, label_of
+from retort.evaluation.long_text import LongTextConfig
 from retort.evaluation.naturalness import NaturalnessConfig
 from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.results import Role
+from retort.evaluation.service import ServiceConfig
+from retort.evaluation.slices import SliceName
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.inference.decoding import Decoding
@@ -19,15 +22,19 @@ from retort.run_config.machines import PoolConfig
 from retort.run_config.metric_names import ComparableName
 from retort.run_config.output import Output
 
+_SPEAKING = ("model", "endpoint")
+
 
 class SystemConfig(Config):
     """One system of an evaluation."""
 
     name: str = Field(min_length=1)
-    kind: Literal["recordings", "resynthesis", "model"]
+    kind: Literal["recordings", "resynthesis", "model", "endpoint"]
     role: Role
-    """What it is there for. Recordings and their resynthesis are references; of a model the file must say it."""
+    """What it is there for. Recordings and their resynthesis are references; of what speaks the file must say it."""
     model: Location | None = None
+    endpoint: ServiceConfig | None = None
+    """A speech service, asked over HTTP for the same texts."""
     decoding: Decoding | None = None
     """``None`` is the plain way of the model's family."""
 
@@ -36,7 +43,7 @@ class SystemConfig(Config):
     def _with_role(cls, tree: Any) -> Any:
         if not isinstance(tree, dict) or "role" in tree:
             return tree
-        if tree.get("kind") == "model":
+        if tree.get("kind") in _SPEAKING:
             raise ValueError(
                 f"system {tree.get('name')!r} does not say its role; add `role: teacher`, `role: student`, or "
                 "`role: control` for one that is there to be beaten"
@@ -45,13 +52,21 @@ class SystemConfig(Config):
 
     @model_validator(mode="after")
     def _consistent(self) -> "SystemConfig":
-        if self.kind != "model" and self.role != "reference":
+        if self.kind not in _SPEAKING and self.role != "reference":
             raise ValueError(f"`role` of {self.kind} is reference, not {self.role}; leave it out")
         if (self.kind == "model") != (self.model is not None):
             raise ValueError("`model` is the path of a system of kind: model, and of no other")
+        if (self.kind == "endpoint") != (self.endpoint is not None):
+            raise ValueError("`endpoint` says how a system of kind: endpoint is asked, and no other")
         if self.decoding is not None and self.model is None:
             raise ValueError("`decoding` belongs to a system of kind: model, and to no other")
         return self
+
+    @property
+    def said_by(self) -> Mapping[str, Any]:
+        """What decides what it says, but for the weights behind its path: not its role, nor how fast it is asked."""
+        told = self.model_dump(mode="json", exclude={"role", "endpoint"})
+        return told if self.endpoint is None else {**told, "endpoint": self.endpoint.asked}
 
 
 class SpeedConfig(Config):
@@ -114,6 +129,12 @@ class EvaluateConfig(Config):
     """How many of the strings they hear, the same of every system; ``None`` is all."""
     prosody: ProsodyConfig | None = None
     """Melody, pace, and variety between samples of a text: what distillation may take away."""
+    slices: tuple[SliceName, ...] = ()
+    """Ways to ask models and services for the same strings that are harder, each told beside the plain one in pairs.
+    ``no_final_punctuation`` takes the strings that end in some; ``cut_prompt`` is for models: their voice's recording
+    breaks off in the middle of a word."""
+    long_text: LongTextConfig | None = None
+    """A text of many minutes, said by models and services in parts, and judged by the minute."""
     stability: StabilityConfig = StabilityConfig()
     max_missing_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of its strings that a system may fail to deliver. They are failures in every table; beyond this share the
@@ -141,6 +162,8 @@ class EvaluateConfig(Config):
         labels = [label_of(config) for config in self.listening]
         if len(set(labels)) != len(labels):
             raise ValueError(f"recognisers: their labels must differ, got {labels}; give them a `label` each")
+        if len(set(self.slices)) != len(self.slices):
+            raise ValueError(f"slices: {', '.join(self.slices)} names one of them twice")
         kinds = [config.kind for config in self.naturalness]
         if len(set(kinds)) != len(kinds):
             raise ValueError(f"naturalness: {kinds} names one of them twice")
@@ -169,6 +192,11 @@ class EvaluateConfig(Config):
         if unknown:
             raise ValueError(f"comparisons or confidence_teacher name {unknown}; the systems are {names}")
         kinds = {system.name: system.kind for system in self.systems}
+        spoken = set(kinds.values()) & set(_SPEAKING)
+        if "cut_prompt" in self.slices and "model" not in spoken:
+            raise ValueError("slices: cut_prompt is for systems of kind: model, and there is none")
+        if (self.slices or self.long_text is not None) and not spoken:
+            raise ValueError("slices and long_text are for systems of kind: model or endpoint, and there is none")
         if self.mel_reference is not None and kinds.get(self.mel_reference) != "model":
             raise ValueError(
                 f"mel_reference names {self.mel_reference!r}, which is no system of kind: model; the systems are "

@@ -170,7 +170,7 @@ class SpeechEncoder:
         sound = samples_N.float().numpy()
         if self._resampler is not None:
             sound = self._resampler.resample_chunk(sound, last=is_last)
-        whole = np.clip(np.rint(sound * 32767.0), -32768, 32767).astype(np.int16)
+        whole = np.clip(np.rint(sound * 32768.0), -32768, 32767).astype(np.int16)
         if self._tempo is not None:
             whole = self._tempo.push(whole, is_last=is_last)
         if self._marking is not None:

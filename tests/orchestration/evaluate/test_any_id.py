@@ -19,8 +19,9 @@ from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import SystemInfo
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate import job
-from retort.orchestration.evaluate.job import EvaluationWorker, read_piece
-from retort.orchestration.evaluate.pieces import sounds_of
+from retort.orchestration.evaluate.pieces import Piece, sounds_of
+from retort.orchestration.evaluate.tasks import Judged, PlainTask
+from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.outputs import job_output
 from retort.orchestration.prepare.worker import AUDIO, CODEC, REFERENCES, TEXT, TOKENS, PrepareWorker
 from retort.orchestration.progress import QuietProgress
@@ -91,10 +92,10 @@ def test_every_id_of_every_system_is_a_row_and_a_sound(tmp_path: Path) -> None:
         pieces = output / "pieces"
         (pieces / "audio").mkdir(parents=True)
         for name in SYSTEMS:
-            worker.judge(name, 0, list(strings.rows), str(pieces), list(ids))
-        items = [item for name in SYSTEMS for item in read_piece(asked, pieces, name, 0)]
-        found = job.Found([SystemInfo(name, "reference") for name in SYSTEMS], items, {}, None)
-        artifact = job._write(asked, output, strings, found)
+            worker.judge(PlainTask(name, 0, tuple(strings.rows)), str(pieces), list(ids))
+        items = [item for name in SYSTEMS for item in Piece(pieces, name, 0).read(None)]
+        infos = [SystemInfo(name, "reference") for name in SYSTEMS]
+        artifact = job._write(asked, output, strings, job.Found(infos, Judged(items, {}, {}), {}, None))
     assert {path.name for path in tmp_path.iterdir()} == {"data", "my out"}, "no id led out of its folder"
     assert artifact.info.reference == "my_out@1"
     kept = read_results(artifact.path / "results.jsonl")

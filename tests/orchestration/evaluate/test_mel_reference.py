@@ -11,8 +11,10 @@ from retort.config import validate
 from retort.errors import ConfigError, DataError
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import Pair, summarise
-from retort.orchestration.evaluate.job import EvaluationWorker, read_piece
+from retort.orchestration.evaluate.pieces import Piece
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system
+from retort.orchestration.evaluate.tasks import PlainTask
+from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.run_config import EvaluateConfig
 from retort.store.artifact import describe_artifact, write_artifact
 from tests.inference.speaking import STUDENT, speaking_denoiser
@@ -56,7 +58,7 @@ def judged(config: EvaluateConfig, folder: Path) -> list[str]:
     ids = sorted(worker.strings.rows)
     for system in config.systems:
         for number, name in enumerate(ids):
-            worker.judge(system.name, number, [name], str(folder), [])
+            worker.judge(PlainTask(system.name, number, (name,)), str(folder), [])
     return ids
 
 
@@ -68,7 +70,9 @@ def test_distances_are_of_the_mels_alone_and_summed_up(root: Path, tmp_path: Pat
     check_shared_codes(config)
     folder = tmp_path / "pieces"
     pieces = range(len(judged(config, folder)))
-    items = [item for s in config.systems for n in pieces for item in read_piece(config, folder, s.name, n)]
+    items = [
+        item for s in config.systems for n in pieces for item in Piece(folder, s.name, n).read(config.mel_reference)
+    ]
     distances = {s.name: [i.values.get("mel_distance") for i in items if i.system == s.name] for s in config.systems}
     assert distances["slow"] == distances["lm"] == [None, None]
     assert distances["again"] == [0.0, 0.0], "the same steps from the same noise"
@@ -89,7 +93,7 @@ def test_another_length_names_the_utterance(root: Path, tmp_path: Path) -> None:
     judged(longer, tmp_path / "b")
     (tmp_path / "b" / "slow-0000.mels.safetensors").replace(tmp_path / "a" / "slow-0000.mels.safetensors")
     with pytest.raises(DataError, match=f"{ids[0]}.*4 mel frames, mel_reference has 6; the two did not share"):
-        read_piece(config, tmp_path / "a", "fast", 0)
+        Piece(tmp_path / "a", "fast", 0).read(config.mel_reference)
 
 
 def test_a_reference_that_cannot_share_codes_is_refused_at_once(root: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.results import SystemInfo
 from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.job import run_evaluate
+from retort.orchestration.evaluate.tasks import Judged
 from retort.orchestration.outputs import job_output
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
@@ -40,7 +41,7 @@ def evaluation(tmp_path: Path, **changes: object) -> EvaluateConfig:
     with job_output(config) as output:
         (output / "pieces" / "audio").mkdir(parents=True)
         infos = [SystemInfo("recordings", "reference"), SystemInfo("whole", "reference")]
-        job._write(config, output, strings, job.Found(infos, [*items, *others], {}, note=None))
+        job._write(config, output, strings, job.Found(infos, Judged([*items, *others], {}, {}), {}, note=None))
     return config
 
 

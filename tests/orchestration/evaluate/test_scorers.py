@@ -15,10 +15,11 @@ from retort.evaluation.asr import PocketSphinxConfig, recogniser_name
 from retort.evaluation.results import SystemInfo, summarise
 from retort.evaluation.wheels import DISTILLMOS, DNSMOS, WHISPER_EXTRA, WHISPER_WEIGHTS, missing
 from retort.models.codec_lm_lineage import CodecLMLineage
-from retort.orchestration.evaluate.job import EvaluationWorker, read_piece
 from retort.orchestration.evaluate.listeners import listeners_of
 from retort.orchestration.evaluate.scorers import with_installed
 from retort.orchestration.evaluate.system_facts import note_of
+from retort.orchestration.evaluate.tasks import PlainTask
+from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.run_config import EvaluateConfig
 from retort.store.artifact import describe_artifact, write_artifact
 from tests.evaluation.judging import add_recordings, row, token_set
@@ -102,8 +103,9 @@ def test_a_worker_lets_everybody_judge_and_naturalness_some(tmp_path):
     config = evaluation(tmp_path, naturalness_strings=2)
     folder = tmp_path / "pieces"
     folder.mkdir()
-    EvaluationWorker(config.model_dump(mode="json"), 1).judge("recordings", 0, ["u0", "u1", "u2"], str(folder), [])
-    items = read_piece(config, folder, "recordings", 0)
+    task = PlainTask("recordings", 0, ("u0", "u1", "u2"))
+    EvaluationWorker(config.model_dump(mode="json"), 1).judge(task, str(folder), [])
+    items = task.piece(folder).read(None)
     names = [recogniser_name(scorer) for scorer in config.listening]
     assert all([found.recogniser for found in item.heard.values()] == names for item in items)
     assert all(item.recogniser == names[0] and names[1] in item.scorers for item in items)

@@ -7,39 +7,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from retort.config import validate
 from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
-from retort.evaluation.judge import Judge, System, TestStrings
+from retort.evaluation.judge import TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
-from retort.evaluation.lm_confidence import measure_confidence
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, Pair, Summary, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name
-from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
+from retort.evaluation.speed import Speed
 from retort.evaluation.votes import preferences, read_votes
-from retort.inference.opening import open_speaker
-from retort.inference.speaker import Request, Speaker
 from retort.nn.random import seed_of
 from retort.orchestration.after_finish import after_finish
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
-from retort.orchestration.evaluate.pieces import SOUNDS, Piece, sounds_of
-from retort.orchestration.evaluate.scorers import open_scorers, with_installed
+from retort.orchestration.evaluate.pieces import SOUNDS, sounds_of
+from retort.orchestration.evaluate.scorers import with_installed
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, environment_of, note_of
+from retort.orchestration.evaluate.tasks import Judged, PlainTask, Task, read_judged, tasks_of
+from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workers_for, workplace
 from retort.run_config import EvaluateConfig, ReportConfig
-from retort.run_config.evaluate import SpeedConfig
 from retort.store.artifact import Artifact, describe_artifact, name_for, write_artifact
 from retort.store.commit import write_json_atomic
-from retort.store.place import local_of, pull, push, received, shipped
+from retort.store.place import local_of, pull, push, shipped
 from retort.store.results import result_of
 
 _PIECES = "pieces"
@@ -65,7 +61,7 @@ class Found:
     """What was found out of the systems, and what must be said beside it."""
 
     infos: Sequence[SystemInfo]
-    items: Sequence[ItemResult]
+    judged: Judged
     confidence: Mapping[str, Confidence]
     note: str | None
 
@@ -81,15 +77,16 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         if config.speaker_encoder is not None:
             strings.refuse_other_encoder(encoder_name(config.speaker_encoder))
         infos = [describe_system(system, config, strings) for system in config.systems]
+        tasks = tasks_of(config, strings)
         drop_what_changed(output / _PIECES, config)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
-            items = place.run(lambda heard: _judge_all(given, output, strings, heard))
+            judged = place.run(lambda heard: _judge_all(given, output, tasks, heard))
             threads = config.pool.threads_per_worker
             confidence = place.run(lambda _: _on_one_actor(given, "confidence", threads))
             speeds, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, speeds, memory) for info in infos]
         note = note_of(config, infos, absent)
-        return _write(config, output, strings, Found(infos, items, confidence, note))
+        return _write(config, output, strings, Found(infos, judged, confidence, note))
 
 
 def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
@@ -120,49 +117,30 @@ def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     return {name: _speed_figures(speed) for name, speed in speeds.items() if speed}
 
 
-def _judge_all(config: EvaluateConfig, output: Path, strings: TestStrings, progress: Progress) -> list[ItemResult]:
+def _judge_all(config: EvaluateConfig, output: Path, tasks: Sequence[Task], progress: Progress) -> Judged:
     """Judge all pieces that no earlier run has judged, and read them all."""
     import ray
 
-    pieces, kept = pieces_of(config, strings), kept_of(config, strings)
     folder = output / _PIECES
     (folder / SOUNDS).mkdir(parents=True, exist_ok=True)
-    missing = [piece for piece in pieces if not Piece(folder, *piece[:2]).lines.is_file()]
+    kept = kept_of(config, tasks)
+    missing = [task for task in tasks if not task.piece(folder).lines.is_file()]
     if missing:
         actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
         pool = ray.util.ActorPool(actors)
-        work = pool.map_unordered(lambda a, p: a.judge.remote(p[0], p[1], p[2], str(shipped(folder)), kept), missing)
+        work = pool.map_unordered(lambda actor, task: actor.judge.remote(task, str(shipped(folder)), kept), missing)
         for done, name in enumerate(work, start=1):
             progress.update(done, len(missing), f"judging {name}")
         for actor in actors:
             ray.kill(actor)
         pull(folder)
-    return [item for name, number, _ in pieces for item in read_piece(config, folder, name, number)]
+    return read_judged(config, folder, tasks)
 
 
-def pieces_of(config: EvaluateConfig, strings: TestStrings) -> list[tuple[str, int, list[str]]]:
-    """What is judged at once: a system's name, which of its pieces, and the ids in it, those of one length together."""
-    ids = sorted(strings.rows, key=lambda i: (strings.rows[i].num_frames, i))
-    step = config.batch_size
-    return [
-        (system.name, number, ids[begin : begin + step])
-        for system in config.systems
-        for number, begin in enumerate(range(0, len(ids), step))
-    ]
-
-
-def kept_of(config: EvaluateConfig, strings: TestStrings) -> list[str]:
+def kept_of(config: EvaluateConfig, tasks: Sequence[Task]) -> list[str]:
     """Ids whose sounds are kept for the report."""
-    return sorted(strings.rows, key=lambda i: (seed_of(config.seed, i), i))[: config.num_samples]
-
-
-def read_piece(config: EvaluateConfig, folder: Path, name: str, number: int) -> list[ItemResult]:
-    """What was judged of one piece, with the distances of its mels to those of the reference.
-
-    Raises:
-        DataError: the reference has another length.
-    """
-    return Piece(folder, name, number).read(config.mel_reference)
+    ids = {name for task in tasks if isinstance(task, PlainTask) for name in task.ids}
+    return sorted(ids, key=lambda name: (seed_of(config.seed, name), name))[: config.num_samples]
 
 
 def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
@@ -209,87 +187,6 @@ def _measure(config: EvaluateConfig, progress: Progress) -> tuple[dict[str, list
     return speeds, memory
 
 
-class EvaluationWorker:
-    """Lives in a Ray actor: loads each system once, judges pieces, measures confidence and speed."""
-
-    def __init__(self, tree: dict[str, Any], threads: int) -> None:
-        torch.set_num_threads(threads)
-        self.config = with_results(validate(tree, EvaluateConfig, where="evaluate"))
-        self.device = "cuda" if self.config.pool.gpus_per_worker > 0 else "cpu"
-        self.strings = TestStrings(self.config.data, split=self.config.split, count=self.config.num_strings)
-        self._systems: dict[str, System] = {}
-        self._judge: Judge | None = None
-
-    def judge(self, name: str, number: int, ids: list[str], folder: str, kept: list[str]) -> str:
-        """Judge one piece and write it; a piece appears whole or not at all."""
-        config = self.config
-        if self._judge is None:
-            scorers = open_scorers(config, device=self.device)
-            self._judge = Judge(
-                self.strings,
-                scorers,
-                max_frames=config.max_frames,
-                seed=config.seed,
-                naturalness_strings=config.naturalness_strings,
-                prosody=config.prosody,
-            )
-        verdicts = self._judge.judge(self._system(name), ids)
-        piece = Piece(received(folder), name, number)
-        piece.write(verdicts, kept=kept, keeps_mels=config.mel_reference is not None)
-        return name
-
-    def confidence(self) -> dict[str, Confidence]:
-        """Confidence of every model that gives tokens a probability."""
-        systems = [self._system(system.name) for system in self.config.systems]
-        teacher, size = self.config.confidence_teacher, self.config.batch_size
-        return measure_confidence(self.strings, systems, teacher=teacher, batch_size=size)
-
-    def speed(self) -> dict[str, list[Speed]]:
-        """Speed of every model at each batch size."""
-        settings = self.config.speed
-        assert settings is not None
-        cases = {system.name: self._case(system.name) for system in self.config.systems if system.model is not None}
-        results: dict[str, list[Speed]] = {name: [] for name in cases}
-        for batch_size in settings.batch_sizes:
-            measured = measure_speed(
-                cases, batch_size=batch_size, seconds=self._seconds(settings), rounds=settings.rounds
-            )
-            for name, speed in measured.items():
-                results[name].append(speed)
-        return results
-
-    def memory(self, name: str) -> float:
-        """Peak memory of one model at the saturating batch size, MiB."""
-        settings = self.config.speed
-        assert settings is not None
-        return measure_peak_memory(
-            lambda: self._case(name),
-            batch_size=settings.batch_sizes[-1],
-            seconds=self._seconds(settings),
-            device=torch.device(self.device),
-        )
-
-    def _seconds(self, settings: SpeedConfig) -> float:
-        return settings.num_frames / self.strings.description.frame_rate
-
-    def _case(self, name: str) -> SpeedCase:
-        system = self._system(name)
-        assert system.speaker is not None
-        row, speaker = max(self.strings.rows.values(), key=lambda r: len(r.text_ids)), system.speaker
-        # A row that cannot be said in its own voice is a failure, told by then; any voice takes the same time.
-        who = row.speaker if row.speaker in speaker.voices else speaker.voices[0]
-        return SpeedCase(speaker, Request(row.text, who, 0, self.strings.voice_for(row, speaker)), system.decoding)
-
-    def _system(self, name: str) -> System:
-        if name not in self._systems:
-            config = next(system for system in self.config.systems if system.name == name)
-            speaker: Speaker | None = None
-            if config.model is not None:
-                speaker = open_speaker(config.model, precision=self.config.precision, device=self.device)
-            self._systems[name] = System(name, config.kind, speaker, config.decoding)
-        return self._systems[name]
-
-
 def _with_speed(info: SystemInfo, speeds: Mapping[str, Sequence[Speed]], memory: Mapping[str, float]) -> SystemInfo:
     measured = {"memory": memory.get(info.name)}
     if speeds.get(info.name):
@@ -312,15 +209,19 @@ def summary_of(
     found: Found,
 ) -> Summary:
     """What was judged and measured, summed up as the run file asks."""
-    return summarise(
-        found.items,
+    bootstrap = BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed)
+    plain = summarise(
+        found.judged.items,
         found.infos,
         [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
         expected=strings.expected,
         environment=environment_of(config, strings),
         note=found.note,
         confidence=found.confidence,
-        bootstrap=BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed),
+        bootstrap=bootstrap,
+    )
+    return dataclasses.replace(
+        plain, slices=found.judged.summary_of_slices(bootstrap), long_text=found.judged.summary_of_long_text()
     )
 
 
@@ -335,6 +236,11 @@ def _write(
 
     def fill(folder: Path) -> None:
         write_results(folder / "results.jsonl", summary.items)
+        long_text = [row for rows in found.judged.long_text.values() for row in rows]
+        more: list[tuple[str, Sequence[ItemResult]]] = [*found.judged.slices.items(), ("long_text", long_text)]
+        for name, rows in more:
+            if rows:
+                write_results(folder / f"{name}.jsonl", rows)
         write_summary(folder / "summary.json", summary)
         (folder / SOUNDS).mkdir()
         for sound in sorted((output / _PIECES / SOUNDS).glob("*.wav")):

@@ -47,7 +47,7 @@ def _key(config: EvaluateConfig, system: SystemConfig) -> str:
     told = {
         **config.model_dump(mode="json", include=_DECIDES),
         "listening": [recogniser.model_dump(mode="json") for recogniser in config.listening],
-        "system": system.model_dump(mode="json", exclude={"model", "role"}),
+        "system": {key: value for key, value in system.said_by.items() if key != "model"},
         "model": None if system.model is None else read_artifact(system.model, verify=False).fingerprint,
         "data": read_artifact(config.data, verify=False).fingerprint,
         "mels": config.mel_reference is not None,

@@ -46,6 +46,11 @@ class Piece:
         if mels and keeps_mels:
             write_bytes_atomic(self.mels, mels_to_bytes(mels))
             push(self.mels)
+        self.write_rows(items)
+
+    def write_rows(self, items: Sequence[ItemResult]) -> None:
+        """Write rows alone, here and in the store behind it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
         write_results(self.lines, items)
         push(self.lines)
 

@@ -15,6 +15,7 @@ from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding
 from retort.inference.opening import open_speaker
 from retort.methods.codec_lm_data import check_made_with
 from retort.models.weights import Lineage, SavedMelDiffusion, read_saved
+from retort.orchestration.api_key import api_key_of
 from retort.orchestration.evaluate.listeners import listeners_of
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import ARTIFACT_FILE, code_version, git_commit, read_artifact
@@ -22,6 +23,8 @@ from retort.store.artifact import ARTIFACT_FILE, code_version, git_commit, read_
 
 def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestStrings) -> SystemInfo:
     """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad decoding."""
+    if system.endpoint is not None:
+        api_key_of(system.endpoint)  # a missing key is told before anything starts
     if system.model is None:
         return SystemInfo(name=system.name, method=system.kind, role=system.role)
     speaker = open_speaker(system.model)
@@ -128,6 +131,7 @@ def environment_of(config: EvaluateConfig, strings: TestStrings) -> dict[str, An
         "codec": strings.description.codec_fingerprint,
         "text": strings.description.text_fingerprint,
         "seed": config.seed,
+        "endpoints": {s.name: s.endpoint.asked for s in config.systems if s.endpoint is not None},
         "decodings": {s.name: s.decoding.model_dump(mode="json") for s in config.systems if s.decoding is not None},
     }
 
