@@ -3,51 +3,33 @@
 What a summary repeats of its own run file (``environment``, ``bootstrap``) does not count.
 """
 
-import dataclasses
-import importlib.util
 import itertools
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from retort.config import Config, validate
-from retort.data.tokens import TokenRow, write_shard
-from retort.errors import DataError
+from retort.config import Config
 from retort.evaluation.asr import (
-    AnyRecogniserConfig,
-    CTCConfig,
     FasterWhisperConfig,
     PocketSphinxConfig,
-    WhisperConfig,
-    recogniser_name,
 )
-from retort.evaluation.judge import TestStrings
-from retort.evaluation.metrics import METRICS
-from retort.evaluation.naturalness import DistillMOSConfig, DNSMOSConfig
-from retort.evaluation.prosody import ProsodyConfig
-from retort.evaluation.speaker import ResemblyzerConfig, TransformersSpeakerConfig, open_speaker_encoder
+from retort.evaluation.speaker import TransformersSpeakerConfig
 from retort.evaluation.speed import SpeedCase
 from retort.evaluation.stability import StabilityConfig, assess
-from retort.evaluation.wheels import DNSMOS, WHISPER_WEIGHTS, folder_of, missing
+from retort.evaluation.wheels import WHISPER_WEIGHTS, folder_of, missing
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speaker import Timing
 from retort.orchestration.evaluate import job
-from retort.orchestration.evaluate.missing import missing_of, refuse_missing
-from retort.orchestration.evaluate.scorers import open_scorers, with_installed
-from retort.orchestration.evaluate.system_facts import describe_system, note_of
-from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig, ReportConfig, SystemConfig
 from retort.run_config.evaluate import ComparisonConfig, SpeedConfig
 from retort.run_config.machines import PoolConfig
-from retort.store.artifact import describe_artifact, write_artifact
-from retort.text.espeak import speak
+from tests.contracts.evaluation_toys import QUIET, Case, World, evaluated, evaluation, model, of_systems, write_strings
+from tests.contracts.scorer_fields import SCORER_CASES
 from tests.contracts.test_every_field_counts import changing_nothing
 from tests.contracts.test_every_field_of_decoding_counts import kinds_in
 from tests.evaluation.test_asr import write_ctc, write_whisper
@@ -64,17 +46,6 @@ REASONS = {
 }
 """Why no other result can show a field."""
 NAMES_OF_UNIONS = {"kind", "job"}
-TIMED = {metric.field for metric in METRICS.values() if metric.averaging == "timed"}
-
-
-@dataclass(frozen=True)
-class World:
-    """Two token sets of one codec, two codec LMs of one size, a denoiser, judges, and finished evaluations."""
-
-    root: Path
-
-    def __truediv__(self, name: str) -> str:
-        return str(self.root / name)
 
 
 @pytest.fixture(scope="module")
@@ -96,49 +67,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(root)
 
 
-def write_strings(folder: Path, data: Path, seed: int) -> None:
-    """A token set as a result, with two test strings and four others of each of five speakers."""
-    draw = torch.Generator().manual_seed(seed)
-    parts = (("train", 9), ("train", 7), ("test", 6))
-    rows = [
-        TokenRow(f"t{i}{n}", "one two", (4, 5), f"v{i // 2}", split, torch.randint(8, (2, T), generator=draw), T / 40)
-        for i in range(10)
-        for n, (split, T) in enumerate(parts)
-    ]
-
-    def fill(target: Path) -> None:
-        shutil.copytree(data, target, dirs_exist_ok=True)
-        write_shard(target / "part-1.parquet", rows)
-
-    write_artifact(folder, describe_artifact("tokens", folder.name, "1", inputs={}, config={}), fill)
-
-
-def model(name: str, path: str, decoding: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"name": name, "kind": "model", "role": "teacher", "model": path, "decoding": decoding}
-
-
-def denoised(name: str, path: str, steps: int) -> dict[str, Any]:
-    return model(name, path, {"kind": "mel_diffusion", "solver": {"kind": "ddim", "num_steps": steps}})
-
-
-def evaluation(world: World, **changes: Any) -> EvaluateConfig:
-    """Of few strings, four models, and recordings of which none is there."""
-    systems = [
-        {"name": "recordings", "kind": "recordings"},
-        model("lm", world / "model"),
-        model("guided", world / "model", {"kind": "codec_lm", "guidance": {"kind": "two_term", "scale": 3.0}}),
-        denoised("slow", world / "denoiser", 4),
-        denoised("fast", world / "denoiser", 2),
-    ]
-    tree = {
-        "output": world / "out", "data": world / "strings", "num_strings": 9, "systems": systems,
-        "comparisons": [["lm", "guided"]], "confidence_teacher": "lm", "mel_reference": "slow", "max_frames": 8,
-        "recogniser": {"kind": "pocketsphinx", "words": ["one", "two"]}, "batch_size": 4, "num_resamples": 100,
-        "speed": None, "max_missing_fraction": 1.0,
-    }  # fmt: skip
-    return validate({**tree, **changes}, EvaluateConfig, where="test")
-
-
 def on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: str) -> Any:
     """What the job does in a process of its own, in this one."""
     return getattr(job.EvaluationWorker(config.model_dump(mode="json"), threads), method)(*arguments)
@@ -150,40 +78,6 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
-    """What an evaluation says: of timed figures, which there are."""
-    strings = TestStrings(config.data, split=config.split, count=config.num_strings)
-    infos = [describe_system(system, config, strings) for system in config.systems]
-    worker = job.EvaluationWorker(config.model_dump(mode="json"), 1)
-    pieces, kept = job.pieces_of(config, strings), job.kept_of(config, strings)
-    for name, number, ids in pieces:
-        worker.judge(name, number, ids, str(folder), kept)
-    items = [item for name, number, _ in pieces for item in job.read_piece(config, folder, name, number)]
-    speeds, memory = job._measure(config, QuietProgress())
-    infos = [job._with_speed(info, speeds, memory) for info in infos]
-    summary = job.summary_of(config, strings, job.Found(infos, items, worker.confidence(), note_of(config, infos)))
-    tree = summary.tree()
-    systems = [
-        {name: system[name] is not None if name in TIMED else system[name] for name in system}
-        for system in tree["systems"]
-    ]
-    info = describe_artifact("evaluation", "e", "1", inputs={}, config={}, metrics={"missing": missing_of(tree)})
-    try:
-        refuse_missing(write_artifact(folder / "result", info, lambda _: None), config)
-        refusal = None
-    except DataError as error:
-        refusal = str(error).replace(str(folder), "")
-    told = {name: tree[name] for name in ("comparisons", "note", "confidence", "findings")}
-    rows = [dataclasses.asdict(item) for item in summary.items]
-    return {**told, "systems": systems, "items": rows, "pieces": pieces, "refusal": refusal}
-
-
-def of_systems(world: World, *systems: dict[str, Any], **changes: Any) -> EvaluateConfig:
-    """Of these alone."""
-    few = {"systems": systems, "confidence_teacher": None, "mel_reference": None, "comparisons": [], "num_strings": 3}
-    return evaluation(world, **{**few, **changes})
 
 
 def of_one_system(world: World, system: Any, folder: Path) -> Any:
@@ -228,85 +122,9 @@ def of_limits(world: World, limits: Any, folder: Path) -> Any:
     return [stability.reasons for stability in judged]
 
 
-def of_recogniser(world: World, recogniser: Any, folder: Path) -> Any:
-    """What its figures are called, and words in something like a voice, loud, in hiss and hardly to be heard."""
-    scorers = open_scorers(heard_by(world, recogniser), device="cpu")
-    return scorers.label, [
-        scorers.recogniser.transcribe(level * (buzz() + hiss), 16_000)
-        for level, hiss in ((1.0, 0.0), (1.0, noise()), (0.03, noise()))
-    ]
-
-
-def of_faster_whisper(world: World, recogniser: Any, folder: Path) -> Any:
-    """The same of words, loud and hardly to be heard, and what it is named: its window and its arithmetic too."""
-    skip_without(recogniser.modules)
-    scorers, said = open_scorers(heard_by(world, recogniser), device="cpu"), speak("seven three five", voice="en-us")
-    samples_N = torch.from_numpy(said.samples_N)
-    heard = [scorers.recogniser.transcribe(level * samples_N, said.sample_rate) for level in (1.0, 0.005)]
-    both = heard_by(world, PocketSphinxConfig(words=DIGITS), recogniser)
-    return scorers.label, scorers.recogniser.name, heard, where_nothing_is_installed(both)
-
-
-def of_weights(world: World, recogniser: Any, folder: Path) -> Any:
-    skip_without((*recogniser.modules, *WHISPER_WEIGHTS))
-    try:
-        return recogniser_name(recogniser)
-    except DataError as error:
-        return str(error)
-
-
-def of_naturalness(world: World, scorer: Any, folder: Path) -> Any:
-    return where_nothing_is_installed(of_systems(world, RESYNTHESIS, naturalness=[scorer.model_dump(mode="json")]))
-
-
-def of_natural_sound(world: World, config: Any, folder: Path) -> Any:
-    skip_without(DNSMOS)
-    return evaluated(config, folder)
-
-
-def of_prosody(world: World, prosody: Any, folder: Path) -> Any:
-    return evaluated(of_systems(world, model("lm", world / "model"), prosody=prosody.model_dump(mode="json")), folder)
-
-
-def heard_by(world: World, *recognisers: AnyRecogniserConfig) -> EvaluateConfig:
-    trees = [recogniser.model_dump(mode="json") for recogniser in recognisers]
-    return of_systems(world, RESYNTHESIS, recogniser=None, recognisers=trees)
-
-
-def where_nothing_is_installed(config: EvaluateConfig) -> Any:
-    """Who is left of the scorers, and what is said of the others, on a machine without any extra."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None)
-        left, said = with_installed(config)
-    return left.listening, left.naturalness, said
-
-
-def skip_without(modules: tuple[str, ...]) -> None:
-    reason = missing(modules)
-    if reason is not None:
-        pytest.skip(reason)
-
-
-def of_encoder(world: World, encoder: Any, folder: Path) -> Any:
-    return open_speaker_encoder(encoder).embed(buzz(), 16_000).tolist()
-
-
 def of_report(world: World, report: Any, folder: Path) -> Any:
     job.run_report(report.replace(output=folder), QUIET)
     return json.loads((folder / "summary.json").read_text())
-
-
-def buzz() -> torch.Tensor:
-    """Two seconds of partials that come and go [N], at 16 kHz."""
-    time_N = torch.arange(32_000) / 16_000
-    partials = sum(
-        torch.sin(2 * torch.pi * hz * time_N) / n for n, hz in enumerate((120, 240, 360, 700, 1200, 2500), 1)
-    )
-    return 0.1 * partials * (torch.sin(4 * torch.pi * time_N) > 0)
-
-
-def noise() -> torch.Tensor:
-    return 0.002 * torch.randn(32_000, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
 
 
 def votes(world: World) -> str:
@@ -318,22 +136,9 @@ def votes(world: World) -> str:
     return str(file)
 
 
-QUIET = QuietProgress()
-RESYNTHESIS = {"name": "a", "kind": "resynthesis"}
-DIGITS = ("one", "two", "three", "nine")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Other values of fields of ``plain``, and what comes of them in an empty folder."""
-
-    plain: Config
-    values: Mapping[str, Any]
-    result: Callable[[World, Any, Path], Any]
-
-
 SLOW = ("evaluation", "naturalness", "faster_whisper")
 CASES: dict[str, Callable[[World], Case]] = {
+    **SCORER_CASES,
     "evaluation": lambda world: Case(
         evaluation(world),
         {
@@ -362,22 +167,6 @@ CASES: dict[str, Callable[[World], Case]] = {
     "margins": lambda world: Case(
         of_comparison_config(world), {"margins": {"wer": 0.5}}, lambda world, config, folder: evaluated(config, folder)
     ),
-    "recognisers": lambda world: Case(
-        heard_by(world, PocketSphinxConfig(words=DIGITS)),
-        {
-            "recognisers": (PocketSphinxConfig(words=DIGITS), PocketSphinxConfig(label="one", words=("one",))),
-            "prosody": ProsodyConfig(strings=1, samples=1),
-        },
-        lambda world, config, folder: evaluated(config, folder),
-    ),
-    "naturalness": lambda world: Case(
-        of_systems(world, RESYNTHESIS, naturalness=[{"kind": "dnsmos"}]),
-        {"naturalness": (), "naturalness_strings": 1},
-        of_natural_sound,
-    ),
-    "prosody": lambda world: Case(ProsodyConfig(strings=2, samples=1), {"strings": 1, "samples": 2}, of_prosody),
-    "distillmos": lambda world: Case(DistillMOSConfig(), {"if_installed": True}, of_naturalness),
-    "dnsmos": lambda world: Case(DNSMOSConfig(), {"if_installed": True}, of_naturalness),
     "reference": lambda world: Case(
         SystemConfig(name="a", kind="resynthesis", role="reference"), {"name": "b", "kind": "recordings"}, of_one_system
     ),
@@ -413,39 +202,6 @@ CASES: dict[str, Callable[[World], Case]] = {
             "max_repeat_period": 1,
         },
         of_limits,
-    ),
-    "pocketsphinx": lambda world: Case(
-        PocketSphinxConfig(words=DIGITS),
-        {"label": "closed", "words": ("two",), "silence_dbfs": -80.0, "noise_gate_db": 20.0},
-        of_recogniser,
-    ),
-    "whisper": lambda world: Case(
-        WhisperConfig(path=Path(world / "whisper_0"), language="en"),
-        {"label": "large", "path": world / "whisper_1", "language": "de", "silence_dbfs": -80.0},
-        of_recogniser,
-    ),
-    "ctc": lambda world: Case(
-        CTCConfig(path=Path(world / "ctc_0")),
-        {"label": "letters", "path": world / "ctc_1", "silence_dbfs": -80.0},
-        of_recogniser,
-    ),
-    "faster_whisper": lambda world: Case(
-        FasterWhisperConfig(),
-        {
-            "label": "tiny",
-            "if_installed": True,
-            "path": Path(world / "tiny"),
-            "compute_type": "float32",
-            "margin_s": None,
-            "beam_size": 1,
-            "silence_dbfs": -80.0,
-        },
-        of_faster_whisper,
-    ),
-    "weights": lambda world: Case(FasterWhisperConfig(path=Path(world / "tiny")), {"sha256": "0" * 64}, of_weights),
-    "resemblyzer": lambda world: Case(ResemblyzerConfig(), {}, of_encoder),
-    "wavlm": lambda world: Case(
-        TransformersSpeakerConfig(path=Path(world / "wavlm_0")), {"path": world / "wavlm_1"}, of_encoder
     ),
     "report": lambda world: Case(
         ReportConfig(evaluation=Path(world / "finished"), output=Path(world / "report")),
