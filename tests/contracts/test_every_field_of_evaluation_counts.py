@@ -13,10 +13,7 @@ import pytest
 import torch
 
 from retort.config import Config
-from retort.evaluation.asr import (
-    FasterWhisperConfig,
-    PocketSphinxConfig,
-)
+from retort.evaluation.asr import FasterWhisperConfig, PocketSphinxConfig
 from retort.evaluation.speaker import TransformersSpeakerConfig
 from retort.evaluation.speed import SpeedCase
 from retort.evaluation.stability import StabilityConfig, assess
