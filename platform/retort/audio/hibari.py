@@ -2,8 +2,8 @@
 
 A voice speaks on one thread of a CPU at some .01 of real time. :meth:`Voices.speak` can shift it, pitch and formants
 together as a head of another size would: it speaks at another speed, and the samples are played at another rate, so
-that the tempo stays. By ear of the scorers (docs/log.md, 2026-11-29), two and four semitones down sound as natural as
-the voice itself, and a speaker encoder takes them for two other people.
+that the tempo stays, but for what the voice rounds its phones to. By ear of the scorers (docs/log.md, 2026-11-29), two
+and four semitones down sound as natural as the voice itself, and a speaker encoder takes them for two other people.
 """
 
 import hashlib
