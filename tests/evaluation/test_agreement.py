@@ -54,10 +54,10 @@ def told(summary):
 @pytest.mark.parametrize(
     ("sphinx", "whisper", "margins", "tone", "words"),
     [
-        (-3, -3, None, "good", "b makes fewer word errors than a; all 2 recognisers agree: sphinx "),
-        (3, 3, None, "bad", "b makes more word errors than a; all 2 recognisers agree"),
-        (0, 0, None, "neutral", "b and a cannot be told apart by WER; all 2 recognisers agree"),
-        (0, 0, {"wer": 0.2}, "good", "within the margin of 20.0 points of WER set before the run; all 2 recognisers"),
+        (-3, -3, None, "good", "b makes fewer word errors than a; both recognisers agree: sphinx "),
+        (3, 3, None, "bad", "b makes more word errors than a; both recognisers agree"),
+        (0, 0, None, "neutral", "b and a cannot be told apart by WER; both recognisers agree"),
+        (0, 0, {"wer": 0.2}, "good", "within the margin of 20.0 points of WER set before the run; both recognisers"),
         (-3, 0, None, "neutral", "b makes fewer word errors than a by sphinx alone; by whisper this is not shown"),
         (0, -3, None, "neutral", "b makes fewer word errors than a by whisper alone; by sphinx this is not shown"),
         (0, 3, None, "neutral", "b makes more word errors than a by whisper alone"),
@@ -74,7 +74,7 @@ def test_findings_say_where_recognisers_agree(sphinx, whisper, margins, tone, wo
 @pytest.mark.parametrize(
     ("sphinx", "whisper", "tone", "words"),
     [
-        (-3, -3, "good", "a, a control, is worse than b; all 2 recognisers agree"),
+        (-3, -3, "good", "a, a control, is worse than b; both recognisers agree"),
         (
             -3,
             0,

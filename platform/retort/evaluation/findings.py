@@ -163,7 +163,7 @@ def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Find
         claim = alone.text[: alone.text.index(f": {_span(first, base)}")] if verdicts != {"too few"} else ""
         if not claim:
             return Finding("neutral", f"{b} against {a}: n too small to judge; {spans}.")
-        return Finding(alone.tone, f"{claim}; all {len(judges)} recognisers agree: {spans}.")
+        return Finding(alone.tone, f"{claim}; {_all(judges)} recognisers agree: {spans}.")
     better, worse = _deeds(base)
     claims = {
         "better": f"{b} {better} {a}",
@@ -181,6 +181,10 @@ def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Find
     return Finding("neutral", f"Not all recognisers agree: {', and '.join(said)}{rest}: {spans}.")
 
 
+def _all(judges: Sequence[object]) -> str:
+    return "both" if len(judges) == 2 else f"all {len(judges)}"
+
+
 def _agreed_control(
     judges: Sequence[tuple[str, Verdict, Mapping[str, Any]]], roles: Mapping[str, str], spans: str
 ) -> Finding:
@@ -190,7 +194,7 @@ def _agreed_control(
     support = [label for label, verdict, _ in judges if verdict in worse]
     against = f"{row['b']} against {row['a']}: {spans}"
     if len(support) == len(judges):
-        text = f"{control}, a control, is worse than {other}; all {len(judges)} recognisers agree. {against}."
+        text = f"{control}, a control, is worse than {other}; {_all(judges)} recognisers agree. {against}."
         return Finding("good", text)
     if support:
         text = f"{control}, a control, is worse than {other} by {_listed(support)} alone: that the method helps is not"
