@@ -22,9 +22,11 @@ from retort.evaluation.naturalness import DistillMOS
 from retort.evaluation.speaker import ResemblyzerConfig, embed, open_speaker_encoder
 from retort.evaluation.wer import word_errors
 
+_DEMO = {"kind": "mel_rvq", "num_codebooks": 4, "frames_per_token": 4, "griffin_lim_iterations": 8}
 _CODECS: tuple[dict[str, int], ...] = (
     {},
     {"griffin_lim_iterations": 32},
+    {"codebook_size": 1024},
     {"num_codebooks": 8},
     {"num_codebooks": 8, "griffin_lim_iterations": 32},
     {"frames_per_token": 2},
@@ -120,7 +122,7 @@ def main() -> None:
         return (resample(one.samples_N, RECOGNISER_RATE, sample_rate) for one in fit)
 
     for change in _CODECS:
-        tree = {"kind": "mel_rvq", "num_codebooks": 4, "griffin_lim_iterations": 8, **change}
+        tree = {**_DEMO, **change}
         config = validate(tree, MelRVQConfig, where="codec")
         codec = new_codec(config, recordings)
         again = [Said(one.string, codec.decode(codec.encode(one.samples_N))) for one in test]
