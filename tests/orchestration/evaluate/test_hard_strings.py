@@ -97,7 +97,7 @@ def test_everything_is_told_in_the_summary_in_files_of_its_own_and_in_the_report
                 worker.judge(task, str(pieces), [])
             judged = read_judged(config, pieces, tasks)
             infos = [SystemInfo(system.name, system.role) for system in config.systems]
-            artifact = job._write(config, output, strings, job._Found(infos, judged, {}, None))
+            artifact = job._write(config, output, strings, job.Found(infos, judged, {}, None))
     summary = json.loads((artifact.path / "summary.json").read_text())
     told = [(row["slice"], row["system"], row["utterances"]) for row in summary["slices"]]
     assert told == [("no_final_punctuation", "m", 8), ("no_final_punctuation", "e", 8), ("cut_prompt", "m", 8)]
