@@ -98,6 +98,8 @@ MAY_CHANGE = {
     "distill/mel_diffusion": {"training.checkpoint_every": 77},
     "generate/tokens": {"pool.size": 7, "pool.threads_per_worker": 2},
     "generate/mels": {"pool.wait_for_nodes_s": 7.0},
+    "generate/speech": {"pool.size": 7, "chunk_size": 7},
+    "align": {"pool.size": 7, "max_reject_fraction": 0.5},
     "prune": {"pool.size": 7},
     "evaluate": {"pool.size": 7, "max_missing_fraction": 0.5},
     "tune": {"max_concurrent": 7, "max_failures": 7},
@@ -147,6 +149,11 @@ REFUSED = {
     },
     "generate/recordings": {"source.max_rows": (99_999, "another output makes all of it")},
     "generate/synthetic": {"source.num_rows": (99_999, "another output makes all of it")},
+    "generate/speech": {"seed": (77, "may change after the finish: chunk_size, pool")},
+    "align": {
+        "max_reject_fraction": (0.01, "5 of 100 rows were rejected, more than max_reject_fraction 0.01 allows"),
+        "voice": ("en-gb", "may change after the finish: max_reject_fraction, pool"),
+    },
     "prune": {
         "method.keep_ratio": (0.9, "a student of kind: pruned takes this output as `layers` and its own num_layers"),
         "method.removal": ("greedy", "what was measured is gone; another output measures it again"),
