@@ -39,13 +39,10 @@ from tests.evaluation.judging import RATE, Loudness, row, scorers, token_set
 RECORDINGS = System("recordings", "recordings")
 
 
-def test_rows(count: int, **changes: object) -> list[TokenRow]:
+def some_rows(count: int, **changes: object) -> list[TokenRow]:
     return [
         dataclasses.replace(row(f"u{i:02d}", "a", "test", torch.ones(2, 4).long()), **changes) for i in range(count)
     ]
-
-
-test_rows.__test__ = False  # type: ignore[attr-defined]  # it makes rows
 
 
 def add_sounds(folder: Path, sounds: dict[str, bytes]) -> None:
@@ -55,7 +52,7 @@ def add_sounds(folder: Path, sounds: dict[str, bytes]) -> None:
 
 
 def judged(folder: Path, sounds: dict[str, bytes], count: int, given: Scorers) -> dict[str, ItemResult]:
-    add_sounds(token_set(folder, test_rows(count)), sounds)
+    add_sounds(token_set(folder, some_rows(count)), sounds)
     judge = Judge(TestStrings(folder, split="test", count=count), given, max_frames=10, seed=0)
     return {v.item.id: v.item for v in judge.judge(RECORDINGS, list(judge.strings.rows))}
 
@@ -85,7 +82,7 @@ def test_a_broken_recording_is_a_row_with_its_reason_and_stops_nothing(tmp_path:
 
 
 def test_doubled_ids_are_refused_by_everything_that_opens_the_set(tmp_path: Path) -> None:
-    folder = token_set(tmp_path, test_rows(3))
+    folder = token_set(tmp_path, some_rows(3))
     shutil.copy(folder / "part-0.parquet", folder / "part-1.parquet")
     with pytest.raises(DataError, match=r"3 of 6 rows have the id of another \(u00, u01, u02\)"):
         TokenSet.open(folder)
@@ -100,8 +97,8 @@ def evaluate(tmp_path: Path, data: Path, **changes: object) -> EvaluateConfig:
 
 def embedded(folder: Path, encoder: str | None, size: int = 256) -> Path:
     voice = tuple(torch.nn.functional.normalize(torch.ones(size), dim=0).tolist())
-    train = [dataclasses.replace(r, id=f"t{r.id}", split="train", speaker_embedding=voice) for r in test_rows(3)]
-    return token_set(folder, [*train, *test_rows(2)], encoder=encoder)
+    train = [dataclasses.replace(r, id=f"t{r.id}", split="train", speaker_embedding=voice) for r in some_rows(3)]
+    return token_set(folder, [*train, *some_rows(2)], encoder=encoder)
 
 
 def test_voices_of_another_encoder_are_refused_before_anything_starts(tmp_path: Path) -> None:
@@ -120,7 +117,7 @@ def test_voices_of_the_same_encoder_or_of_none_are_not(tmp_path: Path) -> None:
         voice_E = strings.embedding_for(strings.rows["u00"])
         assert voice_E is not None
         assert torch.allclose(voice_E, torch.full((256,), 1 / 16)), "the voice that is compared with"
-    without = TestStrings(token_set(tmp_path / "x", test_rows(2), encoder="another"), split="test", count=2)
+    without = TestStrings(token_set(tmp_path / "x", some_rows(2), encoder="another"), split="test", count=2)
     without.refuse_other_encoder(Resemblyzer.name)
     assert without.embedding_for(without.rows["u00"]) is None, "nothing was embedded, so nothing is compared"
 
