@@ -125,7 +125,7 @@ def disk_full(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
                 file.write(b"\0" * (1 << 16))
                 file.flush()
         except OSError:
-            pass
+            pass  # full: that is the fault
     _expect(process, outcome, ResourceError.exit_code)
     filler.unlink()
 

@@ -72,7 +72,7 @@ def cache_folder() -> Path:
         if os.access(folder, os.W_OK):
             return folder
     except OSError:
-        pass
+        pass  # no home, or one that cannot be written: the temporary folder does
     folder = Path(tempfile.gettempdir()) / f"retort-{os.getuid()}"
     with os_error_as_storage_error(folder, "make the cache folder"):
         folder.mkdir(mode=0o700, exist_ok=True)
