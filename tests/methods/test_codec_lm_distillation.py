@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from retort.errors import ConfigError, DataError, RetortError
+from retort.methods.cfg_distill import LiveTeacher
 from retort.methods.codec_lm_distillation import in_precision, mixed_rows
 from retort.methods.multilevel_distill import MultilevelObjective, TracedTeacher
 from retort.models.codec_lm import CodecLM
 from retort.models.presets import tiny
 from retort.models.weights import fingerprint_of
 from retort.nn.conditions import Conditions
+from retort.nn.dropout import Dropout
 from retort.nn.guidance import TwoTermGuidance
 from retort.orchestration.train.task import task_of
 from retort.store.artifact import Artifact
@@ -84,6 +86,53 @@ def test_a_pruned_student_may_be_narrower_and_taught_by_guided_logits_alone(tmp_
         checked(distill(tmp_path, "out", student=student, method=MULTILEVEL))
     logits_alone = {**MULTILEVEL, "latent_weight": 0.0, "embedding_weight": 0.0, "attention_weight": 0.0}
     checked(distill(tmp_path, "out", student=student, method=logits_alone))
+
+
+SIZES = {
+    "teacher": {"kind": "teacher"},
+    "pruned": {"kind": "pruned", "layers": [0, 1]},
+    "shape": {"kind": "shape", "dim": 32, "num_layers": 2, "num_heads": 2, "ffn_dim": 64},
+    "preset": {"kind": "preset", "name": "tiny"},
+}
+
+
+@pytest.mark.parametrize("method", [{"kind": "cfg_distill"}, MULTILEVEL, {"kl_weight": 0.0, "ce_weight": 1.0}], ids=str)
+@pytest.mark.parametrize("kind", SIZES)
+def test_a_student_of_a_teacher_with_dropout_has_none(
+    tmp_path: Path, data: Artifact, kind: str, method: dict[str, object]
+) -> None:
+    write_teacher(tmp_path / "teacher", dropout=0.4)
+    problem = problem_of(distill(tmp_path, "out", init="teacher", student=SIZES[kind], method=method))
+    student = problem.objective.student
+    assert isinstance(student, CodecLM)
+    assert student.training
+    assert [module.rate for module in problem.objective.modules() if isinstance(module, Dropout)] == [0.0] * 3
+    batch = problem.batches.batch(0)
+    one, two = (student(batch.conditions, batch.inputs_BKS) for _ in range(2))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", ["teacher", "pruned", "shape"])
+def test_a_student_has_the_dropout_that_it_is_given(tmp_path: Path, data: Artifact, kind: str) -> None:
+    write_teacher(tmp_path / "teacher", dropout=0.4)
+    student = problem_of(distill(tmp_path, "out", student={**SIZES[kind], "dropout": 0.25})).objective.student
+    assert isinstance(student, CodecLM)
+    assert student.config.dropout == 0.25
+
+
+@pytest.mark.parametrize("method", [{"kind": "cfg_distill"}, MULTILEVEL], ids=str)
+def test_a_live_teacher_says_the_same_twice_whatever_it_was_trained_with(
+    tmp_path: Path, data: Artifact, method: dict[str, object]
+) -> None:
+    write_teacher(tmp_path / "teacher", dropout=0.4)
+    problem = problem_of(distill(tmp_path, "out", method=method))
+    problem.objective.train()
+    teacher = problem.teacher
+    assert isinstance(teacher, LiveTeacher | TracedTeacher)
+    assert not any(module.training for module in teacher.model.modules())
+    batch = problem.batches.batch(0)
+    losses = [float(problem.objective(batch, teacher.targets(batch)).loss.detach()) for _ in range(2)]
+    assert losses[0] == losses[1]
 
 
 @pytest.mark.parametrize(

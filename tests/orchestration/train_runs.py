@@ -67,9 +67,9 @@ def write_tokens(folder: Path, *, codec: str = "codec-a", text: str = "text-a") 
     return write_artifact(folder / "result", describe_artifact("tokens", "t", "1", inputs={}, config={}), fill)
 
 
-def write_teacher(folder: Path, **lineage: Any) -> CodecLM:
+def write_teacher(folder: Path, *, dropout: float = 0.0, **lineage: Any) -> CodecLM:
     torch.manual_seed(7)
-    model = CodecLM(tiny(VOCABULARIES))
+    model = CodecLM(tiny(VOCABULARIES).replace(dropout=dropout))
     with torch.no_grad():  # sharp distributions, so that guidance and matching show
         model.heads.weight.mul_(20.0)
     facts: dict[str, Any] = {

@@ -44,6 +44,9 @@ class SameAsTeacher(Config):
     """The teacher's own shape."""
 
     kind: Literal["teacher"] = "teacher"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the student, whatever the teacher was trained with: noise on what a student says moves it away from what its
+    teacher says (METHODS.md, trap 23)."""
 
 
 class PrunedTeacher(Config):
@@ -62,6 +65,8 @@ class PrunedTeacher(Config):
     num_kv_heads: int | None = Field(default=None, ge=1)
     """``None`` keeps the teacher's query heads per key-value head."""
     ffn_dim: int | None = Field(default=None, ge=8)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the student, as in :class:`SameAsTeacher`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "PrunedTeacher":
@@ -108,6 +113,8 @@ def student_shape(
 ) -> CodecLMConfig:
     """The student's shape; what logits depend on beside it (delays, positions, norms, prompt) follows the teacher.
 
+    Its dropout does not: it is what the run file says of the student, and none where that says nothing.
+
     Args:
         size: as a run file gives it.
         kept: the teacher's layers that the student holds.
@@ -119,7 +126,7 @@ def student_shape(
     """
     match size:
         case SameAsTeacher():
-            shape = teacher
+            shape = teacher.replace(dropout=size.dropout)
         case PrunedTeacher():
             shape = _pruned(size, kept, teacher)
         case ModelShape() | ModelPreset():
@@ -137,6 +144,7 @@ def _pruned(size: PrunedTeacher, kept: Kept, teacher: CodecLMConfig) -> CodecLMC
         "num_heads": heads,
         "num_kv_heads": size.num_kv_heads or max(1, heads * teacher.num_kv_heads // teacher.num_heads),
         "ffn_dim": size.ffn_dim or teacher.ffn_dim,
+        "dropout": size.dropout,
     }
     try:
         return teacher.replace(**changes)
