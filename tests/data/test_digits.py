@@ -60,6 +60,34 @@ def test_held_out_texts_are_distinct_and_never_trained_on(seed):
     assert {len(text.split()) for text in texts["train"]} == {1, 2, 3, 4, 5}
 
 
+def texts_of(split, **changes):
+    return [string.text for string in digit_strings(_config(min_digits=2, **changes)) if string.split == split]
+
+
+@pytest.mark.parametrize("test_seed", [None, 3])
+def test_test_strings_do_not_depend_on_how_many_others_there_are(test_seed):
+    few, more = texts_of("test", test_seed=test_seed), texts_of("test", test_seed=test_seed, num_strings=900)
+    assert few == more == texts_of("test", test_seed=test_seed, validation_strings=90)
+    assert few == texts_of("test", test_seed=test_seed, test_strings=400)[:50]
+
+
+def test_another_test_seed_draws_fresh_test_strings_for_every_corpus():
+    drawn = {seed: texts_of("test", test_seed=seed) for seed in (None, 0, 1)}
+    assert not any(set(drawn[a]) == set(drawn[b]) for a, b in ((None, 0), (None, 1), (0, 1)))
+    assert drawn[1] == texts_of("test", test_seed=1, seed=9)
+    assert texts_of("validation", test_seed=1) != texts_of("validation", test_seed=1, seed=9)
+
+
+@pytest.mark.parametrize("test_seed", [None, 3])
+def test_there_is_room_for_hundreds_of_validation_and_thousands_of_test_strings(test_seed):
+    many = {"num_strings": 4000, "validation_strings": 500, "test_strings": 4000, "test_seed": test_seed}
+    train, validation, test = (texts_of(split, **many) for split in ("train", "validation", "test"))
+    assert (len(set(validation)), len(set(test))) == (500, 4000)
+    assert not set(test) & set(validation)
+    assert not (set(test) | set(validation)) & set(train)
+    assert {len(text.split()) for text in train} == {2, 3, 4, 5}
+
+
 def test_too_many_test_strings_are_refused_with_the_number_that_fits():
     with pytest.raises(ConfigError, match="only 11 are set aside"):
         validate({"kind": "digits", "num_strings": 1, "test_strings": 12, "max_digits": 2}, DigitsConfig, where="run")

@@ -135,3 +135,67 @@ def test_what_a_shallow_student_costs_is_said_beside_each_teacher_that_it_is_com
     assert "student beside teacher: 3 of 6 layers, 60.0 % of the parameters." in texts
     equal = student | {"num_layers": 6}
     assert not any("beside" in f.text for f in find([teacher, equal], [pair("teacher", "student", 0.0, [-0.1, 0.1])]))
+
+
+def nearer(difference, ci95):
+    return {**pair("copy", "student", difference, ci95, metric="target_kl"), "told_as": "untouched"}
+
+
+@pytest.mark.parametrize(
+    ("difference", "ci95", "tone", "words"),
+    [
+        (-0.008, [-0.009, -0.007], "good", "student is nearer to the target than copy, an untouched copy: "),
+        (-0.008, [-0.017, 0.001], "neutral", "an untouched copy, which may be chance"),
+        (-0.008, None, "neutral", "an untouched copy, n too small to judge"),
+        (0.0, [0.0, 0.0], "bad", "student is no nearer to the target than copy, an untouched copy"),
+        (0.001, [-0.001, 0.003], "bad", "no nearer to the target than copy"),
+        (0.015, [0.014, 0.016], "bad", "+0.0150 nats a token of KL from the target"),
+    ],
+)
+def test_a_student_that_is_no_nearer_to_the_target_than_an_untouched_copy_is_told(difference, ci95, tone, words):
+    systems = [system("copy", "teacher", num_layers=4), system("student", num_layers=2)]
+    finding = only(systems, nearer(difference, ci95))  # what it costs is told where the run file compares them
+    assert finding.tone == tone
+    assert words in finding.text
+
+
+def at_temperatures(plain, best, *, a_temperature=1.0, metric="wer_corpus"):
+    systems = [
+        system("teacher", "teacher", temperature=a_temperature), system("student", temperature=1.0),
+        system("teacher@best", "teacher", temperature=0.4), system("student@best", temperature=0.6),
+    ]  # fmt: skip
+    rows = [
+        pair("teacher", "student", -0.03, plain, metric=metric),
+        {**pair("teacher@best", "student@best", 0.01, best, metric=metric), "told_as": "at_best"},
+    ]
+    return find(systems, rows)
+
+
+@pytest.mark.parametrize(
+    ("plain", "best", "tone"),
+    [
+        ([-0.06, -0.01], [-0.02, -0.01], "good"),
+        ([-0.06, -0.01], [-0.02, 0.04], "neutral"),
+        ([-0.06, -0.01], [0.01, 0.04], "bad"),
+        ([0.01, 0.06], [-0.02, -0.01], "bad"),
+    ],
+)
+def test_a_pair_is_told_at_equal_settings_and_at_each_ones_best_in_one_sentence(plain, best, tone):
+    size, finding = at_temperatures(plain, best)
+    assert size.text.startswith("50 utterances")
+    assert finding.tone == tone
+    first, second = finding.text.split(" At each one's best temperature (teacher 0.4, student 0.6): ")
+    assert first.startswith("At equal temperature (1): student")
+    assert second.startswith("student@best")
+
+
+def test_settings_that_differ_are_not_called_equal():
+    _, finding = at_temperatures([-0.06, -0.01], [-0.02, -0.01], a_temperature=0.8)
+    assert finding.text.startswith("At the file's settings: student makes fewer")
+
+
+def test_a_pair_at_the_best_is_told_beside_the_same_one_alone():
+    systems = [system(name, "teacher", temperature=0.4) for name in ("a", "b", "a@best", "b@best")]
+    failures = {**pair("a@best", "b@best", -0.1, [-0.2, -0.05], metric="failure_rate", is_asked_for=False)}
+    found = find(systems, [pair("a", "b", -0.03, [-0.06, -0.01]), {**failures, "told_as": "at_best"}])
+    assert [finding.text.split(" ")[0] for finding in found] == ["50", "b", "b@best"]

@@ -55,6 +55,14 @@ def test_a_gate_is_constraints_alone() -> None:
             parse_gate(text)
 
 
+def test_a_gate_on_the_distance_from_the_target_is_judged_by_the_worse_end_of_its_interval() -> None:
+    gate = parse_gate("target_kl<=0.02")
+    near, far = ({"target_kl": 0.013, "target_kl_ci95": [0.012, high]} for high in (0.014, 0.021))
+    assert [check.passed for check in check_gate(gate, near)] == [True]
+    assert [check.passed for check in check_gate(gate, far)] == [False]
+    assert not check_gate(gate, {"target_kl": None, "target_kl_ci95": None})[0].passed, "it was not measured"
+
+
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3]), st.sampled_from([None, 1.0, 2.0])), min_size=1, max_size=8))
 def test_the_choice_is_the_best_that_satisfies_the_constraints(rows: list[tuple[float, float | None]]) -> None:
     candidates = [candidate(wer, speed) for wer, speed in rows]

@@ -117,6 +117,7 @@ GO_ON = {
         "num_resamples": 777,
         "cluster_by_speaker": True,
         "slices": ["cut_prompt"],
+        "temperatures": {"num_strings": 7},
         "long_text": {"minutes": 1.0},
         "speed.rounds": 5,
     },

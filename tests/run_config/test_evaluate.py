@@ -7,7 +7,7 @@ import pytest
 
 from retort.config import load_tree, validate
 from retort.errors import ConfigError
-from retort.run_config import ComparisonConfig, EvaluateConfig
+from retort.run_config import ComparisonConfig, EvaluateConfig, PruneConfig
 
 DEMO = load_tree(Path("jobs/configs/demo.yaml"))["jobs"][-1]
 SYSTEMS = [
@@ -70,6 +70,39 @@ def test_comparisons_are_pairs_or_name_their_metric() -> None:
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         evaluation(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperatures": {"split": "test"}}, "split: test must not choose a temperature"),
+        ({"temperatures": {"split": "validation"}, "split": "validation"}, "temperatures.split is validation, and so"),
+        ({"temperatures": {"values": [0.5, 0.5]}}, "values must differ, they are 0.5, 0.5"),
+        ({"temperatures": {"values": [0.5]}}, "at least 2"),
+        ({"temperatures": {"values": [-1.0, 0.5]}}, "greater than or equal to 0"),
+        ({"temperatures": {"metric": "speaker_similarity"}}, "'wer', 'wer_capped', 'wer_mean' or 'failure_rate'"),
+        ({"temperatures": {}, "systems": [{**SYSTEMS[0], "name": "r@best"}]}, "no system has an @ in its name"),
+    ],
+)
+def test_a_temperature_is_chosen_on_strings_that_judge_nothing(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        evaluation(**changes)
+
+
+def test_temperatures_are_chosen_on_validation_unless_the_file_says_otherwise() -> None:
+    chosen = evaluation(temperatures={"num_strings": 7}).temperatures
+    assert chosen is not None
+    assert (chosen.split, chosen.values, chosen.metric) == ("validation", (0.4, 0.6, 0.8, 1.0), "wer")
+    assert evaluation().temperatures is None
+    assert evaluation(systems=[{**SYSTEMS[0], "name": "r@best"}]).systems[0].name == "r@best", "it means nothing then"
+
+
+def test_layers_are_not_chosen_on_test_strings() -> None:
+    tree = load_tree(Path("jobs/configs/demo_prune.yaml"))["jobs"]
+    prune = next(job for job in tree if job["job"] == "prune")
+    assert validate(prune, PruneConfig, where="file").split == "train"
+    with pytest.raises(ConfigError, match="split"):
+        validate({**prune, "split": "test"}, PruneConfig, where="file")
 
 
 def test_margins_are_by_metric() -> None:

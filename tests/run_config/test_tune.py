@@ -64,6 +64,8 @@ def test_a_trial_is_the_jobs_with_its_settings_in_its_folders() -> None:
         ("student.training.steps", 0, "student.training.steps: Input should be greater"),
         ("student.training.steps.more", 1, "student.training.steps"),
         ("evaluation.systems.1.name", "x", "'1' is not an index below 1"),
+        ("evaluation.split", "test", "evaluation.split: test must not choose the winner"),
+        ("evaluation.temperatures.split", "test", "split: test must not choose a temperature"),
     ],
 )
 def test_a_key_or_value_that_no_trial_could_have_is_refused_at_once(key: str, value: Any, message: str) -> None:

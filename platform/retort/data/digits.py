@@ -72,6 +72,9 @@ class DigitsConfig(Config):
     hibari_speed: float = Field(default=1.0, ge=SLOWEST, le=FASTEST)
     """Of hibari's; 1.0 is its own."""
     seed: int = 0
+    test_seed: int | None = None
+    """Of the test strings alone: another number draws fresh ones, the same for every ``seed`` and number of strings.
+    ``None`` draws them by ``seed``. A model of another draw may have been trained on some of them."""
 
     @model_validator(mode="after")
     def _enough_texts(self) -> Self:
@@ -107,12 +110,14 @@ class DigitString:
 def digit_strings(config: DigitsConfig) -> list[DigitString]:
     """Draw the strings of the corpus: training first, then validation, then test; the same config gives the same list.
 
-    Held-out texts are distinct and take at most a tenth of the texts of each length, so that short strings remain
-    for training. Training texts may repeat.
+    Held-out texts are distinct; of the texts of each length a split of them takes at most a tenth, so that short
+    strings remain for training. Training texts may repeat. Test texts do not depend on how many others there are, and
+    the first of them not on how many there are of them.
     """
     rng = random.Random(f"digits {config.seed}")
+    of_test = rng if config.test_seed is None else random.Random(f"test digits {config.test_seed}")
     held_out: set[str] = set()
-    test = _held_out(config, config.test_strings, held_out, rng)
+    test = _held_out(config, config.test_strings, held_out, of_test)
     validation = _held_out(config, config.validation_strings, held_out, rng)
     train: list[str] = []
     while len(train) < config.num_strings:

@@ -65,8 +65,11 @@ class ConfidenceAccumulator:
         self._histogram_KN = torch.zeros(num_codebooks, NUM_BINS, dtype=torch.float64)
 
     @torch.no_grad()
-    def add(self, logits_BSKV: Tensor, mask_BKS: Tensor, *, teacher_BSKV: Tensor | None = None) -> None:
-        """Add a batch of logits at its valid triples; ``teacher_BSKV`` (guided, if it is) adds KL(teacher || model)."""
+    def add(self, logits_BSKV: Tensor, mask_BKS: Tensor, *, teacher_BSKV: Tensor | None = None) -> Tensor | None:
+        """Add a batch of logits at its valid triples; ``teacher_BSKV`` (guided, if it is) adds KL(teacher || model).
+
+        Returns the KL of each row in nats, summed over its valid triples, [B]; None without a teacher.
+        """
         mask_BSK = mask_BKS.transpose(1, 2).bool()
         probabilities_BSKV = legal_log_softmax(logits_BSKV).exp()
         top1_BSK = probabilities_BSKV.amax(dim=-1)
@@ -77,9 +80,12 @@ class ConfidenceAccumulator:
         for codebook in range(mask_BSK.shape[2]):
             chosen = bins_BSK[:, :, codebook][mask_BSK[:, :, codebook]]
             self._histogram_KN[codebook] += torch.bincount(chosen, minlength=NUM_BINS).double().cpu()
-        if teacher_BSKV is not None:
-            self._kl_K += _sums(token_forward_kl(logits_BSKV, teacher_BSKV), mask_BSK)
-            self._kl_tokens_K += _sums(torch.ones_like(top1_BSK), mask_BSK)
+        if teacher_BSKV is None:
+            return None
+        kl_BSK = token_forward_kl(logits_BSKV, teacher_BSKV)
+        self._kl_K += _sums(kl_BSK, mask_BSK)
+        self._kl_tokens_K += _sums(torch.ones_like(top1_BSK), mask_BSK)
+        return torch.where(mask_BSK, kl_BSK, 0.0).double().sum(dim=(1, 2)).cpu()
 
     def result(self) -> Confidence:
         """Means so far; codebooks without a valid token have nan."""

@@ -12,6 +12,11 @@ from retort.evaluation.bootstrap import MOST_CERTAIN
 from retort.evaluation.metrics import BY_FIELD, Metric, metric_of_field
 
 Tone = Literal["good", "bad", "neutral"]
+ToldAs = Literal["asked", "at_best", "untouched"]
+"""Why two systems are compared: the run file asks for it; it asks for the same pair, which is compared at each one's
+best temperature, too; or one is the target's model untouched, and the student should be nearer to the target."""
+AT_BEST = "@best"
+"""Behind the name of a system that is decoded at its best temperature."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,23 @@ def find(
     """
     roles = {system["name"]: system["role"] for system in systems}
     found = [_size(systems), *_who_listened(recognisers)]
-    together: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    together: dict[_Asked, list[Mapping[str, Any]]] = {}
     for row in comparisons:
         if row["is_asked_for"]:
-            together.setdefault((row["a"], row["b"], row["metric"].partition("@")[0]), []).append(row)
+            together.setdefault(_asked(row), []).append(row)
+    judged = {
+        key: _judged(rows[0], roles) if len(rows) == 1 else _agreed(rows, roles) for key, rows in together.items()
+    }
+    temperatures = {system["name"]: system.get("temperature") for system in systems}
     told = set()
     for row in comparisons:
-        key = (row["a"], row["b"], row["metric"].partition("@")[0])
-        if row["is_asked_for"] and key not in told:
+        key = _asked(row)
+        if _told_as(row) == "untouched":
+            found.append(_untouched(row))
+        elif row["is_asked_for"]:
+            if key not in told and _told_as(row) == "asked":
+                found.append(_at_both(key, judged, temperatures))
             told.add(key)
-            judged = together[key]
-            found.append(_judged(row, roles) if len(judged) == 1 else _agreed(judged, roles))
         elif row["metric"] == "failure_rate" and row["difference"]:
             found.append(_failures(row))
         elif metric_of_field(row["metric"]).better is None:
@@ -58,6 +69,44 @@ def find(
     return tuple(found)
 
 
+_Asked = tuple[str, str, str, ToldAs]
+
+
+def _told_as(row: Mapping[str, Any]) -> ToldAs:
+    told_as: ToldAs = row.get("told_as", "asked")
+    return told_as
+
+
+def _asked(row: Mapping[str, Any]) -> _Asked:
+    return row["a"], row["b"], row["metric"].partition("@")[0], _told_as(row)
+
+
+def _at_both(key: _Asked, judged: Mapping[_Asked, Finding], temperatures: Mapping[str, float | None]) -> Finding:
+    """What is found of a pair at equal settings and, where temperatures were chosen, at each one's best as well."""
+    a, b, metric, _ = key
+    best = {name: f"{name}{AT_BEST}" if f"{name}{AT_BEST}" in temperatures else name for name in (a, b)}
+    plain, other = judged[key], judged.get((best[a], best[b], metric, "at_best"))
+    if other is None:
+        return plain
+    own = {temperatures[a], temperatures[b]}
+    settings = f"equal temperature ({own.pop():g})" if len(own) == 1 and None not in own else "the file's settings"
+    each = ", ".join(f"{name} {t:g}" for name in (a, b) if (t := temperatures[best[name]]) is not None)
+    tone: Tone = plain.tone if plain.tone == other.tone else "bad" if "bad" in (plain.tone, other.tone) else "neutral"
+    return Finding(tone, f"At {settings}: {plain.text} At each one's best temperature ({each}): {other.text}")
+
+
+def _untouched(row: Mapping[str, Any]) -> Finding:
+    """A student that is no nearer to the target than the target's own model untouched has moved for nothing."""
+    a, b, metric = row["a"], row["b"], metric_of_field(row["metric"])
+    span = _span(row, metric)
+    if row["difference"] >= 0.0:
+        return Finding("bad", f"{b} is no nearer to the target than {a}, an untouched copy: {span}.")
+    if _verdict(row) == "better":
+        return Finding("good", f"{b} is nearer to the target than {a}, an untouched copy: {span}.")
+    why = "n too small to judge" if row["ci95"] is None else "which may be chance"
+    return Finding("neutral", f"{b} is nearer to the target than {a}, an untouched copy, {why}: {span}.")
+
+
 def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
     utterances = systems[0]["utterances"]
     few = systems[0]["wer_ci95"] is None
@@ -68,7 +117,8 @@ def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
 def _costs(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> list[Finding]:
     """What students cost beside the deeper teachers that they are compared with: size, speed, training."""
     by_name = {system["name"]: system for system in systems}
-    pairs = {(row["a"], row["b"]): (by_name[row["a"]], by_name[row["b"]]) for row in comparisons}
+    asked = [row for row in comparisons if _told_as(row) == "asked"]
+    pairs = {(row["a"], row["b"]): (by_name[row["a"]], by_name[row["b"]]) for row in asked}
     return [
         Finding("neutral", f"{b['name']} beside {a['name']}: {_cost(b, a)}.")
         for a, b in pairs.values()

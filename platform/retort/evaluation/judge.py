@@ -46,6 +46,12 @@ class System:
     """None is the plain one of the model's family."""
     service: Asked | None = None
 
+    def at_temperature(self, name: str, temperature: float) -> "System":
+        """This model under another name, drawing its tokens at another temperature."""
+        assert self.speaker is not None, "only a model has a temperature"
+        decoding = self.speaker.decoding(self.decoding).at_temperature(temperature)
+        return dataclasses.replace(self, name=name, decoding=decoding)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -78,6 +84,11 @@ class TestStrings:
         self.folder, self.description = folder, tokens.description
         self.rows = {row.id: row for row in sorted(rows[:count], key=lambda row: row.id)}
         self._others = rows
+
+    @property
+    def by_length(self) -> list[str]:
+        """Ids of :attr:`rows`, the shortest first, so that those of a piece are of about one length."""
+        return sorted(self.rows, key=lambda i: (self.rows[i].num_frames, i))
 
     def ids_in(self, name: SliceName) -> list[str]:
         """Those of :attr:`rows` that a slice asks for otherwise.

@@ -17,10 +17,11 @@ LISTENING_PAGE = "listen.html"
 
 
 def pairs_of(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The pairs of systems that a summary compares, in order, each once."""
+    """The pairs of systems that a summary was asked to compare, in order, each once."""
     pairs: dict[frozenset[str], tuple[str, str]] = {}
     for row in summary["comparisons"]:
-        pairs.setdefault(frozenset((row["a"], row["b"])), (row["a"], row["b"]))
+        if row.get("told_as", "asked") == "asked":
+            pairs.setdefault(frozenset((row["a"], row["b"])), (row["a"], row["b"]))
     return list(pairs.values())
 
 

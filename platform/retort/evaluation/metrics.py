@@ -28,6 +28,10 @@ measurement of speed and memory gives.
 ABSENT = "\N{EN DASH}"
 JUDGED = "wer_capped"
 """By what two systems are compared where nobody says otherwise: a recogniser's loop counts no more than its words."""
+TARGET_KL = "target_kl"
+"""Name of the distance from what a student should say: KL(target || model) on held-out tokens."""
+TARGET_TOKENS = "target_tokens"
+"""In :attr:`ItemResult.values`: how many tokens :data:`TARGET_KL` was summed over there. A weight, and no figure."""
 _MINUS = "\N{MINUS SIGN}"
 
 
@@ -154,6 +158,7 @@ def of_values(name: str) -> Callable[[ItemResult], float | None]:
 
 _ROWS = (
     Metric("guidance_scale", "Guidance", "", None, "fact", "quality", digits=1),
+    Metric("temperature", "Temperature", "", None, "fact", "quality"),
     Metric(
         "wer", "WER, corpus", "%", "lower", "corpus", "quality", digits=1, field="wer_corpus", compared=True,
         heard=lambda found: found.word_errors.errors, weight=lambda row: row.words, is_objective=True, gates=True,
@@ -209,6 +214,11 @@ _ROWS = (
     Metric(
         "sample_spread", "Spread between samples of a text", "dB", None, "mean", "quality",
         value=of_values("sample_spread"), compared=True,
+    ),
+    Metric(
+        TARGET_KL, "KL from the target", "nats a token", "lower", "corpus", "quality", digits=4,
+        value=of_values(TARGET_KL), weight=lambda row: row.values[TARGET_TOKENS], is_objective=True, gates=True,
+        deeds=("is nearer to the target than", "is further from the target than"),
     ),
     Metric("entropy", "Entropy", "nats", None, "fact", "quality"),
     Metric("top1_probability", "Top-1 probability", "", None, "fact", "quality"),

@@ -77,6 +77,7 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
         ],
         "wer_chart": _wer_chart(systems),
         "trade_off": trade_off([(s, _point_of(s, index)) for index, s in enumerate(systems)]),
+        "temperatures": _temperatures(summary.get("temperatures"), series),
         "confidence": _confidence(summary.get("confidence") or {}, series),
         "sentences": sentences,
         "left_out": left_out,
@@ -197,6 +198,42 @@ def trade_off(rows: Sequence[tuple[Mapping[str, Any], Callable[[float], figures.
             chart = figures.trade_off_chart(points, title=title, x_label=metric.noun, y_label="corpus WER")
             return {"chart": chart, "best": "lower right" if metric.higher_is_better else "lower left"}
     return None
+
+
+def _temperatures(found: Mapping[str, Any] | None, series: Mapping[str, int]) -> dict[str, Any] | None:
+    """Word errors and failures of each system against its temperature, as figures and as a table."""
+    if not found or not found["rows"]:
+        return None
+    by_system: dict[str, list[Mapping[str, Any]]] = {}
+    for row in found["rows"]:
+        by_system.setdefault(row["system"], []).append(row)
+    ticks = [f"{value:g}" for value in sorted(found["values"])]
+    colours = {name: series[name] % figures.NUM_COLOURS for name in by_system}
+
+    def chart(metric: Metric) -> dict[str, str]:
+        lines = [
+            figures.Line(name, [100.0 * row[metric.field] for row in rows], series[name])
+            for name, rows in by_system.items()
+        ]
+        reach = max(value for line in lines for value in line.values if value is not None)
+        title = f"{metric.label} against temperature"
+        drawn = figures.line_chart(lines, title=title, ticks=ticks, x_label="temperature", y_max=max(reach, 1.0))
+        return {"title": title, "chart": drawn}
+
+    listened = metrics_of(labels_of(found["rows"][0])).values()
+    columns = [m for m in listened if m.name == "failure_rate" or m.name.partition("@")[0] == "wer"]
+    return {
+        "split": found["split"],
+        "num_strings": found["num_strings"],
+        "metric": METRICS[found["metric"]].noun,
+        "lines": [{"name": name, "series": colours[name]} for name in by_system],
+        "charts": [chart(metric) for metric in columns],
+        "labels": [metric.label for metric in columns],
+        "rows": [
+            {**row, "series": colours[row["system"]], "cells": [cell(metric, row) for metric in columns]}
+            for row in found["rows"]
+        ],
+    }
 
 
 def _confidence(confidence: Mapping[str, Mapping[str, Any]], series: Mapping[str, int]) -> dict[str, Any] | None:

@@ -15,9 +15,18 @@ from typing import Any, Literal
 from retort.errors import ConfigError, DataError
 from retort.evaluation.bootstrap import confidence_interval, paired_comparison, rate_interval
 from retort.evaluation.confidence import Confidence
-from retort.evaluation.findings import Finding, find
+from retort.evaluation.findings import Finding, ToldAs, find
 from retort.evaluation.items import Expected, ItemResult, complete, failed_item, read_results, write_results
-from retort.evaluation.metrics import COMPARABLE, FACTS, JUDGED, OF_ITEMS, Metric, find_metric, metrics_of
+from retort.evaluation.metrics import (
+    COMPARABLE,
+    FACTS,
+    JUDGED,
+    OF_ITEMS,
+    TARGET_TOKENS,
+    Metric,
+    find_metric,
+    metrics_of,
+)
 
 __all__ = [
     "BootstrapConfig",
@@ -77,12 +86,14 @@ class Pair:
         metric: by which they are judged; None takes the word errors, capped at each utterance's words, by each of the
             recognisers, and tells failures and voices beside them.
         margins: name of a metric to how much worse, in its unit, still counts as good; stated before the run.
+        told_as: why it is compared.
     """
 
     a: str
     b: str
     metric: str | None = None
     margins: Mapping[str, float] = field(default_factory=dict)
+    told_as: ToldAs = "asked"
 
 
 @dataclass(frozen=True)
@@ -111,11 +122,13 @@ class Summary:
     """Of :func:`retort.evaluation.slices.sum_up`."""
     long_text: tuple[dict[str, Any], ...] = ()
     """Of :func:`retort.evaluation.long_text.by_minute`."""
+    temperatures: Mapping[str, Any] | None = None
+    """Of :meth:`retort.evaluation.temperatures.Choice.tree`."""
 
     def tree(self) -> dict[str, Any]:
         """The contents of ``summary.json``; numbers that are not finite become null."""
         fields = ("systems", "comparisons", "environment", "bootstrap", "note", "confidence", "recognisers", "slices")
-        tree = {name: getattr(self, name) for name in (*fields, "long_text")}
+        tree = {name: getattr(self, name) for name in (*fields, "long_text", "temperatures")}
         tree["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
         plain: dict[str, Any] = _plain(tree)
         return plain
@@ -212,7 +225,7 @@ def _listeners(rows: Sequence[ItemResult], systems: Sequence[SystemInfo]) -> tup
 
 def _check_values(rows: Sequence[ItemResult]) -> None:
     for row in rows:
-        odd = sorted(set(row.values) - set(OF_ITEMS))
+        odd = sorted(set(row.values) - set(OF_ITEMS) - {TARGET_TOKENS})
         if odd:
             raise DataError(f"{row.system}: utterance {row.id!r} has values of {odd[0]!r}, which is no metric")
 
@@ -310,6 +323,7 @@ def _compare(
                 "higher_is_better": metric.higher_is_better,
                 "margin": pair.margins.get(metric.name, pair.margins.get(metric.margin_of)),
                 "is_asked_for": metric.name in judged,
+                "told_as": pair.told_as,
             }
         )
     return compared
@@ -322,7 +336,7 @@ def _unmeasured(asked: Sequence[Pair], compared: Sequence[Mapping[str, Any]]) ->
     return [
         Finding("bad", f"{pair.b} against {pair.a}: no utterance of both has a {metric.noun}.")
         for pair, metric in metrics
-        if (pair.a, pair.b, metric.field) not in told
+        if (pair.a, pair.b, metric.field) not in told and pair.told_as == "asked"
     ]
 
 

@@ -25,6 +25,15 @@ class CodecLMDecoding(Config):
         """What is written beside the figures; 1.0 is none."""
         return float(getattr(self.guidance, "scale", 1.0))
 
+    @property
+    def temperature(self) -> float:
+        """At which its tokens are drawn; 0 is greedy."""
+        return self.sampler.temperature
+
+    def at_temperature(self, temperature: float) -> "CodecLMDecoding":
+        """The same at another temperature."""
+        return self.replace(sampler=self.sampler.replace(temperature=temperature))
+
 
 class MelDiffusionDecoding(Config):
     """Of a denoiser of mels and the codec LM that writes for it: without anything said, both unguided."""
@@ -41,6 +50,15 @@ class MelDiffusionDecoding(Config):
     def guidance_scale(self) -> float:
         """Of the denoiser, as it is written beside the figures; 1.0 is none."""
         return float(getattr(self.guidance, "scale", 1.0))
+
+    @property
+    def temperature(self) -> float:
+        """At which the codec LM's tokens are drawn; a denoiser has none."""
+        return self.lm.temperature
+
+    def at_temperature(self, temperature: float) -> "MelDiffusionDecoding":
+        """The same with its codec LM at another temperature."""
+        return self.replace(lm=self.lm.at_temperature(temperature))
 
 
 Decoding = Annotated[CodecLMDecoding | MelDiffusionDecoding, Field(discriminator="kind")]

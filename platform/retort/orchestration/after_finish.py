@@ -86,6 +86,7 @@ def after_finish(config: FinishingJob) -> AfterFinish:
                     "comparisons",
                     "margins",
                     "confidence_teacher",
+                    "temperatures",
                     "slices",
                     "long_text",
                     "num_resamples",

@@ -16,6 +16,7 @@ from retort.evaluation.service import ServiceConfig
 from retort.evaluation.slices import SliceName
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
+from retort.evaluation.temperatures import TemperaturesConfig
 from retort.inference.decoding import Decoding
 from retort.location import Location
 from retort.run_config.machines import PoolConfig
@@ -113,7 +114,11 @@ class EvaluateConfig(Config):
     """How much worse still counts as good, by metric, as ``summary.json`` has it (``wer: 0.02`` is two points). Only
     with one is it said that two systems are equally good."""
     confidence_teacher: str | None = None
-    """System whose guided and unguided distributions the others' confidence is compared with."""
+    """System whose distribution, as it is decoded, the others' confidence is compared with. It is the target of
+    ``target_kl``, to which every student should be nearer than the same model without guidance."""
+    temperatures: TemperaturesConfig | None = None
+    """Also judge each model at a temperature of its own, chosen on other strings, under the name ``SYSTEM@best``; the
+    comparisons are then made at the file's settings and at each one's best."""
     mel_reference: str | None = None
     """System that the mels of all other denoisers are compared with, utterance by utterance (``mel_distance``): of the
     same codec LM with the same ``decoding.lm``, so that they share their codes and their noise."""
@@ -191,6 +196,13 @@ class EvaluateConfig(Config):
         unknown = sorted(str(name) for name in asked if name not in names)
         if unknown:
             raise ValueError(f"comparisons or confidence_teacher name {unknown}; the systems are {names}")
+        if self.temperatures is not None and any("@" in name for name in names):
+            raise ValueError(f"temperatures: SYSTEM@best is what they add, so no system has an @ in its name: {names}")
+        if self.temperatures is not None and self.temperatures.split == self.split:
+            raise ValueError(
+                f"temperatures.split is {self.split}, and so is split: what was chosen on some strings must be judged "
+                "on others"
+            )
         kinds = {system.name: system.kind for system in self.systems}
         spoken = set(kinds.values()) & set(_SPEAKING)
         if "cut_prompt" in self.slices and "model" not in spoken:

@@ -18,6 +18,7 @@ from retort.run_config.output import LocalOutput
 from retort.run_config.space import Axis, Parameters, changes, values_of
 
 TRIALS = "trials"
+_NO_TEST = "split: test must not choose the winner; evaluate on validation, or on train"
 
 
 class RandomSearch(Config):
@@ -100,7 +101,7 @@ class TuneConfig(Config):
         if len(set(names)) != len(names) or TRIALS in names:
             raise ValueError(f"the outputs must differ from each other and from {TRIALS}; they are {', '.join(names)}")
         if any(isinstance(job, EvaluateConfig) and job.split == "test" for job in trial):
-            raise ValueError("split: test must not choose the winner; evaluate on validation, or on train")
+            raise ValueError(_NO_TEST)
         if not isinstance(trial[-1], EvaluateConfig):
             raise ValueError(f"the last job must be an evaluation, it is {trial[-1].job}")
         made = [s for s in trial[-1].systems if s.model in [job.output for job in trial[:-1]]]
@@ -203,6 +204,8 @@ def _axis_faults(name: str, space: Mapping[str, Axis], trial: tuple[Any, ...]) -
             else:
                 by_job.setdefault(job, {})[inner] = item
         for job, items in by_job.items():
+            if isinstance(jobs[job], EvaluateConfig) and items.get("split") == "test":
+                yield f"{job}.{_NO_TEST}"
             set_by_others = [tuple(key.split(".")[1:]) for key in others if key.split(".")[0] == job]
             yield from (f"{job}.{fault}" for fault in _faults_in(jobs[job], items, set_by_others))
 

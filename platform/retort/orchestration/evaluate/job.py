@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from retort.config import validate
-from retort.evaluation.confidence import Confidence
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
+from retort.evaluation.lm_confidence import Sureness
+from retort.evaluation.metrics import TARGET_KL
 from retort.evaluation.report import write_report
-from retort.evaluation.results import BootstrapConfig, Pair, Summary, SystemInfo, read_summary, summarise, write_summary
+from retort.evaluation.results import Pair, Summary, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Speed
+from retort.evaluation.temperatures import Choice
 from retort.evaluation.votes import preferences, read_votes
 from retort.nn.random import seed_of
 from retort.orchestration.after_finish import after_finish
@@ -27,7 +29,16 @@ from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.pieces import SOUNDS, sounds_of
 from retort.orchestration.evaluate.scorers import with_installed
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, environment_of, note_of
-from retort.orchestration.evaluate.tasks import Judged, PlainTask, Task, read_judged, tasks_of
+from retort.orchestration.evaluate.tasks import BestTask, ChoosingTask, Judged, PlainTask, Task, read_judged, tasks_of
+from retort.orchestration.evaluate.temperatures import (
+    best_tasks,
+    bootstrap_of,
+    choosing_tasks,
+    chosen,
+    with_best_infos,
+    with_best_items,
+    with_best_pairs,
+)
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
 from retort.orchestration.progress import Progress
@@ -62,8 +73,9 @@ class Found:
 
     infos: Sequence[SystemInfo]
     judged: Judged
-    confidence: Mapping[str, Confidence]
+    sureness: Sureness
     note: str | None
+    choice: Choice | None = None
 
 
 def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
@@ -77,16 +89,22 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         if config.speaker_encoder is not None:
             strings.refuse_other_encoder(encoder_name(config.speaker_encoder))
         infos = [describe_system(system, config, strings) for system in config.systems]
-        tasks = tasks_of(config, strings)
-        drop_what_changed(output / _PIECES, config)
+        tasks, choosing = tasks_of(config, strings), choosing_tasks(config, infos)
+        pieces = output / _PIECES
+        drop_what_changed(pieces, config)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
-            judged = place.run(lambda heard: _judge_all(given, output, tasks, heard))
+            place.run(lambda heard: _judge_all(given, pieces, choosing, heard, kept=[]))
+            choice = chosen(config, infos, pieces, choosing)
+            tasks = [*tasks, *best_tasks(choice, infos, tasks)]
+            place.run(lambda heard: _judge_all(given, pieces, tasks, heard, kept=kept_of(config, tasks)))
             threads = config.pool.threads_per_worker
-            confidence = place.run(lambda _: _on_one_actor(given, "confidence", threads))
+            sureness = place.run(lambda _: _on_one_actor(given, "confidence", threads))
             speeds, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, speeds, memory) for info in infos]
-        note = note_of(config, infos, absent)
-        return _write(config, output, strings, Found(infos, judged, confidence, note))
+        judged = read_judged(config, pieces, tasks)
+        found = Found(infos, judged, sureness, note_of(config, infos, absent), choice)
+        folders = dict.fromkeys(task.piece(pieces).folder for task in tasks if isinstance(task, PlainTask | BestTask))
+        return _write(config, output, strings, found, sounds=[folder / SOUNDS for folder in folders])
 
 
 def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
@@ -117,24 +135,30 @@ def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
     return {name: _speed_figures(speed) for name, speed in speeds.items() if speed}
 
 
-def _judge_all(config: EvaluateConfig, output: Path, tasks: Sequence[Task], progress: Progress) -> Judged:
-    """Judge all pieces that no earlier run has judged, and read them all."""
+def _judge_all(
+    config: EvaluateConfig,
+    folder: Path,
+    tasks: Sequence[Task | ChoosingTask],
+    progress: Progress,
+    *,
+    kept: Sequence[str],
+) -> None:
+    """Judge all pieces that no earlier run has judged."""
     import ray
 
-    folder = output / _PIECES
     (folder / SOUNDS).mkdir(parents=True, exist_ok=True)
-    kept = kept_of(config, tasks)
     missing = [task for task in tasks if not task.piece(folder).lines.is_file()]
     if missing:
         actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
         pool = ray.util.ActorPool(actors)
-        work = pool.map_unordered(lambda actor, task: actor.judge.remote(task, str(shipped(folder)), kept), missing)
+        work = pool.map_unordered(
+            lambda actor, task: actor.judge.remote(task, str(shipped(folder)), list(kept)), missing
+        )
         for done, name in enumerate(work, start=1):
             progress.update(done, len(missing), f"judging {name}")
         for actor in actors:
             ray.kill(actor)
         pull(folder)
-    return read_judged(config, folder, tasks)
 
 
 def kept_of(config: EvaluateConfig, tasks: Sequence[Task]) -> list[str]:
@@ -209,20 +233,31 @@ def summary_of(
     found: Found,
 ) -> Summary:
     """What was judged and measured, summed up as the run file asks."""
-    bootstrap = BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed)
+    bootstrap = bootstrap_of(config)
+    asked = [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons]
     plain = summarise(
-        found.judged.items,
-        found.infos,
-        [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons],
+        found.sureness.told_of(with_best_items(found.choice, found.judged.items)),
+        with_best_infos(found.choice, found.infos),
+        [*with_best_pairs(found.choice, asked), *_with_untouched(found)],
         expected=strings.expected,
         environment=environment_of(config, strings),
         note=found.note,
-        confidence=found.confidence,
+        confidence=found.sureness.confidence,
         bootstrap=bootstrap,
     )
     return dataclasses.replace(
-        plain, slices=found.judged.summary_of_slices(bootstrap), long_text=found.judged.summary_of_long_text()
+        plain,
+        slices=found.judged.summary_of_slices(bootstrap),
+        long_text=found.judged.summary_of_long_text(),
+        temperatures=None if found.choice is None else found.choice.tree(),
     )
+
+
+def _with_untouched(found: Found) -> list[Pair]:
+    """Every student that gives tokens a probability, beside the target's model as it was before any distillation."""
+    untouched = found.sureness.untouched
+    students = [i.name for i in found.infos if i.role == "student" and i.name in found.sureness.from_target]
+    return [] if untouched is None else [Pair(untouched, name, TARGET_KL, told_as="untouched") for name in students]
 
 
 def _write(
@@ -230,6 +265,8 @@ def _write(
     output: Path,
     strings: TestStrings,
     found: Found,
+    *,
+    sounds: Sequence[Path],
 ) -> Artifact:
     summary = summary_of(config, strings, found)
     tree = summary.tree()
@@ -243,7 +280,7 @@ def _write(
                 write_results(folder / f"{name}.jsonl", rows)
         write_summary(folder / "summary.json", summary)
         (folder / SOUNDS).mkdir()
-        for sound in sorted((output / _PIECES / SOUNDS).glob("*.wav")):
+        for sound in sorted(path for place in sounds for path in place.glob("*.wav")):
             (folder / SOUNDS / sound.name).write_bytes(sound.read_bytes())
         samples = sounds_of(folder, summary.items)
         write_report(folder, tree, summary.items, samples=samples, title="Retort: teacher and students")

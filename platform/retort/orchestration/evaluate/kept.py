@@ -12,6 +12,7 @@ from pathlib import Path
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import read_artifact
 from retort.store.commit import write_json_atomic
+from retort.store.file_names import file_name
 from retort.store.place import drop, push
 
 _JUDGED = "judged.json"
@@ -34,7 +35,8 @@ def drop_what_changed(folder: Path, config: EvaluateConfig) -> None:
         drop(folder)
     before = json.loads(path.read_bytes()) if path.is_file() else {}
     for name in [name for name, key in before.items() if keys.get(name) != key]:
-        own = re.compile(rf"{re.escape(name)}(-\d+\.(jsonl|mels\.safetensors)|--.+\.wav)")
+        pieces, sounds = re.escape(file_name(name)), re.escape(name)
+        own = re.compile(rf"{pieces}-\d+\.(jsonl|mels\.safetensors)|{sounds}--.+\.wav")
         for file in [file for file in folder.rglob("*") if own.fullmatch(file.name)]:
             drop(file)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What there is to judge: every system's strings in pieces, the slices of them, and the long text."""
+"""What there is to judge: every system's strings in pieces, the slices of them, the long text, other temperatures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from retort.evaluation.judge import TestStrings
 from retort.evaluation.long_text import LongTextConfig, by_minute
 from retort.evaluation.results import BootstrapConfig
 from retort.evaluation.slices import SliceName, sum_up
+from retort.evaluation.temperatures import TemperaturesConfig, at, at_best
 from retort.orchestration.evaluate.pieces import Piece
 from retort.run_config import EvaluateConfig, SystemConfig
 
@@ -41,7 +42,48 @@ class LongTask:
         return Piece(folder / "long_text" / asked, self.system, 0)
 
 
-Task = PlainTask | LongTask
+@dataclass(frozen=True)
+class ChoosingTask:
+    """Some of the strings that choose a temperature, said by one system at one of them."""
+
+    system: str
+    config: TemperaturesConfig
+    temperature: float
+    number: int
+    ids: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the system at this temperature."""
+        return at(self.system, self.temperature)
+
+    def piece(self, folder: Path) -> Piece:
+        """Where it is written; of other strings it is another piece."""
+        strings = f"{self.config.split}-{self.config.num_strings}"
+        return Piece(folder / "temperatures" / strings / f"{self.temperature:g}", self.system, self.number)
+
+
+@dataclass(frozen=True)
+class BestTask:
+    """Some strings of one system, asked for plainly at the temperature that was chosen for it."""
+
+    system: str
+    temperature: float
+    number: int
+    ids: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the system at its best."""
+        return at_best(self.system)
+
+    def piece(self, folder: Path) -> Piece:
+        """Where it is written; at another temperature it is another piece."""
+        return Piece(folder / "best" / f"{self.temperature:g}", self.system, self.number)
+
+
+Task = PlainTask | LongTask | BestTask
+"""What the report tells of; what was said to choose is told in the choice."""
 
 
 def tasks_of(config: EvaluateConfig, strings: TestStrings) -> list[Task]:
@@ -50,7 +92,7 @@ def tasks_of(config: EvaluateConfig, strings: TestStrings) -> list[Task]:
     Raises:
         DataError: a slice has no strings.
     """
-    every = sorted(strings.rows, key=lambda i: (strings.rows[i].num_frames, i))
+    every = strings.by_length
     tasks: list[Task] = [task for system in config.systems for task in _in_pieces(config, system.name, every)]
     for name in config.slices:
         among = frozenset(strings.ids_in(name))
@@ -72,11 +114,12 @@ def _takes(system: SystemConfig, name: SliceName) -> bool:
 def _in_pieces(
     config: EvaluateConfig, system: str, ids: Sequence[str], name: SliceName | None = None
 ) -> list[PlainTask]:
-    step = config.batch_size
-    return [
-        PlainTask(system, number, tuple(ids[begin : begin + step]), name)
-        for number, begin in enumerate(range(0, len(ids), step))
-    ]
+    return [PlainTask(system, number, piece, name) for number, piece in enumerate(pieces_of(ids, config.batch_size))]
+
+
+def pieces_of(ids: Sequence[str], size: int) -> list[tuple[str, ...]]:
+    """``ids`` in their order, ``size`` in each piece, fewer in the last."""
+    return [tuple(ids[begin : begin + size]) for begin in range(0, len(ids), size)]
 
 
 @dataclass(frozen=True)
@@ -110,6 +153,8 @@ def read_judged(config: EvaluateConfig, folder: Path, tasks: Sequence[Task]) -> 
                 found.long_text[task.system] = task.piece(folder).read(None)
             case PlainTask(slice_name=None):
                 plain += task.piece(folder).read(config.mel_reference)
+            case BestTask():
+                plain += task.piece(folder).read(None)
             case PlainTask(slice_name=str(name)):
                 found.slices[name] += task.piece(folder).read(None)
     return Judged(plain, found.slices, found.long_text)

@@ -1,14 +1,14 @@
 """What judges, in a process of its own: it loads each system once."""
 
+import dataclasses
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from retort.config import validate
-from retort.evaluation.confidence import Confidence
 from retort.evaluation.judge import Judge, System, TestStrings
-from retort.evaluation.lm_confidence import measure_confidence
+from retort.evaluation.lm_confidence import Sureness, measure_confidence
 from retort.evaluation.long_text import judge_long
 from retort.evaluation.service import Service
 from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
@@ -16,7 +16,7 @@ from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
 from retort.orchestration.api_key import api_key_of
 from retort.orchestration.evaluate.scorers import open_scorers
-from retort.orchestration.evaluate.tasks import LongTask, PlainTask, Task
+from retort.orchestration.evaluate.tasks import BestTask, ChoosingTask, LongTask, PlainTask, Task
 from retort.orchestration.outputs import with_results
 from retort.run_config import EvaluateConfig
 from retort.run_config.evaluate import SpeedConfig
@@ -33,7 +33,7 @@ class EvaluationWorker:
         self.strings = TestStrings(self.config.data, split=self.config.split, count=self.config.num_strings)
         self._systems: dict[str, System] = {}
 
-    def judge(self, task: Task, folder: str, kept: list[str]) -> str:
+    def judge(self, task: Task | ChoosingTask, folder: str, kept: list[str]) -> str:
         """Judge one piece and write it; a piece appears whole or not at all."""
         system, judge, piece = self._system(task.system), self._judge_of_all, task.piece(received(folder))
         match task:
@@ -45,6 +45,12 @@ class EvaluationWorker:
             case PlainTask(slice_name=name):
                 verdicts = judge.judge(system, task.ids, slice_name=name)
                 piece.write_rows([verdict.item for verdict in verdicts])
+            case ChoosingTask():
+                verdicts = self._judge_that_chooses.judge(system.at_temperature(task.name, task.temperature), task.ids)
+                piece.write_rows([verdict.item for verdict in verdicts])
+            case BestTask():
+                at_best = system.at_temperature(task.name, task.temperature)
+                piece.write(judge.judge(at_best, task.ids), kept=kept, keeps_mels=False)
         return task.system
 
     @cached_property
@@ -59,7 +65,16 @@ class EvaluationWorker:
             prosody=config.prosody,
         )
 
-    def confidence(self) -> dict[str, Confidence]:
+    @cached_property
+    def _judge_that_chooses(self) -> Judge:
+        """Of words and failures, on the strings that choose a temperature."""
+        config, temperatures = self.config, self.config.temperatures
+        assert temperatures is not None
+        strings = TestStrings(config.data, split=temperatures.split, count=temperatures.num_strings)
+        scorers = dataclasses.replace(self._judge_of_all.scorers, encoder=None, naturalness=())
+        return Judge(strings, scorers, max_frames=config.max_frames, seed=config.seed)
+
+    def confidence(self) -> Sureness:
         """Confidence of every model that gives tokens a probability."""
         systems = [self._system(system.name) for system in self.config.systems]
         teacher, size = self.config.confidence_teacher, self.config.batch_size
