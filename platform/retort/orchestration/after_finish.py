@@ -57,6 +57,11 @@ TRAINING_MAY_CHANGE = (
 against the checkpoint, so that a step stays the same step)."""
 SWEEP_MAY_CHANGE = ("before", "num_trials", "early_stopping", "max_concurrent", "max_failures", "gate", "objectives")
 """What may differ when a sweep goes on: none of it changes what a finished trial measured."""
+EVALUATION_MAY_CHANGE = (
+    "systems", "comparisons", "margins", "confidence_teacher", "temperatures", "slices", "long_text", "num_resamples",
+    "cluster_by_speaker", "speed",
+)  # fmt: skip
+"""What may differ when an evaluation goes on: none of it changes what was judged of the systems that it has."""
 _IDLE_IN_SWEEPS = ("max_concurrent", "max_failures")
 
 _MADE_ANEW = "the work of a finished generation is gone; another output makes all of it, the rows of this one included"
@@ -81,18 +86,7 @@ def after_finish(config: FinishingJob) -> AfterFinish:
         case EvaluateConfig():
             return AfterFinish(
                 same=("max_missing_fraction", "pool"),
-                more=(
-                    "systems",
-                    "comparisons",
-                    "margins",
-                    "confidence_teacher",
-                    "temperatures",
-                    "slices",
-                    "long_text",
-                    "num_resamples",
-                    "cluster_by_speaker",
-                    "speed",
-                ),
+                more=EVALUATION_MAY_CHANGE,
                 lacks=_evaluation_lacks,
                 ways={
                     "num_strings": "all systems are judged on the same strings, and voices by recordings among them",

@@ -13,6 +13,7 @@ from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate.job import run_evaluate
 from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.system_facts import describe_system
+from retort.orchestration.evaluate.tasks import BestTask, PlainTask
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
 from tests.inference.speaking import speaking_model
@@ -160,3 +161,20 @@ def test_pieces_that_were_judged_otherwise_do_not_get_between(tmp_path: Path, fo
     assert left(cheap(tmp_path, data, [systems[0]], seed=9)) == {*names} - {"r-0000.jsonl", "r--u001.wav"}
     (tmp_path / "pieces" / "judged.json").unlink()
     assert left(first) == set(), "nobody knows under what they were judged"
+
+
+def test_pieces_of_a_system_whose_name_no_file_can_have_are_dropped_too(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    data, teacher = folders
+    plain = cheap(tmp_path, data, [{**model(teacher), "name": "Our/Model"}])
+    pieces = tmp_path / "pieces"
+    drop_what_changed(pieces, plain)
+    files = [PlainTask("Our/Model", 0, ()).piece(pieces).lines, BestTask("Our/Model", 0.5, 0, ()).piece(pieces).lines]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    drop_what_changed(pieces, plain)
+    assert all(file.is_file() for file in files)
+    drop_what_changed(pieces, plain.replace(seed=9))
+    assert not any(file.is_file() for file in files)

@@ -96,7 +96,7 @@ def test_who_is_judged_at_the_best_is_judged_once_and_speaks_as_if_the_file_said
     }
     assert of["guided@best"] == of["guided"]
     warm = model(folders[1], decoding={"kind": "codec_lm", "sampler": {"temperature": 0.25}})
-    alone = asked(tmp_path / "alone", folders, systems=[warm], comparisons=[], temperatures=None)
+    alone = config.replace(systems=[warm], comparisons=[], temperatures=None)
     other = EvaluationWorker(alone.model_dump(mode="json"), 1)
     for task in tasks_of(alone, strings):
         other.judge(task, str(tmp_path / "alone"), [])
