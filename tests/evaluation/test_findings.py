@@ -135,3 +135,32 @@ def test_what_a_shallow_student_costs_is_said_beside_each_teacher_that_it_is_com
     assert "student beside teacher: 3 of 6 layers, 60.0 % of the parameters." in texts
     equal = student | {"num_layers": 6}
     assert not any("beside" in f.text for f in find([teacher, equal], [pair("teacher", "student", 0.0, [-0.1, 0.1])]))
+
+
+FLOOR = {"system": "teacher", "ratios": {"tokens_per_second": {"ratio": 1.0, "ci95": None, "factor": 1.1}}}
+
+
+@pytest.mark.parametrize(
+    ("speed", "words"),
+    [
+        (109.0, "equal within the noise floor (1.09 times) in the speed of decoding"),
+        (92.0, "equal within the noise floor (0.92 times) in the speed of decoding"),
+        (120.0, ", 1.20 times the speed of decoding"),
+    ],
+)
+def test_speeds_that_differ_by_less_than_identical_networks_are_equal(speed, words):
+    teacher = system("teacher", "teacher", num_layers=6, tokens_per_second=100.0, rtf=0.2)
+    student = system("student", num_layers=3, tokens_per_second=speed, rtf=0.1)
+    found = find([teacher, student], [pair("teacher", "student", -0.03, [-0.06, -0.01])], (), FLOOR)
+    (costs,) = [finding.text for finding in found if "beside teacher" in finding.text]
+    assert words in costs
+    assert "2.00 times with the codec" in costs, "a figure without a floor of its own"
+    assert any("teacher, opened twice, differs from itself by up to: Tokens/s 10.0 %" in f.text for f in found)
+
+
+def test_without_a_floor_nothing_is_called_equal_in_speed():
+    teacher = system("teacher", "teacher", num_layers=6, tokens_per_second=100.0, rtf=0.2)
+    student = system("student", num_layers=3, tokens_per_second=100.0, rtf=0.2)
+    text = " ".join(f.text for f in find([teacher, student], [pair("teacher", "student", -0.03, [-0.06, -0.01])]))
+    assert "1.00 times the speed of decoding" in text
+    assert "oise floor" not in text

@@ -40,6 +40,7 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
             "num_layers": facts.num_layers,
             "training_tokens": _training_tokens(system.model, facts.lineage),
             "guidance_scale": decoding.guidance_scale,
+            **decoding.guidance_apart,
         },
         listeners=listeners_of(system.model, facts.lineage),
     )
