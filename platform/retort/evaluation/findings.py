@@ -93,13 +93,13 @@ def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any], floor: Mapping
     if student.get("tokens_per_second") and teacher.get("tokens_per_second"):
         faster = student["tokens_per_second"] / teacher["tokens_per_second"]
         with_codec = teacher["rtf"] / student["rtf"]
-        parts.append(f"{_times(faster, is_equal(floor, 'tokens_per_second', faster))} the speed of decoding")
-        parts.append(f"{_times(with_codec, is_equal(floor, 'rtf', with_codec))} with the codec")
+        parts.append(_times(faster, "the speed of decoding", is_equal(floor, "tokens_per_second", faster)))
+        parts.append(_times(with_codec, "the speed with the codec", is_equal(floor, "rtf", with_codec)))
     return ", ".join(parts)
 
 
-def _times(ratio: float, is_noise: bool) -> str:
-    return f"equal within the noise floor ({ratio:.2f} times) in" if is_noise else f"{ratio:.2f} times"
+def _times(ratio: float, what: str, is_noise: bool) -> str:
+    return f"equal in {what} ({ratio:.2f} times, within the noise floor)" if is_noise else f"{ratio:.2f} times {what}"
 
 
 Verdict = Literal["better", "worse", "worse within the margin", "as good", "open", "too few"]
