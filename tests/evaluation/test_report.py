@@ -191,7 +191,14 @@ def test_a_bare_summary_of_the_contract_is_enough(tmp_path):
 
 
 def test_speed_has_intervals_where_there_are_some_and_the_noise_floor_beside_it(tmp_path):
-    row = {"utterances": 9, "wer_corpus": 0.1, "wer_mean": 0.1, "failure_rate": 0.0, "wer_ci95": [0.0, 0.2]}
+    row = {
+        "method": None,
+        "utterances": 9,
+        "wer_corpus": 0.1,
+        "wer_mean": 0.1,
+        "failure_rate": 0.0,
+        "wer_ci95": [0.0, 0.2],
+    }
     known = {"tokens_per_second_ci95": [99.0, 102.0], "rtf": 0.1, "rtf_ci95": None, "nfe": 2}
     systems = [
         {"name": "t", "role": "teacher", **row, "tokens_per_second": 100.0, **known},

@@ -94,12 +94,12 @@ def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any], floor: Mapping
         faster = student["tokens_per_second"] / teacher["tokens_per_second"]
         with_codec = teacher["rtf"] / student["rtf"]
         parts.append(_times(faster, "the speed of decoding", is_equal(floor, "tokens_per_second", faster)))
-        parts.append(_times(with_codec, "the speed with the codec", is_equal(floor, "rtf", with_codec)))
+        parts.append(_times(with_codec, "with the codec", is_equal(floor, "rtf", with_codec)))
     return ", ".join(parts)
 
 
 def _times(ratio: float, what: str, is_noise: bool) -> str:
-    return f"equal in {what} ({ratio:.2f} times, within the noise floor)" if is_noise else f"{ratio:.2f} times {what}"
+    return f"{ratio:.2f} times {what}{' (equal: within the noise floor)' if is_noise else ''}"
 
 
 Verdict = Literal["better", "worse", "worse within the margin", "as good", "open", "too few"]

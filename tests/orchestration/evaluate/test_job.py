@@ -22,6 +22,7 @@ from retort.orchestration.evaluate.system_facts import describe_system
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
+from tests.contracts.evaluation_toys import write_strings
 from tests.inference.speaking import speaking_model
 from tests.orchestration.tiny_runs import write_teacher, write_token_set
 
@@ -86,8 +87,9 @@ def test_the_noise_floor_is_of_one_models_weights_in_two_openings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = speaking_model(tmp_path)
+    write_strings(tmp_path / "strings", tmp_path / "data", seed=1)
     systems = [{"name": "r", "kind": "resynthesis"}, model(folder), model(folder, name="n")]
-    asked = config(tmp_path / "out", tmp_path / "data", systems, split="train", num_strings=2)
+    asked = config(tmp_path / "out", tmp_path / "strings", systems)
     given: dict[str, object] = {}
 
     def measure(cases: dict[str, SpeedCase], again: SpeedCase, **_: object) -> Measured:
