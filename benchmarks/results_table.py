@@ -8,11 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from retort.evaluation.noise_floor import sentence
+
 
 def main(folder: Path) -> None:
     """Print both tables, the seconds of each job, and the findings."""
     summary = json.loads((folder / "summary.json").read_text())
     print(systems_table(summary["systems"]))
+    if summary.get("speed_noise_floor"):
+        print(f"\n{sentence(summary['speed_noise_floor'])}")
     print()
     print(comparisons_table(summary["comparisons"]))
     print()
@@ -26,7 +30,7 @@ def main(folder: Path) -> None:
 
 
 def systems_table(systems: list[dict[str, Any]]) -> str:
-    """One row per system."""
+    """One row per system; summaries of old have no intervals of speed."""
     lines = [
         "| system | parameters | WER (95 % interval) | failures | similarity | entropy | top-1 | tokens/s, batch 1 | "
         "tokens/s, saturated | RTF | peak MB |",
@@ -39,7 +43,7 @@ def systems_table(systems: list[dict[str, Any]]) -> str:
             "" if s["parameters"] is None else f"{s['parameters'] / 1e6:.2f}M",
             f"{s['wer_corpus']:.3f} ({low:.3f} to {high:.3f})",
             f"{s['failure_rate']:.3f}",
-            *(_number(s[key], digits) for key, digits in _COLUMNS),
+            *(_number(s[key], digits) + _interval(s.get(f"{key}_ci95"), digits) for key, digits in _COLUMNS),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -69,6 +73,10 @@ def comparisons_table(comparisons: list[dict[str, Any]]) -> str:
             f"{c['probability_of_improvement']:.3f} |"
         )
     return "\n".join(lines)
+
+
+def _interval(ends: list[float] | None, digits: int) -> str:
+    return "" if ends is None else f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -24,7 +24,7 @@ from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
 from retort.store.artifact import describe_artifact, write_artifact
 
-TIMED = {metric.field for metric in METRICS.values() if metric.averaging == "timed"}
+TIMED = {key for metric in METRICS.values() if metric.is_of_speed for key in (metric.field, f"{metric.name}_ci95")}
 QUIET = QuietProgress()
 
 
@@ -94,8 +94,8 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     for task in tasks:
         worker.judge(task, str(folder), job.kept_of(config, tasks))
     judged = read_judged(config, folder, tasks)
-    speeds, memory = job._measure(config, QuietProgress())
-    infos = [job._with_speed(info, speeds, memory) for info in infos]
+    measured, memory = job._measure(config, QuietProgress())
+    infos = [job._with_speed(info, measured, memory) for info in infos]
     found = job.Found(infos, judged, worker.confidence(), note_of(config, infos), choice)
     summary = job.summary_of(config, strings, found)
     tree = summary.tree()

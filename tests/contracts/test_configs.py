@@ -14,6 +14,7 @@ from retort.run_config import (
     AnyConfig,
     DemoConfig,
     DistillMelsConfig,
+    EvaluateConfig,
     GenerateMelsConfig,
     PretrainMelsConfig,
     RunConfig,
@@ -53,6 +54,17 @@ def test_the_tour_of_pruning_goes_on_from_the_default_tours_teacher() -> None:
     assert isinstance(default, DemoConfig)
     assert isinstance(pruning, DemoConfig)
     assert pruning.jobs[:2] == default.jobs[:2]
+
+
+def test_whatever_is_there_to_be_beaten_in_the_tour_of_pruning_is_a_control() -> None:
+    pruning = load(FOLDER / "demo_prune.yaml")
+    assert isinstance(pruning, DemoConfig)
+    evaluation = pruning.jobs[-1]
+    assert isinstance(evaluation, EvaluateConfig)
+    roles = {system.name: system.role for system in evaluation.systems if system.role != "teacher"}
+    assert {name for name, role in roles.items() if role == "student"} == {"pruned_distilled", "pruned_cfg_distilled"}
+    assert {"pruned_distilled_random_layers", "pruned_distilled_similarity_layers"} < set(roles)
+    assert set(roles.values()) == {"student", "control"}
 
 
 def test_the_jobs_of_denoisers_read_what_the_ones_before_write_and_leave_no_key_to_a_default() -> None:

@@ -36,6 +36,7 @@ from tests.contracts.test_every_field_of_decoding_counts import kinds_in
 from tests.evaluation.test_asr import write_ctc, write_whisper
 from tests.evaluation.test_listening import data_of
 from tests.evaluation.test_speaker import write_wavlm_sv
+from tests.evaluation.test_turns import Clock
 from tests.inference.speaking import speaking_denoiser, speaking_model
 from tests.orchestration.evaluate.test_report_with_votes import ballot, finished
 
@@ -92,16 +93,24 @@ def of_comparison(world: World, comparison: Any, folder: Path) -> Any:
 
 
 def of_speed(world: World, speed: Any, folder: Path) -> Any:
-    """How many utterances of how many seconds were timed, and with how many threads."""
+    """How many utterances of how many seconds were timed, and with how many threads; a call takes a second."""
     timed: list[Any] = []
+    clock = Clock()
 
     def time(case: SpeedCase, *, batch_size: int, seconds: float) -> Timing:
         timed.append((batch_size, seconds, torch.get_num_threads()))
-        return timing(case, batch_size=batch_size, seconds=seconds)
+        clock.now += 1.0
+        return Timing(1.0, 1.0, seconds)
 
-    timing = SpeedCase.time
+    def first_audio(case: SpeedCase, *, seed: int, clock: Clock) -> float:
+        timed.append(seed)
+        clock.now += 1.0
+        return 1.0
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpeedCase, "time", time)
+        patch.setattr(SpeedCase, "first_audio", first_audio)
+        patch.setattr(EvaluationWorker, "clock", staticmethod(clock))
         job._measure(of_systems(world, model("lm", world / "model"), speed=speed.model_dump(mode="json")), QUIET)
     return timed
 
@@ -170,7 +179,7 @@ CASES: dict[str, Callable[[World], Case]] = {
             "precision": "bf16",
             "num_resamples": 200,
             "cluster_by_speaker": True,
-            "speed": SpeedConfig(batch_sizes=(1,), num_frames=2, rounds=1),
+            "speed": SpeedConfig(batch_sizes=(1,), num_frames=2, rounds=1, window_s=0.01),
             "num_samples": 2,
             "seed": 1,
         },
@@ -200,8 +209,16 @@ CASES: dict[str, Callable[[World], Case]] = {
         ComparisonConfig(a="a", b="b"), {"a": "c", "b": "c", "metric": "failure_rate"}, of_comparison
     ),
     "speed": lambda world: Case(
-        SpeedConfig(batch_sizes=(1, 2), num_frames=2, rounds=1),
-        {"batch_sizes": (1, 3), "num_frames": 4, "rounds": 2, "threads": 2},
+        SpeedConfig(batch_sizes=(1, 2), num_frames=2, rounds=3, window_s=6.0),
+        {
+            "batch_sizes": (1, 3),
+            "num_frames": 4,
+            "rounds": 2,
+            "window_s": 9.0,
+            "budget_s": 1.0,
+            "noise_floor": False,
+            "threads": 2,
+        },
         of_speed,
     ),
     "stability": lambda world: Case(

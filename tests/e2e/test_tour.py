@@ -47,7 +47,8 @@ def tiny_tour(output: Path) -> DemoConfig:
                 job |= {"num_strings": 8, "max_frames": 16, "batch_size": 8, "precision": "fp32", "num_resamples": 200}
                 job["systems"] = [system for system in job["systems"] if system["name"] not in LEFT_OUT]
                 job["comparisons"] = [pair for pair in job["comparisons"] if not LEFT_OUT & _named(pair)]
-                job |= {"num_samples": 1, "speed": {"batch_sizes": [1, 4], "num_frames": 4, "rounds": 1}}
+                job |= {"num_samples": 1}
+                job |= {"speed": {"batch_sizes": [1, 4], "num_frames": 4, "rounds": 6, "window_s": 0.1}}
         if "training" in job:
             job["training"] |= {"steps": 4, "checkpoint_every": 2, "log_every": 2}
             job["training"]["batch"]["max_utterances"] = 8
@@ -92,7 +93,11 @@ def test_the_tour_ends_in_a_report_and_a_second_one_finds_it_done(tmp_path: Path
     assert by_name["teacher_guided"]["nfe"] == 2
     assert by_name["student_large"]["nfe"] == 1
     assert by_name["recordings"]["wer_corpus"] < 0.2
-    assert by_name["student_large"]["tokens_per_second"] > 0
+    for name in ("tokens_per_second", "tokens_per_second_batch1", "rtf", "first_audio_s"):
+        low, high = by_name["student_large"][f"{name}_ci95"]
+        assert 0 < low <= by_name["student_large"][name] <= high
+        assert summary["speed_noise_floor"]["ratios"][name]["factor"] >= 1
+    assert summary["speed_noise_floor"]["system"] == "teacher_guided"
     assert {"teacher_guided", "student_large"} <= set(summary["confidence"])
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "<audio" in page

@@ -24,6 +24,7 @@ from retort.evaluation.results import SystemInfo, summarise
 from retort.evaluation.scoring import Scorers, score_item
 from retort.evaluation.speaker import Resemblyzer, embed
 from retort.evaluation.speed import SpeedCase, measure_speed
+from retort.evaluation.turns import Turns
 from retort.inference.decoding import Decoding
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Spoken, Timing
@@ -261,11 +262,11 @@ def test_what_makes_no_sound_has_no_speed_and_the_others_have_theirs() -> None:
             return wanted
 
         def time(self, requests: object, decoding: object, *, seconds: float) -> Timing:
-            return Timing(compute_s=1.0, sound_s=1.0, audio_s=self.seconds, first_s=0.5)
+            return Timing(compute_s=1.0, sound_s=1.0, audio_s=self.seconds)
 
     cases = {str(s): SpeedCase(Timed(s), Request("one", "s0", 0)) for s in (0.0, 4.0)}  # type: ignore[arg-type]
-    speeds = measure_speed(cases, batch_size=2, seconds=4.0, rounds=2)
-    assert {name: speed.rtf for name, speed in speeds.items()} == {"4.0": 0.5}
+    found = measure_speed(cases, batch_size=2, seconds=4.0, turns=Turns(2, 1e-9, 99.0))
+    assert found == {"0.0": [None, None], "4.0": [{"rtf": 0.5}] * 2}
 
 
 def test_a_longest_string_without_a_voice_leaves_the_models_their_speed(tmp_path: Path, model: Path) -> None:
@@ -281,7 +282,6 @@ def test_a_longest_string_without_a_voice_leaves_the_models_their_speed(tmp_path
     tree = {
         "output": str(tmp_path / "out"), "data": str(data), "num_strings": 1, "recogniser": {"kind": "pocketsphinx"},
         "systems": [{"name": "m", "kind": "model", "role": "teacher", "model": str(model)}], "max_frames": 4,
-        "speed": {"batch_sizes": [1, 2], "num_frames": 4, "rounds": 1},
+        "speed": {"batch_sizes": [1, 2], "num_frames": 4, "rounds": 1, "window_s": 1e-6},
     }  # fmt: skip
-    speeds = EvaluationWorker(tree, 1).speed()
-    assert [speed.batch_size for speed in speeds["m"]] == [1, 2]
+    assert {"rtf", "rtf_batch1", "first_audio_s"} <= set(EvaluationWorker(tree, 1).speed().figures["m"])

@@ -199,3 +199,32 @@ def test_a_pair_at_the_best_is_told_beside_the_same_one_alone():
     failures = {**pair("a@best", "b@best", -0.1, [-0.2, -0.05], metric="failure_rate", is_asked_for=False)}
     found = find(systems, [pair("a", "b", -0.03, [-0.06, -0.01]), {**failures, "told_as": "at_best"}])
     assert [finding.text.split(" ")[0] for finding in found] == ["50", "b", "b@best"]
+
+
+FLOOR = {"system": "teacher", "ratios": {"tokens_per_second": {"ratio": 1.0, "ci95": None, "factor": 1.1}}}
+
+
+@pytest.mark.parametrize(
+    ("speed", "words"),
+    [
+        (109.0, "1.09 times the speed of decoding (equal: within the noise floor), "),
+        (92.0, "0.92 times the speed of decoding (equal: within the noise floor), "),
+        (120.0, ", 1.20 times the speed of decoding, "),
+    ],
+)
+def test_speeds_that_differ_by_less_than_identical_networks_are_equal(speed, words):
+    teacher = system("teacher", "teacher", num_layers=6, tokens_per_second=100.0, rtf=0.2)
+    student = system("student", num_layers=3, tokens_per_second=speed, rtf=0.1)
+    found = find([teacher, student], [pair("teacher", "student", -0.03, [-0.06, -0.01])], (), FLOOR)
+    (costs,) = [finding.text for finding in found if "beside teacher" in finding.text]
+    assert words in costs
+    assert "2.00 times with the codec." in costs, "a figure without a floor of its own"
+    assert any("teacher, opened twice, differs from itself by up to: Tokens/s 10.0 %" in f.text for f in found)
+
+
+def test_without_a_floor_nothing_is_called_equal_in_speed():
+    teacher = system("teacher", "teacher", num_layers=6, tokens_per_second=100.0, rtf=0.2)
+    student = system("student", num_layers=3, tokens_per_second=100.0, rtf=0.2)
+    text = " ".join(f.text for f in find([teacher, student], [pair("teacher", "student", -0.03, [-0.06, -0.01])]))
+    assert "1.00 times the speed of decoding" in text
+    assert "oise floor" not in text

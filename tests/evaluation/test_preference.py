@@ -103,3 +103,13 @@ def test_a_gate_judges_by_the_worse_end_of_the_interval() -> None:
 def test_every_objective_can_be_asked_for() -> None:
     for name in OBJECTIVES:
         assert parse_preference(f"best {name}").order == (name,)
+
+
+@pytest.mark.parametrize(
+    ("interval", "passed"), [({"rtf_ci95": [0.1, 0.3]}, False), ({"rtf_ci95": None}, True), ({}, True)]
+)
+def test_speed_is_judged_by_the_worse_end_of_its_interval_where_it_has_one(
+    interval: dict[str, list[float] | None], passed: bool
+) -> None:
+    (check,) = check_gate(parse_gate("rtf<=0.25"), {"rtf": 0.2, **interval})
+    assert check.passed is passed

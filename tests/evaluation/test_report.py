@@ -190,6 +190,35 @@ def test_a_bare_summary_of_the_contract_is_enough(tmp_path):
     assert page.open_tags == []
 
 
+def test_speed_has_intervals_where_there_are_some_and_the_noise_floor_beside_it(tmp_path):
+    row = {
+        "method": None,
+        "utterances": 9,
+        "wer_corpus": 0.1,
+        "wer_mean": 0.1,
+        "failure_rate": 0.0,
+        "wer_ci95": [0.0, 0.2],
+    }
+    known = {"tokens_per_second_ci95": [99.0, 102.0], "rtf": 0.1, "rtf_ci95": None, "nfe": 2}
+    systems = [
+        {"name": "t", "role": "teacher", **row, "tokens_per_second": 100.0, **known},
+        {"name": "near", "role": "student", **row, "tokens_per_second": 104.0, "rtf": 0.1},
+        {"name": "far", "role": "student", **row, "tokens_per_second": 120.0, "rtf": 0.1},
+    ]
+    floor = {"system": "t", "ratios": {"tokens_per_second": {"ratio": 1.0, "ci95": None, "factor": 1.05}}}
+    tree = {"systems": systems, "comparisons": [], "environment": {}}
+    speed = Page(write_report(tmp_path, {**tree, "speed_noise_floor": floor}, []).read_text()).text
+    assert "[99.0, 102.0]" in speed
+    assert "t, opened twice, differs from itself by up to: Tokens/s 5.0 %" in speed
+    assert re.findall(r"\d\.\d\d\N{MULTIPLICATION SIGN}(?:, equal)?", speed) == [
+        "1.00\N{MULTIPLICATION SIGN}", "1.04\N{MULTIPLICATION SIGN}, equal", "1.20\N{MULTIPLICATION SIGN}",
+    ]  # fmt: skip
+    assert speed.count("n too small") == 1, "the rounds of the teacher's RTF; summaries of old have none"
+    old = Page(write_report(tmp_path, tree, []).read_text()).text
+    assert "opened twice" not in old
+    assert "equal" not in old[old.index("Speed and size", old.index("Paired")) :]
+
+
 def test_the_same_run_gives_the_same_page(tmp_path):
     torch.manual_seed(0)
     first = make(tmp_path / "a", samples=[sample("u1", "student")])

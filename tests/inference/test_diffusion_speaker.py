@@ -128,7 +128,6 @@ def test_evaluations_of_the_network_are_counted(
     assert sum(rows) == 2 * passes
     assert timing.figures["diffusion_rtf"] == pytest.approx(2 * timing.figures["diffusion_seconds"] / timing.audio_s)
     assert timing.figures["diffusion_rtf"] < timing.rtf
-    assert timing.first_s < timing.compute_s
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,18 @@ def test_three_terms_equal_the_formula_and_coefficients_sum_to_one(w1: float, w2
     assert torch.allclose(guidance.combine(z), expected, atol=1e-4)
 
 
+@given(text=SCALES, speaker=SCALES)
+def test_the_scales_of_text_and_voice_are_those_of_the_terms_that_add_them(text: float, speaker: float) -> None:
+    """``null + speaker (voice alone - null) + text (both - voice alone)``, and the other way round."""
+    voice_first = ThreeTermGuidance(first_scale=speaker, second_scale=text, partial="no_text").build()
+    text_first = ThreeTermGuidance(first_scale=text, second_scale=speaker, partial="no_speaker").build()
+    for guidance in (voice_first, text_first):
+        assert (guidance.text_scale, guidance.speaker_scale) == (pytest.approx(text), pytest.approx(speaker))
+    both = TwoTermGuidance(scale=text).build()
+    assert (both.text_scale, both.speaker_scale) == (text, text)
+    assert (NoGuidance().build().text_scale, NoGuidance().build().speaker_scale) == (1.0, 1.0)
+
+
 def test_guiding_logits_equals_guiding_log_probabilities() -> None:
     z = {k: v.double() for k, v in logits().items()}
     guidance = TwoTermGuidance(scale=2.5).build()

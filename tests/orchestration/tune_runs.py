@@ -40,7 +40,7 @@ def sweep_tree(root: Path, **changes: Any) -> dict[str, Any]:
         "recogniser": {"kind": "pocketsphinx", "words": list(WORDS), "noise_gate_db": 35.0},
         "max_frames": 8,
         "num_resamples": 100,
-        "speed": {"batch_sizes": [1, 2], "num_frames": 4, "rounds": 1},
+        "speed": {"batch_sizes": [1, 2], "num_frames": 4, "rounds": 1, "window_s": 0.01},
         "num_samples": 0,
         "pool": {"size": 1},
     }

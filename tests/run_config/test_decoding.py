@@ -46,6 +46,33 @@ def test_what_is_left_out_is_the_plain_way() -> None:
     assert plain.guidance.build().conditions == ("full",)
 
 
+@pytest.mark.parametrize(
+    ("tree", "scale", "apart"),
+    [
+        ({"guidance": {"kind": "none"}}, 1.0, {}),
+        ({"guidance": {"kind": "two_term", "scale": 1.5}}, 1.5, {}),
+        ({"guidance": {"kind": "two_term", "scale": 3.0, "against": "no_text"}}, None, (3.0, 1.0)),
+        ({"guidance": {"kind": "two_term", "scale": 3.0, "against": "no_speaker"}}, None, (1.0, 3.0)),
+        ({"guidance": {"kind": "three_term", "first_scale": 1.5, "second_scale": 2.5}}, None, (2.5, 1.5)),
+        (
+            {"guidance": {"kind": "three_term", "first_scale": 1.5, "second_scale": 2.5, "partial": "no_speaker"}},
+            None,
+            (1.5, 2.5),
+        ),
+        ({"guidance": {"kind": "three_term", "first_scale": 2.0, "second_scale": 2.0}}, 2.0, {}),
+        ({"scale": 2.5}, 2.5, {}),
+    ],
+)
+def test_the_guidance_that_is_told_is_of_text_and_voice_apart_where_one_number_does_not_say_both(
+    tree: dict[str, Any], scale: float | None, apart: tuple[float, float] | dict[str, float]
+) -> None:
+    decoding = CodecLMDecoding.model_validate(tree)
+    assert decoding.guidance_scale == scale
+    assert decoding.guidance_apart == pytest.approx(
+        dict(zip(("guidance_text", "guidance_speaker"), apart, strict=False))
+    )
+
+
 def test_recordings_are_not_decoded() -> None:
     with pytest.raises(ConfigError, match="`decoding` belongs to a system of kind: model"):
         validate({"name": "r", "kind": "recordings", "decoding": {"kind": "codec_lm"}}, SystemConfig, where="file")

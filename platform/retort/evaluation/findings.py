@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from retort.evaluation.bootstrap import MOST_CERTAIN
 from retort.evaluation.metrics import BY_FIELD, Metric, metric_of_field
+from retort.evaluation.noise_floor import is_equal, sentence
 
 Tone = Literal["good", "bad", "neutral"]
 ToldAs = Literal["asked", "at_best", "untouched"]
@@ -31,10 +32,12 @@ def find(
     systems: Sequence[Mapping[str, Any]],
     comparisons: Sequence[Mapping[str, Any]],
     recognisers: Sequence[Mapping[str, Any]] = (),
+    floor: Mapping[str, Any] | None = None,
 ) -> tuple[Finding, ...]:
     """State what the comparisons show, pair by pair, and what they do not.
 
-    Where several recognisers judged a pair, one finding says where they agree.
+    Where several recognisers judged a pair, one finding says where they agree. Speeds that differ by no more than the
+    noise floor ``floor`` (``speed_noise_floor`` of a summary) are told as equal.
     """
     roles = {system["name"]: system["role"] for system in systems}
     found = [_size(systems), *_who_listened(recognisers)]
@@ -59,7 +62,9 @@ def find(
             found.append(_failures(row))
         elif metric_of_field(row["metric"]).better is None:
             found += _taken_away(row, roles)
-    found += _costs(systems, comparisons)
+    found += _costs(systems, comparisons, floor)
+    if floor is not None:
+        found.append(Finding("neutral", sentence(floor)))
     missing = {s["name"]: s["failures"].get("missing", 0) + s["failures"].get("error", 0) for s in systems}
     found += [
         Finding("bad", f"{name} delivered no audio for {count} of its utterances; each counts as a failure.")
@@ -114,13 +119,15 @@ def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
     return Finding("bad" if few else "neutral", text + (" n too small for intervals." if few else ""))
 
 
-def _costs(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]]) -> list[Finding]:
+def _costs(
+    systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[str, Any]], floor: Mapping[str, Any] | None
+) -> list[Finding]:
     """What students cost beside the deeper teachers that they are compared with: size, speed, training."""
     by_name = {system["name"]: system for system in systems}
     asked = [row for row in comparisons if _told_as(row) == "asked"]
     pairs = {(row["a"], row["b"]): (by_name[row["a"]], by_name[row["b"]]) for row in asked}
     return [
-        Finding("neutral", f"{b['name']} beside {a['name']}: {_cost(b, a)}.")
+        Finding("neutral", f"{b['name']} beside {a['name']}: {_cost(b, a, floor)}.")
         for a, b in pairs.values()
         if a["role"] == "teacher"
         and b["role"] == "student"
@@ -128,16 +135,21 @@ def _costs(systems: Sequence[Mapping[str, Any]], comparisons: Sequence[Mapping[s
     ]
 
 
-def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any]) -> str:
+def _cost(student: Mapping[str, Any], teacher: Mapping[str, Any], floor: Mapping[str, Any] | None) -> str:
     parts = [f"{student['num_layers']} of {teacher['num_layers']} layers"]
     for field, text in (("parameters", "of the parameters"), ("training_tokens", "of its training tokens")):
         if student.get(field) and teacher.get(field):
             parts.append(f"{100.0 * student[field] / teacher[field]:.1f} % {text}")
     if student.get("tokens_per_second") and teacher.get("tokens_per_second"):
         faster = student["tokens_per_second"] / teacher["tokens_per_second"]
-        parts.append(f"{faster:.2f} times the speed of decoding")
-        parts.append(f"{teacher['rtf'] / student['rtf']:.2f} times with the codec")
+        with_codec = teacher["rtf"] / student["rtf"]
+        parts.append(_times(faster, "the speed of decoding", is_equal(floor, "tokens_per_second", faster)))
+        parts.append(_times(with_codec, "with the codec", is_equal(floor, "rtf", with_codec)))
     return ", ".join(parts)
+
+
+def _times(ratio: float, what: str, is_noise: bool) -> str:
+    return f"{ratio:.2f} times {what}{' (equal: within the noise floor)' if is_noise else ''}"
 
 
 Verdict = Literal["better", "worse", "worse within the margin", "as good", "open", "too few"]

@@ -17,12 +17,12 @@ from typing import Literal
 from retort.errors import ConfigError
 from retort.evaluation.items import Heard, ItemResult
 
-Averaging = Literal["corpus", "mean", "rate", "fact", "timed"]
+Averaging = Literal["corpus", "mean", "rate", "fact", "timed", "measured"]
 """How a figure of a system comes about.
 
 ``corpus``: sum of the utterances' values over the sum of their weights. ``mean``: over the utterances that have it.
-``rate``: share of utterances. ``fact``: known of the system without its utterances. ``timed``: a fact that only a
-measurement of speed and memory gives.
+``rate``: share of utterances. ``fact``: known of the system without its utterances. ``timed``: a median over rounds of
+a measurement of speed, with an interval. ``measured``: a fact that the same measurement gives once.
 """
 
 ABSENT = "\N{EN DASH}"
@@ -93,14 +93,19 @@ class Metric:
         return self.averaging in ("corpus", "mean", "rate")
 
     @property
+    def is_of_speed(self) -> bool:
+        """Whether only a measurement of speed and memory gives it."""
+        return self.averaging in ("timed", "measured")
+
+    @property
     def is_of_first(self) -> bool:
         """Whether it is told of the first recogniser, and of each one again under its label where there are several."""
         return self.heard is not None and self.recogniser is None
 
     @property
     def interval(self) -> str | None:
-        """Key of its 95 % interval in ``summary.json``."""
-        return f"{self.name}_ci95" if self.is_of_items else None
+        """Key of its 95 % interval in ``summary.json``; what was timed may lack it, as summaries of old do."""
+        return f"{self.name}_ci95" if self.is_of_items or self.averaging == "timed" else None
 
     @property
     def higher_is_better(self) -> bool:
@@ -159,6 +164,8 @@ def of_values(name: str) -> Callable[[ItemResult], float | None]:
 _ROWS = (
     Metric("guidance_scale", "Guidance", "", None, "fact", "quality", digits=1),
     Metric("temperature", "Temperature", "", None, "fact", "quality"),
+    Metric("guidance_text", "Guidance by the text", "", None, "fact", "quality", digits=1),
+    Metric("guidance_speaker", "Guidance by the voice", "", None, "fact", "quality", digits=1),
     Metric(
         "wer", "WER, corpus", "%", "lower", "corpus", "quality", digits=1, field="wer_corpus", compared=True,
         heard=lambda found: found.word_errors.errors, weight=lambda row: row.words, is_objective=True, gates=True,
@@ -241,12 +248,12 @@ _ROWS = (
         gates=True,
     ),
     Metric(
-        "first_audio_ms", "First audio", "ms", "lower", "timed", "cost", digits=0, is_objective=True, gates=True
+        "first_audio_s", "First audio", "s", "lower", "timed", "cost", digits=3, is_objective=True, gates=True
     ),
-    Metric("nfe", "NFE", "", "lower", "timed", "cost", digits=0, is_objective=True, gates=True),
+    Metric("nfe", "NFE", "", "lower", "measured", "cost", digits=0, is_objective=True, gates=True),
     Metric(
-        "memory", "Peak memory", "MiB", "lower", "timed", "cost", digits=0, field="peak_memory_mb", is_objective=True,
-        gates=True, word="lightest",
+        "memory", "Peak memory", "MiB", "lower", "measured", "cost", digits=0, field="peak_memory_mb",
+        is_objective=True, gates=True, word="lightest",
     ),
 )  # fmt: skip
 

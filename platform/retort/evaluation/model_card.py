@@ -66,7 +66,7 @@ def _span(name: str, figure: Mapping[str, Any]) -> str:
     interval = figure["ci95"]
     if interval is not None:
         return " to ".join(find_metric(name, METRICS).text(end) for end in interval)
-    return "n too small" if find_metric(name, METRICS).interval is not None and figure["value"] is not None else ""
+    return "n too small" if find_metric(name, METRICS).is_of_items and figure["value"] is not None else ""
 
 
 def _plain(value: Any) -> str:

@@ -133,9 +133,11 @@ def check_gate(constraints: Sequence[Constraint], system: Mapping[str, Any]) -> 
 def _check(constraint: Constraint, system: Mapping[str, Any]) -> Check:
     metric = find_metric(constraint.name, METRICS)
     value = judged = system.get(metric.field)
-    if metric.interval is not None:
-        interval = system.get(metric.interval)
-        judged = None if interval is None else float(interval[0 if constraint.relation.startswith(">") else 1])
+    interval = system.get(metric.interval or "")
+    if interval is not None:
+        judged = float(interval[0 if constraint.relation.startswith(">") else 1])
+    elif metric.is_of_items:
+        judged = None
     return Check(constraint, value, judged, constraint.holds(judged))
 
 

@@ -13,6 +13,7 @@ from retort.evaluation import figures
 from retort.evaluation.items import ItemResult
 from retort.evaluation.listening import pairs_of, write_listening_page
 from retort.evaluation.metrics import ABSENT, METRICS, Metric, labels_of, metric_of_field, metrics_of
+from retort.evaluation.noise_floor import is_equal, sentence
 from retort.evaluation.page import write_page
 from retort.evaluation.sounds import AudioSample, fitting
 
@@ -57,7 +58,8 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
         "note": summary.get("note"),
         "systems": [{**system, "series": series[system["name"]] % figures.NUM_COLOURS} for system in systems],
         "quality": _table("quality", systems),
-        "cost": _with_speed_up(_table("cost", systems), systems),
+        "cost": _with_speed_up(_table("cost", systems), systems, summary.get("speed_noise_floor")),
+        "noise_floor": sentence(summary["speed_noise_floor"]) if summary.get("speed_noise_floor") else None,
         "findings": [
             f if isinstance(f, Mapping) else {"tone": "neutral", "text": f} for f in _list(summary, "findings")
         ],
@@ -147,26 +149,29 @@ def cell(metric: Metric, system: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _with_speed_up(table: dict[str, Any], systems: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _with_speed_up(
+    table: dict[str, Any], systems: Sequence[Mapping[str, Any]], floor: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """The table with what every system's speed is of the first teacher's, where there is one."""
-    speeds = [_speed_up(system, systems) for system in systems]
-    if not any(speeds):
+    told = [_speed_up(system, systems, floor) for system in systems]
+    if not any(told):
         return table
-    cells = [
-        {"text": ABSENT if speed is None else f"{speed:.2f}\N{MULTIPLICATION SIGN}", "span": None, "few": False}
-        for speed in speeds
-    ]
+    cells = [{"text": text or ABSENT, "span": None, "few": False} for text in told]
     rows = [[*row, cell] for row, cell in zip(table["rows"], cells, strict=True)]
     return {"labels": [*table["labels"], "Speed against the teacher"], "rows": rows}
 
 
-def _speed_up(system: Mapping[str, Any], systems: Sequence[Mapping[str, Any]]) -> float | None:
+def _speed_up(
+    system: Mapping[str, Any], systems: Sequence[Mapping[str, Any]], floor: Mapping[str, Any] | None
+) -> str | None:
     """Against the first teacher: in tokens a second where both have them, else in time per second of sound."""
     teacher = next((s for s in systems if s.get("role") == "teacher"), {})
     for metric in (METRICS["tokens_per_second"], METRICS["rtf"]):
         own, other = system.get(metric.field), teacher.get(metric.field)
         if own and other:
-            return float(own / other if metric.higher_is_better else other / own)
+            ratio = float(own / other if metric.higher_is_better else other / own)
+            is_noise = system is not teacher and is_equal(floor, metric.name, ratio)
+            return f"{ratio:.2f}\N{MULTIPLICATION SIGN}{', equal' if is_noise else ''}"
     return None
 
 

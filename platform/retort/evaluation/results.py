@@ -21,12 +21,14 @@ from retort.evaluation.metrics import (
     COMPARABLE,
     FACTS,
     JUDGED,
+    METRICS,
     OF_ITEMS,
     TARGET_TOKENS,
     Metric,
     find_metric,
     metrics_of,
 )
+from retort.evaluation.noise_floor import Ratio, floor_tree
 
 __all__ = [
     "BootstrapConfig",
@@ -60,6 +62,8 @@ class SystemInfo:
         family: of its model, None where there is none.
         facts: by name in :data:`retort.evaluation.metrics.FACTS`. What is left out, or None, does not apply or was not
             measured.
+        intervals: 95 % intervals of those facts that were timed, None where the rounds were too few for one.
+        noise: of the system whose weights were opened twice, the ratios between its openings, by names of facts.
         listeners: names of the recognisers that had a part in making it, and which: one that chose or filtered may be
             pleased by its own choice.
     """
@@ -69,6 +73,8 @@ class SystemInfo:
     method: str | None = None
     family: str | None = None
     facts: Mapping[str, float | None] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
+    noise: Mapping[str, Ratio] = field(default_factory=dict)
     listeners: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -124,11 +130,13 @@ class Summary:
     """Of :func:`retort.evaluation.long_text.by_minute`."""
     temperatures: Mapping[str, Any] | None = None
     """Of :meth:`retort.evaluation.temperatures.Choice.tree`."""
+    speed_noise_floor: dict[str, Any] | None = None
+    """Of :func:`retort.evaluation.noise_floor.floor_tree`; None where nothing was opened twice."""
 
     def tree(self) -> dict[str, Any]:
         """The contents of ``summary.json``; numbers that are not finite become null."""
         fields = ("systems", "comparisons", "environment", "bootstrap", "note", "confidence", "recognisers", "slices")
-        tree = {name: getattr(self, name) for name in (*fields, "long_text", "temperatures")}
+        tree = {name: getattr(self, name) for name in (*fields, "long_text", "temperatures", "speed_noise_floor")}
         tree["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
         plain: dict[str, Any] = _plain(tree)
         return plain
@@ -175,6 +183,7 @@ def summarise(
     labels = [listener["label"] for listener in listeners] if len(listeners) > 1 else []
     found_systems = [_system(system, by_system[system.name], confidence, bootstrap, labels) for system in systems]
     found_pairs = [row for pair in comparisons for row in _compare(pair, by_system, bootstrap, labels)]
+    floor = next((floor_tree(system.name, system.noise) for system in systems if system.noise), None)
     return Summary(
         systems=tuple(found_systems),
         comparisons=tuple(found_pairs),
@@ -182,9 +191,10 @@ def summarise(
         bootstrap={**dataclasses.asdict(bootstrap), "level": 0.95, "utterances": len(rows) // len(names)},
         note=note,
         confidence=None if confidence is None else {k: dataclasses.asdict(v) for k, v in confidence.items()},
-        findings=(*find(found_systems, found_pairs, listeners), *_unmeasured(comparisons, found_pairs)),
+        findings=(*find(found_systems, found_pairs, listeners, floor), *_unmeasured(comparisons, found_pairs)),
         items=tuple(rows),
         recognisers=listeners,
+        speed_noise_floor=floor,
     )
 
 
@@ -251,6 +261,8 @@ def _system(
     }
     for metric in metrics_of(labels).values():
         tree |= _over_items(metric, rows, bootstrap) if metric.is_of_items else {metric.field: facts.get(metric.name)}
+    for name, interval in info.intervals.items():
+        tree[str(METRICS[name].interval)] = None if interval is None else list(interval)
     return tree
 
 

@@ -1,23 +1,33 @@
-"""Speed and memory of speaking: every system says the same number of seconds, in turns, and the best round counts.
+"""Speed and memory of speaking: every system says the same number of seconds, in turns, and medians of rounds count.
 
-The real-time factor is all work over the audio's length; what else it costs, each family says in its own figures.
+The real-time factor is all work over the audio's length; what else it costs, each family says in its own figures. One
+model is timed twice, as two openings of the same weights, which tells how much of a difference is noise.
 """
 
 import gc
 import resource
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
+from retort.errors import RetortError
+from retort.evaluation.medians import Median, median_of
+from retort.evaluation.metrics import METRICS
+from retort.evaluation.noise_floor import Ratio, ratio_of
+from retort.evaluation.turns import Clock, Figures, Turns, column, take_turns
 from retort.inference.decoding import Decoding
-from retort.inference.speaker import Request, Speaker, Timing
+from retort.inference.speaker import Request, Speaker, Timing, Wish
+
+_AGAIN = ""
+"""Name of the second opening, which no system has."""
 
 
 @dataclass(frozen=True)
 class SpeedCase:
-    """One system to time; ``decoding`` None is the plain one of its family."""
+    """One system to time, with a speaker of its own; ``decoding`` None is the plain one of its family."""
 
     speaker: Speaker
     request: Request
@@ -28,33 +38,118 @@ class SpeedCase:
         requests = [replace(self.request, seed=seed) for seed in range(batch_size)]
         return self.speaker.time(requests, self.speaker.decoding(self.decoding), seconds=seconds)
 
+    def prepare(self) -> None:
+        """Make room for :meth:`first_audio`."""
+        self.speaker.prepare(self.speaker.decoding(self.decoding))
+
+    def first_audio(self, *, seed: int, clock: Clock) -> float | None:
+        """Seconds from the request, made alone, to the first samples that its listener gets; None where none come."""
+        begin = clock()
+        try:
+            ticket = self.speaker.add(Wish(replace(self.request, seed=seed), self.decoding))
+        except RetortError:
+            return None  # longer than what is streamed here; as one of a batch it can be timed all the same
+        while True:
+            for sound in self.speaker.step():
+                if sound.samples_N.numel():
+                    took = clock() - begin
+                    self.speaker.cancel(ticket)
+                    return took
+                if sound.outcome is not None:
+                    return None
+
 
 @dataclass(frozen=True)
-class Speed:
-    """What was measured at one batch size.
+class Measured:
+    """What was timed of all systems.
 
     Attributes:
-        batch_size: utterances said together.
-        rtf: seconds of work per second of audio.
-        first_audio_ms: time until the first part of the sound could be made.
-        figures: the family's own costs by their names in a summary, such as ``tokens_per_second`` and ``nfe``.
+        figures: of each system, by names of metrics; what made no sound is not there.
+        opened_twice: name of the system whose weights were opened twice.
+        noise: of that one, the ratios between its openings, by names of metrics.
     """
 
-    batch_size: int
-    rtf: float
-    first_audio_ms: float
-    figures: Mapping[str, float]
+    figures: Mapping[str, Mapping[str, Median]] = field(default_factory=dict)
+    opened_twice: str | None = None
+    noise: Mapping[str, Ratio] = field(default_factory=dict)
 
 
-def measure_speed(cases: Mapping[str, SpeedCase], *, batch_size: int, seconds: float, rounds: int) -> dict[str, Speed]:
-    """Time every case ``rounds`` times, in turns, after one warm-up each; what made no sound has no speed."""
-    best: dict[str, Timing] = {}
-    for round_number in range(rounds + 1):
-        for name, case in cases.items():
+def measure_all(
+    cases: Mapping[str, SpeedCase],
+    again: SpeedCase | None,
+    *,
+    batch_sizes: Sequence[int],
+    seconds: float,
+    turns: Turns,
+    clock: Clock = time.perf_counter,
+) -> Measured:
+    """Time every system at each batch size, and then its first audio.
+
+    Args:
+        cases: the systems.
+        again: the first of them, of the same weights, opened again; it takes its turns like any other.
+        batch_sizes: utterances said together; the last one is taken as saturating, the first as one at a time.
+        seconds: that each utterance takes.
+        turns: how long each system is timed at each batch size, and for its first audio.
+        clock: what windows, budgets and first audio are measured by.
+    """
+    everyone = {**cases, **({} if again is None else {_AGAIN: again})}
+    said = [measure_speed(everyone, batch_size=b, seconds=seconds, turns=turns, clock=clock) for b in batch_sizes]
+    heard = measure_first_audio(everyone, turns=turns, clock=clock)
+    columns = {name: _columns([rounds[name] for rounds in said], heard[name]) for name in everyone}
+    medians = {name: _medians(found) for name, found in columns.items() if name != _AGAIN and found}
+    if again is None:
+        return Measured(medians)
+    first = next(iter(cases))
+    timed = [name for name in columns[first] if name in columns[_AGAIN] and METRICS[name].averaging == "timed"]
+    ratios = {name: ratio_of(columns[first][name], columns[_AGAIN][name]) for name in timed}
+    return Measured(medians, first, {name: ratio for name, ratio in ratios.items() if ratio is not None})
+
+
+def measure_speed(
+    cases: Mapping[str, SpeedCase], *, batch_size: int, seconds: float, turns: Turns, clock: Clock = time.perf_counter
+) -> dict[str, list[Figures | None]]:
+    """Time batches of every case in turns: ``rtf`` and its family's figures, round by round; None without a sound."""
+
+    def task(case: SpeedCase) -> Callable[[int], Figures | None]:
+        def say(_: int) -> Figures | None:
             timing = case.time(batch_size=batch_size, seconds=seconds)
-            if round_number and timing.audio_s and (name not in best or timing.compute_s < best[name].compute_s):
-                best[name] = timing
-    return {name: Speed(batch_size, timing.rtf, 1e3 * timing.first_s, timing.figures) for name, timing in best.items()}
+            return {"rtf": timing.rtf, **timing.figures} if timing.audio_s else None
+
+        return say
+
+    return take_turns({name: task(case) for name, case in cases.items()}, turns, clock)
+
+
+def measure_first_audio(
+    cases: Mapping[str, SpeedCase], *, turns: Turns, clock: Clock = time.perf_counter
+) -> dict[str, list[Figures | None]]:
+    """Time the first audio of every case in turns, as ``first_audio_s``; each round has a seed of its own."""
+
+    def task(case: SpeedCase) -> Callable[[int], Figures | None]:
+        def listen(seed: int) -> Figures | None:
+            took = case.first_audio(seed=seed, clock=clock)
+            return None if took is None else {"first_audio_s": took}
+
+        return listen
+
+    for case in cases.values():
+        case.prepare()
+    return take_turns({name: task(case) for name, case in cases.items()}, turns, clock)
+
+
+def _columns(said: Sequence[list[Figures | None]], heard: list[Figures | None]) -> dict[str, list[float | None]]:
+    """Figures by names of metrics, round by round."""
+    single, saturated = said[0], said[-1]
+    names = dict.fromkeys(name for figures in saturated if figures is not None for name in figures)
+    found = {name: column(saturated, name) for name in names}
+    found |= {f"{name}_batch1": column(single, name) for name in ("rtf", "tokens_per_second")}
+    found["first_audio_s"] = column(heard, "first_audio_s")
+    return {name: values for name, values in found.items() if any(value is not None for value in values)}
+
+
+def _medians(columns: Mapping[str, Sequence[float | None]]) -> dict[str, Median]:
+    return {name: median_of([v for v in values if v is not None]) for name, values in columns.items()}
 
 
 def measure_peak_memory(

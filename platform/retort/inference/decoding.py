@@ -1,5 +1,7 @@
 """How a model is decoded: one config for each family, told apart by ``kind``; what is left out is the plain way."""
 
+import math
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,9 +23,20 @@ class CodecLMDecoding(Config):
     """Guidance scale given as an input to a student that takes one."""
 
     @property
-    def guidance_scale(self) -> float:
-        """What is written beside the figures; 1.0 is none."""
-        return float(getattr(self.guidance, "scale", 1.0))
+    def guidance_scale(self) -> float | None:
+        """What is written beside the figures: 1.0 is none, None where text and voice are guided apart."""
+        if self.scale is not None:
+            return self.scale
+        guidance = self.guidance.build()
+        return guidance.text_scale if not self.guidance_apart else None
+
+    @property
+    def guidance_apart(self) -> Mapping[str, float]:
+        """Scales of text and voice, by names of figures, where one number does not say both."""
+        guidance = self.guidance.build()
+        if math.isclose(guidance.text_scale, guidance.speaker_scale):
+            return {}
+        return {"guidance_text": guidance.text_scale, "guidance_speaker": guidance.speaker_scale}
 
     @property
     def temperature(self) -> float:
@@ -59,6 +72,11 @@ class MelDiffusionDecoding(Config):
     def at_temperature(self, temperature: float) -> "MelDiffusionDecoding":
         """The same with its codec LM at another temperature."""
         return self.replace(lm=self.lm.at_temperature(temperature))
+
+    @property
+    def guidance_apart(self) -> Mapping[str, float]:
+        """Nothing: a denoiser is guided by all of its conditions together."""
+        return {}
 
 
 Decoding = Annotated[CodecLMDecoding | MelDiffusionDecoding, Field(discriminator="kind")]

@@ -213,9 +213,7 @@ class DiffusionSynthesizer:
         wait_for(self.lm.device)
         lm_s = codes_s + time.perf_counter() - begin
         begin = time.perf_counter()
-        mels = self.make(plans[: self.rows_at_once], decoding)
-        first_s = time.perf_counter() - begin
-        mels += self.make(plans[self.rows_at_once :], decoding)
+        mels = self.make(plans, decoding)
         diffusion_s = time.perf_counter() - begin
         begin = time.perf_counter()
         few = mels[:_TIMED_UTTERANCES]
@@ -229,7 +227,6 @@ class DiffusionSynthesizer:
             compute_s=lm_s + diffusion_s,
             sound_s=sound_s * share,
             audio_s=audio_s,
-            first_s=lm_s + first_s,
             figures={
                 "nfe": self.maker.num_evaluations(decoding.guidance, solver_of(decoding)),
                 "diffusion_seconds": diffusion_s / len(mels),

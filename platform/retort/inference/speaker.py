@@ -160,7 +160,6 @@ class Timing:
         compute_s: seconds in the networks.
         sound_s: seconds from what they gave to samples.
         audio_s: length of all that was said.
-        first_s: seconds until the first part of the sound could be made.
         figures: the family's own costs by their names in a summary, such as ``nfe``; what makes no sense for a family
             is not there.
     """
@@ -168,7 +167,6 @@ class Timing:
     compute_s: float
     sound_s: float
     audio_s: float
-    first_s: float
     figures: Mapping[str, float] = field(default_factory=dict)
 
     @property

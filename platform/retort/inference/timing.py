@@ -18,13 +18,12 @@ _TIMED_UTTERANCES = 2
 def time_decoding(
     synthesizer: Synthesizer, requests: Sequence[Request], decoding: CodecLMDecoding, *, num_frames: int
 ) -> Timing:
-    """Decode ``num_frames`` frames of every request; before that one frame alone, for the time to the first.
+    """Decode ``num_frames`` frames of every request.
 
     Its figures: ``tokens_per_second`` are codec tokens (frames times codebooks) of the batch without the codec, ``nfe``
     the network evaluations of a step, counted in rows of an utterance.
     """
     guidance = decoding.guidance.build()
-    first_s, _ = time_codes(synthesizer, requests, decoding, num_frames=1)
     compute_s, codes = time_codes(synthesizer, requests, decoding, num_frames=num_frames)
     start = time.perf_counter()
     few = codes[:_TIMED_UTTERANCES]
@@ -35,7 +34,6 @@ def time_decoding(
         compute_s=compute_s,
         sound_s=(time.perf_counter() - start) * share,
         audio_s=samples * share / synthesizer.codec.sample_rate,
-        first_s=first_s,
         figures={"tokens_per_second": tokens / compute_s, "nfe": len(guidance.conditions)},
     )
 

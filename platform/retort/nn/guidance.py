@@ -57,6 +57,22 @@ class Guidance:
         """Whether any condition other than ``full`` takes part."""
         return self.conditions != ("full",)
 
+    @property
+    def text_scale(self) -> float:
+        """How strongly the text guides: what the conditions that have it weigh together; 1.0 is not at all.
+
+        In two terms against ``null`` that is the scale, and in three terms the scale of the term that adds the text.
+        """
+        return self._weight_of(("full", "no_speaker"))
+
+    @property
+    def speaker_scale(self) -> float:
+        """How strongly the voice guides, in the same way."""
+        return self._weight_of(("full", "no_text"))
+
+    def _weight_of(self, conditions: tuple[Condition, ...]) -> float:
+        return sum(self.coefficients.get(condition, 0.0) for condition in conditions)
+
     def combine(self, logits: Mapping[Condition, Tensor]) -> Tensor:
         """Combine per-condition logits of equal shape; without guidance returns ``logits['full']`` unchanged."""
         if not self.is_guided:

@@ -17,6 +17,7 @@ from retort.evaluation.slices import SliceName
 from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.evaluation.temperatures import TemperaturesConfig
+from retort.evaluation.turns import Turns
 from retort.inference.decoding import Decoding
 from retort.location import Location
 from retort.run_config.machines import PoolConfig
@@ -71,14 +72,29 @@ class SystemConfig(Config):
 
 
 class SpeedConfig(Config):
-    """Speed measurement: tokens per second and real-time factor at batch 1 and at saturation."""
+    """Speed measurement: tokens per second and real-time factor at batch 1 and at saturation, and first audio.
+
+    Each of these takes a window of every system, and the systems take turns within it.
+    """
 
     batch_sizes: tuple[int, ...] = (1, 64)
     """The last one is taken as saturating."""
     num_frames: int = Field(default=80, ge=2)
-    rounds: int = Field(default=3, ge=1)
-    """Systems take turns; the best round counts."""
+    rounds: int = Field(default=10, ge=1)
+    """Turns of each system. The median round counts; with fewer than six it has no interval."""
+    window_s: float = Field(default=2.0, gt=0)
+    """Seconds that all turns of one system take together, at least."""
+    budget_s: float = Field(default=60.0, gt=0)
+    """Seconds after which no further round begins, at each batch size and for first audio: slow systems then have
+    fewer."""
+    noise_floor: bool = True
+    """Time the first model twice, as two openings of the same weights: what differs by less is said to be equal."""
     threads: int = Field(default=1, ge=1)
+
+    @property
+    def turns(self) -> Turns:
+        """How long each system is timed."""
+        return Turns(self.rounds, self.window_s, self.budget_s)
 
 
 class ComparisonConfig(Config):

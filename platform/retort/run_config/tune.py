@@ -138,7 +138,7 @@ class TuneConfig(Config):
         trained = [job.output.name for job in self.trial if hasattr(job, "training")]
         if watched and watched not in trained:
             raise ValueError(f"early_stopping.job {watched!r} is no training job of the trial; {', '.join(trained)} is")
-        timed = [name for name in self.objectives if find_metric(name, OBJECTIVES).averaging == "timed"]
+        timed = [name for name in self.objectives if find_metric(name, OBJECTIVES).is_of_speed]
         self.evaluation.check_labels(self.objectives)
         if timed and self.evaluation.speed is None:
             raise ValueError(f"objectives {', '.join(timed)} need {self.evaluation.output.name}.speed")

@@ -8,14 +8,22 @@ import pytest
 from retort.config import load_tree, validate
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
+from retort.evaluation.items import Expected, failed_item
 from retort.evaluation.judge import TestStrings
+from retort.evaluation.medians import Median
+from retort.evaluation.noise_floor import Ratio
+from retort.evaluation.report import write_report
+from retort.evaluation.results import BootstrapConfig, SystemInfo, summarise
+from retort.evaluation.speed import Measured, SpeedCase
 from retort.orchestration.cluster import ray_session
-from retort.orchestration.evaluate.job import run_evaluate
+from retort.orchestration.evaluate.job import _with_speed, run_evaluate
 from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.system_facts import describe_system
 from retort.orchestration.evaluate.tasks import BestTask, PlainTask
+from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
+from tests.contracts.evaluation_toys import write_strings
 from tests.inference.speaking import speaking_model
 from tests.orchestration.tiny_runs import write_teacher, write_token_set
 
@@ -52,6 +60,67 @@ def test_guidance_that_the_model_was_not_trained_for_is_refused(tmp_path: Path) 
     strings = TestStrings(tmp_path / "data", split="train", count=2)
     with pytest.raises(ConfigError, match="guide twice"):
         describe_system(asked.systems[0], asked, strings)
+
+
+THREE_TERMS = {"kind": "three_term", "first_scale": 1.5, "second_scale": 2.5, "partial": "no_text"}
+
+
+@pytest.mark.parametrize("role", ["teacher", "student", "control"])
+def test_role_and_guidance_in_the_summary_are_those_of_the_run_file(tmp_path: Path, role: str) -> None:
+    folder = speaking_model(tmp_path, trained_drops=("no_text", "null"))
+    guided = model(folder, name="three", role=role, decoding={"kind": "codec_lm", "guidance": THREE_TERMS})
+    asked = config(tmp_path / "out", tmp_path / "data", [guided, model(folder)], split="train", num_strings=2)
+    strings = TestStrings(tmp_path / "data", split="train", count=2)
+    rows = [failed_item(name, expected) for name in ("three", "m") for expected in strings.expected]
+    infos = [describe_system(system, asked, strings) for system in asked.systems]
+    summary = summarise(rows, infos, bootstrap=BootstrapConfig(num_resamples=100)).tree()
+    three, plain = summary["systems"]
+    names = ("role", "guidance_scale", "guidance_text", "guidance_speaker")
+    assert [three[name] for name in names] == [role, None, 2.5, 1.5]
+    assert [plain[name] for name in names] == ["teacher", 1.0, None, None]
+    page = write_report(tmp_path / "report", summary, rows).read_text()
+    assert f'three<br><span class="tag">{role}</span>' in page
+    assert "Guidance by the text" in page
+    assert "Guidance by the voice" in page
+
+
+def test_the_noise_floor_is_of_one_models_weights_in_two_openings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = speaking_model(tmp_path)
+    write_strings(tmp_path / "strings", tmp_path / "data", seed=1)
+    systems = [{"name": "r", "kind": "resynthesis"}, model(folder), model(folder, name="n")]
+    asked = config(tmp_path / "out", tmp_path / "strings", systems)
+    given: dict[str, object] = {}
+
+    def measure(cases: dict[str, SpeedCase], again: SpeedCase, **_: object) -> Measured:
+        given.update(cases, again=again)
+        return Measured()
+
+    monkeypatch.setattr("retort.orchestration.evaluate.worker.measure_all", measure)
+    EvaluationWorker(asked.model_dump(mode="json"), 1).speed()
+    first, again = given["m"], given["again"]
+    assert isinstance(first, SpeedCase)
+    assert isinstance(again, SpeedCase)
+    assert list(given) == ["m", "n", "again"], "what does not speak has no speed"
+    assert again.speaker is not first.speaker
+    assert again.speaker.facts.fingerprint == first.speaker.facts.fingerprint
+    assert (again.request, again.decoding) == (first.request, first.decoding)
+
+
+def test_what_was_timed_is_in_the_summary_with_its_interval_and_the_floor_beside_it() -> None:
+    figures = {"rtf": Median(0.5, (0.4, 0.6)), "nfe": Median(2.0, (2.0, 2.0)), "rtf_batch1": Median(0.9, None)}
+    measured = Measured({"a": figures}, "a", {"rtf": Ratio(1.0, (0.9, 1.1), 1.2)})
+    infos = [_with_speed(SystemInfo(name, "teacher"), measured, {"a": 7.0}) for name in "ab"]
+    rows = [failed_item(name, Expected("u", "one")) for name in "ab"]
+    tree = summarise(rows, infos, bootstrap=BootstrapConfig(num_resamples=100)).tree()
+    a, b = tree["systems"]
+    assert (a["rtf"], a["rtf_ci95"], a["rtf_batch1"], a["rtf_batch1_ci95"]) == (0.5, [0.4, 0.6], 0.9, None)
+    assert (a["nfe"], a["peak_memory_mb"], b["rtf"]) == (2.0, 7.0, None)
+    assert [name for name in (*a, *b) if name in ("nfe_ci95", "memory_ci95")] == []
+    assert "rtf_ci95" not in b
+    ratios = {"rtf": {"ratio": 1.0, "ci95": [0.9, 1.1], "factor": 1.2}}
+    assert tree["speed_noise_floor"] == {"system": "a", "ratios": ratios}
 
 
 def test_a_model_of_another_codec_is_refused_with_both_fingerprints(tmp_path: Path, folders: tuple[Path, Path]) -> None:

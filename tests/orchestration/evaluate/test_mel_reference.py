@@ -113,7 +113,7 @@ def test_a_reference_that_cannot_share_codes_is_refused_at_once(root: Path, tmp_
 def test_speed_of_a_denoiser_is_told_by_its_own_figures(tmp_path: Path) -> None:
     model = write_speaking_inputs(tmp_path, **STUDENT)
     plain = {"name": "slow", "kind": "model", "role": "student", "model": str(model)}
-    speed = {"batch_sizes": [1, 2], "num_frames": 8, "rounds": 1}
+    speed = {"batch_sizes": [1, 2], "num_frames": 8, "rounds": 1, "window_s": 0.01}
     measured = EvaluationWorker(evaluation(tmp_path, plain, speed=speed).model_dump(mode="json"), 1).speed()["slow"]
     assert [speed.batch_size for speed in measured] == [1, 2]
     for figures in measured:

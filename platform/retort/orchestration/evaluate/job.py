@@ -12,12 +12,12 @@ from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import Sureness
-from retort.evaluation.metrics import TARGET_KL
+from retort.evaluation.metrics import METRICS, TARGET_KL
 from retort.evaluation.report import write_report
 from retort.evaluation.results import Pair, Summary, SystemInfo, read_summary, summarise, write_summary
 from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name
-from retort.evaluation.speed import Speed
+from retort.evaluation.speed import Measured
 from retort.evaluation.temperatures import Choice
 from retort.evaluation.votes import preferences, read_votes
 from retort.nn.random import seed_of
@@ -99,8 +99,8 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
             place.run(lambda heard: _judge_all(given, pieces, tasks, heard, kept=kept_of(config, tasks)))
             threads = config.pool.threads_per_worker
             sureness = place.run(lambda _: _on_one_actor(given, "confidence", threads))
-            speeds, memory = place.run(lambda heard: _measure(given, heard))
-        infos = [_with_speed(info, speeds, memory) for info in infos]
+            measured, memory = place.run(lambda heard: _measure(given, heard))
+        infos = [_with_speed(info, measured, memory) for info in infos]
         judged = read_judged(config, pieces, tasks)
         found = Found(infos, judged, sureness, note_of(config, infos, absent), choice)
         folders = dict.fromkeys(task.piece(pieces).folder for task in tasks if isinstance(task, PlainTask | BestTask))
@@ -127,12 +127,18 @@ def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
     return {"report": str(shipped(page))}
 
 
-def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, float]]:
-    """Speed of every model of an evaluation, in turns, in one process: the figures of its summary, by name."""
+def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
+    """Speed of every model of an evaluation, in turns, in one process: keys of its summary, by name of the system."""
     assert config.speed is not None
     with ray_session():
-        speeds: dict[str, list[Speed]] = _on_one_actor(config, "speed", config.speed.threads)
-    return {name: _speed_figures(speed) for name, speed in speeds.items() if speed}
+        measured: Measured = _on_one_actor(config, "speed", config.speed.threads)
+    found: dict[str, dict[str, Any]] = {}
+    for name, figures in measured.figures.items():
+        found[name] = {METRICS[key].field: figure.value for key, figure in figures.items()}
+        found[name] |= {
+            interval: figure.interval for key, figure in figures.items() if (interval := METRICS[key].interval)
+        }
+    return found
 
 
 def _judge_all(
@@ -194,37 +200,32 @@ def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments:
         ray.kill(actor)
 
 
-def _measure(config: EvaluateConfig, progress: Progress) -> tuple[dict[str, list[Speed]], dict[str, float]]:
+def _measure(config: EvaluateConfig, progress: Progress) -> tuple[Measured, dict[str, float]]:
     """Speed of all models in turns, and the peak memory of each in a process of its own."""
     if config.speed is None:
-        return {}, {}
+        return Measured(), {}
     models = [system.name for system in config.systems if system.model is not None]
     progress.update(0, 1 + len(models), "measuring speed")
-    speeds: dict[str, list[Speed]] = _on_one_actor(config, "speed", config.speed.threads)
+    measured: Measured = _on_one_actor(config, "speed", config.speed.threads)
     memory: dict[str, float] = {}
     # Memory does not mind company, and most of each process's time is its start.
     with ThreadPoolExecutor(config.pool.size) as pool:
-        measured = pool.map(lambda name: _on_one_actor(config, "memory", config.pool.threads_per_worker, name), models)
-        for done, (name, peak_mb) in enumerate(zip(models, measured, strict=True), start=1):
+        peaks = pool.map(lambda name: _on_one_actor(config, "memory", config.pool.threads_per_worker, name), models)
+        for done, (name, peak_mb) in enumerate(zip(models, peaks, strict=True), start=1):
             memory[name] = peak_mb
             progress.update(1 + done, 1 + len(models), f"measuring memory of {name}")
-    return speeds, memory
+    return measured, memory
 
 
-def _with_speed(info: SystemInfo, speeds: Mapping[str, Sequence[Speed]], memory: Mapping[str, float]) -> SystemInfo:
-    measured = {"memory": memory.get(info.name)}
-    if speeds.get(info.name):
-        measured |= _speed_figures(speeds[info.name])
-    return dataclasses.replace(info, facts={**info.facts, **measured})
-
-
-def _speed_figures(speeds: Sequence[Speed]) -> dict[str, float]:
-    """By names of metrics, which of these are also their keys in a summary."""
-    first, last = speeds[0], speeds[-1]
-    figures = {**last.figures, "rtf": last.rtf, "rtf_batch1": first.rtf, "first_audio_ms": first.first_audio_ms}
-    if "tokens_per_second" in first.figures:
-        figures["tokens_per_second_batch1"] = first.figures["tokens_per_second"]
-    return figures
+def _with_speed(info: SystemInfo, measured: Measured, memory: Mapping[str, float]) -> SystemInfo:
+    figures = measured.figures.get(info.name, {})
+    known = {name: figure.value for name, figure in figures.items()}
+    return dataclasses.replace(
+        info,
+        facts={**info.facts, "memory": memory.get(info.name), **known},
+        intervals={name: figure.interval for name, figure in figures.items() if METRICS[name].interval},
+        noise=measured.noise if info.name == measured.opened_twice else {},
+    )
 
 
 def summary_of(

@@ -41,6 +41,7 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
             "training_tokens": _training_tokens(system.model, facts.lineage),
             "guidance_scale": decoding.guidance_scale,
             "temperature": decoding.temperature,
+            **decoding.guidance_apart,
         },
         listeners=listeners_of(system.model, facts.lineage),
     )

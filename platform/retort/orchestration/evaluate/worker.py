@@ -1,6 +1,8 @@
 """What judges, in a process of its own: it loads each system once."""
 
 import dataclasses
+import time
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -11,20 +13,23 @@ from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.lm_confidence import Sureness, measure_confidence
 from retort.evaluation.long_text import judge_long
 from retort.evaluation.service import Service
-from retort.evaluation.speed import Speed, SpeedCase, measure_peak_memory, measure_speed
+from retort.evaluation.speed import Measured, SpeedCase, measure_all, measure_peak_memory
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
 from retort.orchestration.api_key import api_key_of
 from retort.orchestration.evaluate.scorers import open_scorers
 from retort.orchestration.evaluate.tasks import BestTask, ChoosingTask, LongTask, PlainTask, Task
 from retort.orchestration.outputs import with_results
-from retort.run_config import EvaluateConfig
+from retort.run_config import EvaluateConfig, SystemConfig
 from retort.run_config.evaluate import SpeedConfig
 from retort.store.place import received
 
 
 class EvaluationWorker:
     """Lives in a Ray actor: loads each system once, judges pieces, measures confidence and speed."""
+
+    clock: Callable[[], float] = staticmethod(time.perf_counter)
+    """What speed is measured by, seconds."""
 
     def __init__(self, tree: dict[str, Any], threads: int) -> None:
         torch.set_num_threads(threads)
@@ -80,19 +85,23 @@ class EvaluationWorker:
         teacher, size = self.config.confidence_teacher, self.config.batch_size
         return measure_confidence(self.strings, systems, teacher=teacher, batch_size=size)
 
-    def speed(self) -> dict[str, list[Speed]]:
-        """Speed of every model at each batch size."""
+    def speed(self) -> Measured:
+        """Speed of every model at each batch size, and of the first one opened again."""
         settings = self.config.speed
         assert settings is not None
         cases = {system.name: self._case(system.name) for system in self.config.systems if system.model is not None}
-        results: dict[str, list[Speed]] = {name: [] for name in cases}
-        for batch_size in settings.batch_sizes:
-            measured = measure_speed(
-                cases, batch_size=batch_size, seconds=self._seconds(settings), rounds=settings.rounds
-            )
-            for name, speed in measured.items():
-                results[name].append(speed)
-        return results
+        return measure_all(
+            cases,
+            self._opened_again(next(iter(cases))) if settings.noise_floor and cases else None,
+            batch_sizes=settings.batch_sizes,
+            seconds=self._seconds(settings),
+            turns=settings.turns,
+            clock=self.clock,
+        )
+
+    def _opened_again(self, name: str) -> SpeedCase:
+        config = next(system for system in self.config.systems if system.name == name)
+        return dataclasses.replace(self._case(name), speaker=self._open(config))
 
     def memory(self, name: str) -> float:
         """Peak memory of one model at the saturating batch size, MiB."""
@@ -122,8 +131,12 @@ class EvaluationWorker:
             speaker: Speaker | None = None
             service: Service | None = None
             if config.model is not None:
-                speaker = open_speaker(config.model, precision=self.config.precision, device=self.device)
+                speaker = self._open(config)
             if config.endpoint is not None:
                 service = Service(config.endpoint, api_key_of(config.endpoint), 1 / self.config.pool.size)
             self._systems[name] = System(name, config.kind, speaker, config.decoding, service)
         return self._systems[name]
+
+    def _open(self, system: SystemConfig) -> Speaker:
+        assert system.model is not None
+        return open_speaker(system.model, precision=self.config.precision, device=self.device)

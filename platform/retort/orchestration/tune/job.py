@@ -239,7 +239,7 @@ def _demands(config: TuneConfig) -> list[Demand]:
     return [demand for job in config.trial for demand in demands_of(job)]
 
 
-def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict[int, dict[str, float]]:
+def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict[int, dict[str, Any]]:
     """Speed of every finished trial's model, in turns and with nothing beside it.
 
     What a trial measured itself was measured while others trained on the same machine: it guides the search alone.
@@ -247,7 +247,9 @@ def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict
     if config.evaluation.speed is None:
         return {}
     finished = [trial.number for trial in trials if trial.outcome is not None and trial.outcome.state == "finished"]
-    speeds: dict[int, dict[str, float]] = {}
+    speeds: dict[int, dict[str, Any]] = {}
+    # Trials are told apart by all of their figures: a floor would be measured for every group, and read by nobody.
+    settings = config.evaluation.speed.replace(noise_floor=False)
     for begin in range(0, len(finished), _TOGETHER):
         numbers = finished[begin : begin + _TOGETHER]
         progress.update(begin, len(finished), "measuring speed with nothing beside it")
@@ -256,13 +258,15 @@ def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict
             for n in numbers
         ]
         trees = [system.model_dump(mode="json") for system in systems]
-        measured = measure_speeds(config.evaluation.replace(systems=trees, comparisons=(), confidence_teacher=None))
+        measured = measure_speeds(
+            config.evaluation.replace(systems=trees, comparisons=(), confidence_teacher=None, speed=settings)
+        )
         speeds |= {int(name): figures for name, figures in measured.items()}
     progress.update(len(finished), len(finished), "measuring speed with nothing beside it")
     return speeds
 
 
-def _row(config: TuneConfig, trial: Trial, speeds: dict[int, dict[str, float]]) -> dict[str, Any]:
+def _row(config: TuneConfig, trial: Trial, speeds: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """A trial as ``pareto.json`` has it; folders are relative to the sweep's."""
     outcome = trial.outcome
     assert outcome is not None
