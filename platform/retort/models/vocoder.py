@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retort.audio.griffin_lim import overlap_add
+from retort.audio.inverse_stream import overlap_add, weight
 from retort.audio.mel import MEL_FLOOR, MelConfig, mel_filters, window
 from retort.audio.pitch import HIGHEST_HZ, LOWEST_HZ
 from retort.config import Config
@@ -33,6 +33,8 @@ _LARGEST_LOG = 6.0
 """Magnitudes and gains are kept below its exponential."""
 _BINS = 96
 _NEAR = 2
+_NOISE_LOG = -1.0
+"""Of the noise's gain before anything is learned: beside pulses less noise than the mels alone would have."""
 
 
 class VocoderConfig(Config):
@@ -135,46 +137,54 @@ class Vocoder(nn.Module):
             pitch_BT: Hz [B, T + 2 * overhang], if it is not to be read from the mels.
             voiced_BT: how voiced each of these frames is, 0 to 1.
         """
-        if self.config.source == "harmonic" and (pitch_BT is None or voiced_BT is None):
+        own_BTM = mel_BMT[..., self.reach : mel_BMT.shape[-1] - self.reach].transpose(1, 2)
+        head_BTO = self.said(self.trunk(self.normalised(mel_BMT)))
+        if self.pitch is None:
+            return self.sound(self.spectrum(Frames(head_BTO, own_BTM)))
+        if pitch_BT is None or voiced_BT is None:
             found = self.read_pitch(mel_BMT)
             pitch_BT, voiced_BT = found.hz(), found.voiced_BT.sigmoid()
-        out_BTO = self.head(self.trunk(normalised(mel_BMT))).float()
-        own_BMT = mel_BMT[..., self.reach : mel_BMT.shape[-1] - self.reach].float()
-        frames = Frames(out_BTO, own_BMT.transpose(1, 2), noise_BN, pitch_BT, voiced_BT)
-        start_B = noise_BN.new_zeros(len(noise_BN))
-        spectrum_BTF, _ = self.spectrum(frames, start_B)
-        return self.sound(spectrum_BTF)
+        pulses_BN, _ = self.pulses(pitch_BT, pitch_BT.new_zeros(len(pitch_BT)))
+        inner_BT = voiced_BT[:, self.overhang : voiced_BT.shape[1] - self.overhang]
+        return self.sound(self.spectrum(Frames(head_BTO, own_BTM, Source(pulses_BN, noise_BN, inner_BT))))
 
-    def spectrum(self, frames: "Frames", start_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Spectrum [B, T, F] of frames, and the phase [B] of the pulses where the next one's begin, in turns."""
-        if frames.pitch_BT is None or frames.voiced_BT is None:
+    def normalised(self, mel_BMT: Tensor) -> Tensor:
+        """Log-mels as the networks take them, in their precision."""
+        return normalised(mel_BMT).to(self.head.weight)
+
+    def said(self, trunk_BTD: Tensor) -> Tensor:
+        """What the head says of each frame [B, T, O]; gains and phases are no matter for few bits."""
+        said_BTO: Tensor = self.head(trunk_BTD)
+        return said_BTO.float()
+
+    def pulses(self, pitch_BT: Tensor, start_B: Tensor) -> tuple[Tensor, Tensor]:
+        """See :func:`retort.nn.excitation.pulse_train`."""
+        mel = self.config.mel
+        return pulse_train(pitch_BT, start_B, hop=mel.hop_samples, sample_rate=mel.sample_rate)
+
+    def spectrum(self, frames: "Frames") -> Tensor:
+        """Spectrum [B, T, F] of frames."""
+        if frames.source is None:
             log_BTF, phase_BTF = frames.head_BTO.chunk(2, dim=-1)
-            return torch.polar(log_BTF.clamp(max=_LARGEST_LOG).exp(), phase_BTF), start_B
-        mel, margin = self.config.mel, self.overhang
-        pulses_BN = pulse_train(frames.pitch_BT, start_B, hop=mel.hop_samples, sample_rate=mel.sample_rate)
-        next_B = start_B
+            return torch.polar(log_BTF.clamp(max=_LARGEST_LOG).exp(), phase_BTF)
         pulse_log_BTF, noise_log_BTF, phase_BTF = frames.head_BTO.chunk(3, dim=-1)
-        pulses_BTF, noise_BTF = self._transform(pulses_BN), self._transform(frames.noise_BN)
+        pulses_BTF, noise_BTF = self._transform(frames.source.pulses_BN), self._transform(frames.source.noise_BN)
         fit_pulses_BTF = self._log_gain(pulses_BTF, frames.mel_BTM)
         fit_noise_BTF = self._log_gain(noise_BTF, frames.mel_BTM)
-        voiced_BT1 = frames.voiced_BT[:, margin : margin + frames.num_frames, None]
-        phase_BTF = phase_BTF + minimum_phase(fit_pulses_BTF, mel.fft_size)
-        gain_BTF = voiced_BT1 * (fit_pulses_BTF + pulse_log_BTF).clamp(max=_LARGEST_LOG).exp()
-        added_BTF = (fit_noise_BTF + noise_log_BTF - 1.0).clamp(max=_LARGEST_LOG).exp()
-        return pulses_BTF * torch.polar(gain_BTF, phase_BTF) + noise_BTF * added_BTF, next_B
+        phase_BTF = phase_BTF + minimum_phase(fit_pulses_BTF, self.config.mel.fft_size)
+        gain_BTF = frames.source.voiced_BT[..., None] * (fit_pulses_BTF + pulse_log_BTF).clamp(max=_LARGEST_LOG).exp()
+        added_BTF = (fit_noise_BTF + noise_log_BTF + _NOISE_LOG).clamp(max=_LARGEST_LOG).exp()
+        return pulses_BTF * torch.polar(gain_BTF, phase_BTF) + noise_BTF * added_BTF
 
     def sound(self, spectrum_BTF: Tensor) -> Tensor:
         """Samples [B, T * hop] of a whole sound, by the least-squares inverse."""
         mel, num_frames = self.config.mel, spectrum_BTF.shape[1]
+        half, wanted = mel.window_samples // 2, num_frames * mel.hop_samples
         window_W = window(mel).to(spectrum_BTF.device)
         frames_BTW = torch.fft.irfft(spectrum_BTF, n=mel.fft_size)[..., : mel.window_samples] * window_W
-        gain_N = overlap_add(window_W.square().expand(1, num_frames, -1), mel.hop_samples).clamp(min=1e-3)
-        samples_BN = overlap_add(frames_BTW, mel.hop_samples) / gain_N
-        half, wanted = mel.window_samples // 2, num_frames * mel.hop_samples
-        samples_BN = functional.pad(
-            samples_BN[:, half : half + wanted], (0, max(0, wanted - (samples_BN.shape[1] - half)))
-        )
-        return samples_BN
+        weight_N = weight(mel, num_frames).to(spectrum_BTF.device).clamp(min=1e-3)
+        samples_BN = overlap_add(frames_BTW, mel.hop_samples) / weight_N
+        return samples_BN[:, half : half + wanted]
 
     def _transform(self, samples_BN: Tensor) -> Tensor:
         """Spectrum [B, T, F] of samples that begin ``overhang`` hops before frame 0."""
@@ -188,10 +198,10 @@ class Vocoder(nn.Module):
     def _log_gain(self, source_BTF: Tensor, log_mel_BTM: Tensor) -> Tensor:
         """Log of the smooth gain [B, T, F] that gives a source the mels that are asked for."""
         mel_BTM = source_BTF.abs() @ mel_filters(self.config.mel).to(source_BTF.device).T
-        return (log_mel_BTM - mel_BTM.clamp(min=MEL_FLOOR).log()) @ self._between_MF.to(source_BTF.device)
+        return (log_mel_BTM - mel_BTM.clamp(min=MEL_FLOOR).log()) @ self._between.to(source_BTF.device)
 
     @cached_property
-    def _between_MF(self) -> Tensor:
+    def _between(self) -> Tensor:
         """Weights [M, F] that interpolate from the centres of the mels to the bins."""
         mel, filters_MF = self.config.mel, mel_filters(self.config.mel)
         bins_F = torch.arange(filters_MF.shape[1], dtype=torch.float32)
@@ -206,27 +216,33 @@ class Vocoder(nn.Module):
 
 
 @dataclass(frozen=True)
+class Source:
+    """What ``T`` frames are filtered from.
+
+    Attributes:
+        pulses_BN: from ``overhang`` hops before the centre of the first frame to as many after that of the last.
+        noise_BN: of the same length.
+        voiced_BT: how voiced each frame is, 0 to 1.
+    """
+
+    pulses_BN: Tensor
+    noise_BN: Tensor
+    voiced_BT: Tensor
+
+
+@dataclass(frozen=True)
 class Frames:
     """What the spectrum of ``T`` frames is made of.
 
     Attributes:
         head_BTO: what the head says of each.
         mel_BTM: their log-mels.
-        noise_BN: standard noise, from ``overhang`` hops before the first to as many after the last.
-        pitch_BT: Hz, of ``overhang`` frames more at either side; None without a source.
-        voiced_BT: how voiced these are.
+        source: None without one.
     """
 
     head_BTO: Tensor
     mel_BTM: Tensor
-    noise_BN: Tensor
-    pitch_BT: Tensor | None
-    voiced_BT: Tensor | None
-
-    @property
-    def num_frames(self) -> int:
-        """``T``."""
-        return self.head_BTO.shape[1]
+    source: Source | None = None
 
 
 class PitchReader(nn.Module):
@@ -244,7 +260,11 @@ class PitchReader(nn.Module):
 
     def forward(self, mel_BMT: Tensor) -> Pitch:
         """Of the inner frames."""
-        out_BTO = self.head(self.trunk(normalised(mel_BMT))).float()
+        return self.said(self.trunk(normalised(mel_BMT).to(self.head.weight)))
+
+    def said(self, trunk_BTD: Tensor) -> Pitch:
+        """What the head says of frames."""
+        out_BTO = self.head(trunk_BTD).float()
         return Pitch(out_BTO[..., :-1], out_BTO[..., -1])
 
 
@@ -266,6 +286,6 @@ def normalised(mel_BMT: Tensor) -> Tensor:
     return (mel_BMT - _MEAN) / _SPREAD
 
 
-def with_silence(mel_BMT: Tensor, num_frames: int) -> Tensor:
-    """Log-mels with so many frames of silence before and after them."""
-    return functional.pad(mel_BMT, (num_frames, num_frames), value=math.log(MEL_FLOOR))
+def with_silence(mel_MT: Tensor, before: int, after: int) -> Tensor:
+    """Log-mels [..., M, T] with so many frames of silence before and after them."""
+    return functional.pad(mel_MT, (before, after), value=math.log(MEL_FLOOR))

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from retort.losses.spectral import Resolution, magnitudes
+from retort.audio.spectra import Resolution, magnitudes
 
 _SLOPE = 0.1
+
+
+Judged = list[tuple[Tensor, list[Tensor]]]
+"""For each resolution a judgement [B, F', T], and what each layer saw."""
 
 
 class SpectrumDiscriminator(nn.Module):
@@ -21,21 +25,21 @@ class SpectrumDiscriminator(nn.Module):
     def __init__(self, resolution: Resolution, channels: int) -> None:
         super().__init__()
         self.resolution = resolution
-        shapes = [(1, 1), (channels, 2), (channels, 2), (channels, 2), (channels, 1)]
+        self.enter = nn.Conv2d(1, channels, (9, 3), stride=(4, 1), padding=(4, 1))
         self.layers = nn.ModuleList(
-            nn.Conv2d(inputs, channels, (5, 3), stride=(stride, 1), padding=(2, 1)) for inputs, stride in shapes
+            nn.Conv2d(channels, channels, (5, 3), stride=(stride, 1), padding=(2, 1)) for stride in (2, 2, 1)
         )
         self.leave = nn.Conv2d(channels, 1, 3, padding=1)
 
     def forward(self, samples_BN: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Judgement [B, F', T], and what each layer saw."""
-        x_BCFT = magnitudes(samples_BN, self.resolution).log()[:, None]
+        x_BCFT = magnitudes(samples_BN, self.resolution).log()[:, None].to(self.leave.weight)
         seen = []
-        for layer in self.layers:
+        for layer in (self.enter, *self.layers):
             x_BCFT = functional.leaky_relu(layer(x_BCFT), _SLOPE)
             seen.append(x_BCFT)
         judged_BFT: Tensor = self.leave(x_BCFT)[:, 0]
-        return judged_BFT, seen
+        return judged_BFT.float(), seen
 
 
 class VocoderDiscriminator(nn.Module):
@@ -45,14 +49,12 @@ class VocoderDiscriminator(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(SpectrumDiscriminator(resolution, channels) for resolution in resolutions)
 
-    def forward(self, samples_BN: Tensor) -> list[tuple[Tensor, list[Tensor]]]:
-        """Of samples [B, N], for each resolution: judgement and what the layers saw."""
+    def forward(self, samples_BN: Tensor) -> Judged:
+        """Of samples [B, N]."""
         return [part(samples_BN) for part in self.parts]
 
 
-def discriminator_loss(
-    of_true: Sequence[tuple[Tensor, list[Tensor]]], of_made: Sequence[tuple[Tensor, list[Tensor]]]
-) -> Tensor:
+def discriminator_loss(of_true: Judged, of_made: Judged) -> Tensor:
     """Hinge loss (Lim and Ye, arXiv 1705.02894): recordings above 1, made sound below -1."""
     terms = [
         functional.relu(1.0 - true).mean() + functional.relu(1.0 + made).mean()
@@ -61,17 +63,15 @@ def discriminator_loss(
     return torch.stack(terms).mean()
 
 
-def deception_loss(of_made: Sequence[tuple[Tensor, list[Tensor]]]) -> Tensor:
+def deception_loss(of_made: Judged) -> Tensor:
     """What the vocoder loses where its sound is told from a recording; hinge, its generator's side."""
     return torch.stack([-made.mean() for made, _ in of_made]).mean()
 
 
-def feature_distance(
-    of_true: Sequence[tuple[Tensor, list[Tensor]]], of_made: Sequence[tuple[Tensor, list[Tensor]]]
-) -> Tensor:
+def feature_distance(of_true: Judged, of_made: Judged) -> Tensor:
     """Mean absolute difference of what the layers see (Kumar et al., arXiv 1910.06711, equation 3)."""
     terms = [
-        functional.l1_loss(made, true.detach())
+        functional.l1_loss(made.float(), true.detach().float())
         for (_, true_seen), (_, made_seen) in zip(of_true, of_made, strict=True)
         for true, made in zip(true_seen, made_seen, strict=True)
     ]

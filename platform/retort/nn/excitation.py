@@ -12,7 +12,7 @@ from torch import Tensor
 _TINY = 1e-4
 
 
-def pulse_train(pitch_BT: Tensor, start_B: Tensor, *, hop: int, sample_rate: int) -> Tensor:
+def pulse_train(pitch_BT: Tensor, start_B: Tensor, *, hop: int, sample_rate: int) -> tuple[Tensor, Tensor]:
     """Pulses of mean power 1 from one frame's centre to the last one's, and the phase reached there.
 
     Args:
@@ -37,4 +37,4 @@ def pulse_train(pitch_BT: Tensor, start_B: Tensor, *, hop: int, sample_rate: int
     is_peak_BN = below_BN.abs() < _TINY
     sum_BN = torch.where(is_peak_BN, 2.0 * harmonics_BN + 1.0, above_BN / torch.where(is_peak_BN, 1.0, below_BN))
     # The sum of H cosines has the mean power H / 2.
-    return 0.5 * (sum_BN - 1.0) * torch.rsqrt(0.5 * harmonics_BN)
+    return 0.5 * (sum_BN - 1.0) * torch.rsqrt(0.5 * harmonics_BN), turns_BN[:, -1] % 1.0
