@@ -4,8 +4,8 @@ Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and
 (RANK, WORLD_SIZE, ...) are set. A run may name faults, each with the batch whose fetching brings it about: ``die_at``
 kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
 sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of the batches of ``nan_at`` and
-``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number; of sounds, it is the adversary's. A run may be
-``is_taught_by_its_average``, which no run file can ask for, or ``begins_with_nan``.
+``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number; of sounds, the adversary's. A run may
+be ``is_taught_by_its_average``, which no run file can ask for, or ``begins_with_nan``.
 """
 
 import dataclasses
@@ -68,6 +68,12 @@ def with_bad_gradient(out: StepOutput) -> StepOutput:
     return dataclasses.replace(out, loss=out.loss + (out.loss - out.loss.detach()).sqrt())
 
 
+def marked(batch: Any, mark: int) -> Any:
+    if isinstance(batch, SoundBatch):
+        return dataclasses.replace(batch, num_frames=mark)
+    return dataclasses.replace(batch, row_B=torch.full_like(batch.row_B, mark))
+
+
 def harm(run: dict[str, Any], rank: int) -> None:
     output = Path(run["assignment"]["config"]["output"])
 
@@ -84,9 +90,7 @@ def harm(run: dict[str, Any], rank: int) -> None:
         whole = _UNHARMED[type(stream)](stream, n)
         for name, mark in _MARKS.items():
             if n in run.get(name, []) and rank == run.get("broken", 0):
-                if isinstance(whole, SoundBatch):
-                    return dataclasses.replace(whole, num_frames=mark)
-                return dataclasses.replace(whole, row_B=torch.full_like(whole.row_B, mark))
+                return marked(whole, mark)
         return whole
 
     for kind in _UNHARMED:
