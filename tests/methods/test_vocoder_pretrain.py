@@ -117,7 +117,11 @@ def test_the_adversary_begins_at_its_step_and_counts_the_ones_before() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, run.judge.parameters(), strict=True))
     assert [optimizer.step for optimizer in run.optimizers] == [FROM_STEP, FROM_STEP]
     run.train(FROM_STEP, FROM_STEP + 2)
-    assert not any(torch.equal(a, b) for a, b in zip(before, run.judge.parameters(), strict=True))
+    changed = {name: not torch.equal(a, b) for a, (name, b) in zip(before, run.judge.named_parameters(), strict=True)}
+    # Recordings pull the last bias up as hard as what is made pulls it down, as long as nobody is sure.
+    assert {name for name, value in changed.items() if not value} <= {
+        f"discriminator.parts.{i}.leave.bias" for i in range(3)
+    }
     assert [optimizer.step for optimizer in run.optimizers] == [FROM_STEP + 2, FROM_STEP + 2]
     names = [set(output.metrics) for output in run.outputs]
     judged = {"deception", "features", "discriminator"}

@@ -1,6 +1,7 @@
 """Voices of a few harmonics and a hiss, a small vocoder, and batches of them without a corpus."""
 
 import math
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class Voices(RecordingLoader):
     """Says :func:`voice` in place of reading files; the row's id is its seed."""
 
     def __init__(self) -> None:
-        super().__init__(AudioConfig(), MEL.sample_rate, ManifestConfig(path="nowhere.jsonl"))  # type: ignore[arg-type]
+        super().__init__(AudioConfig(), MEL.sample_rate, ManifestConfig(kind="manifest", path=Path("nowhere")))
 
     def load(self, utterance: Utterance) -> Tensor:
         return voice(1.0 + 0.1 * int(utterance.id), seed=int(utterance.id))

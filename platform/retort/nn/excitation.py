@@ -31,7 +31,7 @@ def pulse_train(pitch_BT: Tensor, start_B: Tensor, *, hop: int, sample_rate: int
     phase_BN = turns_BN[:, :-1]
     phase_BN = (phase_BN - phase_BN.round()).float()
     pitch_BN = pitch_BTN.flatten(1).float()
-    harmonics_BN = (0.5 * sample_rate / pitch_BN).floor().clamp(min=1.0)
+    harmonics_BN = (0.5 * sample_rate / pitch_BN).ceil().sub(1.0).clamp(min=1.0)
     below_BN = torch.sin(math.pi * phase_BN)
     above_BN = torch.sin(math.pi * (2.0 * harmonics_BN + 1.0) * phase_BN)
     is_peak_BN = below_BN.abs() < _TINY
