@@ -218,9 +218,8 @@ class TrainingLoop:
     def _noted(self, error: BadLossError | BadGradientError | BadWeightsError) -> QualityGateError:
         """Note the step that is at fault: this one, or the one before if that one's gradient spoiled the weights."""
         batches, accumulation = self._problem.batches, self._optimizer.config.accumulation
-        optimizers = self.state.optimizers.values()
-        done = min(optimizer.step for optimizer in optimizers)  # an adversary's gradient may be what is bad
-        is_finite = not isinstance(error, BadWeightsError) and all(one.is_finite_here() for one in optimizers)
+        done = self.state.steps_of_all
+        is_finite = not isinstance(error, BadWeightsError) and self.state.is_finite_here()
         # What is saved is finite, so a gradient that spoiled the weights came later.
         is_spoiled = done > self._saved and not is_finite
         step = done if is_spoiled else done + 1
@@ -248,8 +247,7 @@ class TrainingLoop:
         num_micro_batches = accumulation * self._ranks.world_size
         for step in range(start, self._training.steps):
             if step + 1 in self._left_out:
-                for optimizer in self.state.optimizers.values():
-                    optimizer.leave_out_step()
+                self.state.leave_out_step()
                 continue
             numbers = range(step * accumulation, (step + 1) * accumulation)
             batches: list[Batch] = [self._problem.batches.batch(n).to(device) for n in numbers]
