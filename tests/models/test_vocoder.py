@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -146,9 +147,27 @@ def test_pitch_is_measured_within_a_fiftieth_and_bins_invert() -> None:
     assert bin_of(torch.tensor([0.0, 60.0, 500.0, 4000.0])).tolist() == [0, 0, 95, 95]
 
 
-def test_too_few_blocks_for_a_source_are_refused() -> None:
-    with pytest.raises(ConfigError, match="num_blocks is at least 3 with a harmonic source"):
-        validate({**TOY.model_dump(mode="json"), "num_blocks": 2}, VocoderConfig, where="x")
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"num_blocks": 2}, "num_blocks is at least 3 with a harmonic source"),
+        ({"mel": {**MEL.model_dump(), "hop_samples": 16}}, "a window of 200 samples is over 12 hops long"),
+    ],
+)
+def test_a_source_whose_pitch_is_not_known_in_time_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        validate({**TOY.model_dump(mode="json"), **changes}, VocoderConfig, where="x")
+
+
+@pytest.mark.parametrize(("window", "hop"), [(201, 50), (200, 61), (256, 50)])
+def test_windows_of_any_length_give_the_same_in_a_stream(window: int, hop: int) -> None:
+    mel = MEL.replace(window_samples=window, hop_samples=hop)
+    model = toy_vocoder(TOY.replace(mel=mel)).eval()
+    mel_MT = log_mel(voice(0.6), mel)
+    whole_N, stream = vocoded(model, mel_MT), VocoderStream(model, block_frames=1)
+    streamed_N = torch.cat([*(stream.push(mel_MT[:, t : t + 1]) for t in range(mel_MT.shape[1])), stream.finish()])
+    assert whole_N.shape == (mel_MT.shape[1] * hop,)
+    torch.testing.assert_close(streamed_N, whole_N, rtol=0, atol=1e-3 * float(whole_N.abs().max()))
 
 
 def test_a_saved_vocoder_is_loaded_and_is_no_speaker(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ number and the corpus. A segment that reaches beyond its recording goes on in si
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from pydantic import Field
@@ -65,8 +65,13 @@ class SoundBatch:
 
     def to(self, device: torch.device) -> "SoundBatch":
         """Move every tensor."""
-        moved = (x.to(device) for x in (self.samples_BN, self.mel_BMT, self.pitch_BT, self.noise_BN))
-        return SoundBatch(*moved, self.number, self.num_frames)
+        return replace(
+            self,
+            samples_BN=self.samples_BN.to(device),
+            mel_BMT=self.mel_BMT.to(device),
+            pitch_BT=self.pitch_BT.to(device),
+            noise_BN=self.noise_BN.to(device),
+        )
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from retort.audio.inverse_stream import overlap_add, weight
 from retort.audio.mel import MEL_FLOOR, MelConfig, mel_filters, window
 from retort.audio.pitch import HIGHEST_HZ, LOWEST_HZ
 from retort.config import Config
-from retort.nn.convnext import ConvNeXt
+from retort.nn.convnext import MARGIN, ConvNeXt
 from retort.nn.excitation import pulse_train
 
 _MEAN, _SPREAD = -6.0, 3.0
@@ -56,7 +56,17 @@ class VocoderConfig(Config):
     def _pitch_is_known_in_time(self) -> "VocoderConfig":
         if self.source == "harmonic" and self.num_blocks < 3:
             raise ValueError("num_blocks is at least 3 with a harmonic source, whose pitch has two blocks fewer")
+        if self.source == "harmonic" and self.overhang > 2 * MARGIN:
+            raise ValueError(
+                f"a window of {self.mel.window_samples} samples is over {4 * MARGIN} hops long, and with a harmonic "
+                "source the pitch of all of it must be known; take source: none, or a shorter window"
+            )
         return self
+
+    @property
+    def overhang(self) -> int:
+        """Frames to either side whose pitch the window of a frame sees."""
+        return math.ceil(self.mel.window_samples / 2 / self.mel.hop_samples)
 
 
 @dataclass(frozen=True)
@@ -110,10 +120,10 @@ class Vocoder(nn.Module):
         """Frames to either side that a frame depends on."""
         return self.trunk.reach
 
-    @cached_property
+    @property
     def overhang(self) -> int:
-        """Frames to either side whose pitch the window of a frame sees."""
-        return math.ceil(self.config.mel.window_samples / 2 / self.config.mel.hop_samples)
+        """See :class:`VocoderConfig`."""
+        return self.config.overhang
 
     def num_noise(self, num_frames: int) -> int:
         """Samples of noise that so many frames need."""
@@ -190,7 +200,8 @@ class Vocoder(nn.Module):
         """Spectrum [B, T, F] of samples that begin ``overhang`` hops before frame 0."""
         mel = self.config.mel
         lead = self.overhang * mel.hop_samples - mel.window_samples // 2
-        inner_BN = samples_BN[:, lead : samples_BN.shape[1] - lead] if lead else samples_BN
+        between = samples_BN.shape[1] - 2 * self.overhang * mel.hop_samples  # from the first centre to the last
+        inner_BN = samples_BN[:, lead : lead + between + mel.window_samples]
         frames_BTW = inner_BN.unfold(-1, mel.window_samples, mel.hop_samples) * window(mel).to(inner_BN.device)
         spectrum_BTF: Tensor = torch.fft.rfft(frames_BTW, n=mel.fft_size)
         return spectrum_BTF

@@ -4,6 +4,8 @@ Every convolution is a valid one: what enters is longer than what leaves, by a n
 for the caller to say what lies outside a sound, and a whole sound and one that comes in pieces are computed alike.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -47,6 +49,7 @@ class ConvNeXt(nn.Module):
 
     def __init__(self, inputs: int, dim: int, hidden: int, num_blocks: int) -> None:
         super().__init__()
+        self.dim = dim
         self.enter = nn.Conv1d(inputs, dim, KERNEL)
         self.first_norm = nn.LayerNorm(dim)
         self.blocks = nn.ModuleList(ConvNeXtBlock(dim, hidden, scale=1.0 / num_blocks) for _ in range(num_blocks))
@@ -59,13 +62,14 @@ class ConvNeXt(nn.Module):
 
     def forward(self, x_BCT: Tensor) -> Tensor:
         """Features [B, C, T] to [B, T - 2 * reach, D]."""
-        x_BDT = self._entered(x_BCT)
+        x_BDT = self.entered(x_BCT)
         for block in self.blocks:
             x_BDT = block(x_BDT)
         out_BTD: Tensor = self.last_norm(x_BDT.transpose(1, 2))
         return out_BTD
 
-    def _entered(self, x_BCT: Tensor) -> Tensor:
+    def entered(self, x_BCT: Tensor) -> Tensor:
+        """The embedding [B, D, T - 2 * MARGIN]."""
         entered_BTD: Tensor = self.first_norm(self.enter(x_BCT).transpose(1, 2))
         return entered_BTD.transpose(1, 2)
 
@@ -78,8 +82,9 @@ class ConvNeXtStream:
     """:meth:`ConvNeXt.forward` over pieces: each layer keeps the frames that its next output needs."""
 
     def __init__(self, network: ConvNeXt) -> None:
-        self._network = network
-        self._layers = [network._entered, *network.blocks]
+        self._dim = network.dim
+        self._layers: list[Callable[[Tensor], Tensor]] = [network.entered, *network.blocks]
+        self._last_norm = network.last_norm
         self._kept: list[Tensor | None] = [None] * len(self._layers)
 
     @torch.no_grad()
@@ -91,8 +96,7 @@ class ConvNeXtStream:
             self._kept[index] = whole[..., -2 * MARGIN :]
             if whole.shape[-1] < KERNEL:
                 self._kept[index] = whole
-                dim = self._network.last_norm.normalized_shape[0]
-                return whole.new_zeros(whole.shape[0], 0, dim)
+                return whole.new_zeros(whole.shape[0], 0, self._dim)
             x_BCT = layer(whole)
-        out_BTD: Tensor = self._network.last_norm(x_BCT.transpose(1, 2))
+        out_BTD: Tensor = self._last_norm(x_BCT.transpose(1, 2))
         return out_BTD
