@@ -67,19 +67,24 @@ def tensors_of(checkpoint: Path) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "world_size", "accumulation"), [(0, 1, 1), (2, 2, 1), (1, 2, 2)], ids=["plain", "sharded", "accumulated"]
+    ("workers", "accumulation"),
+    [
+        ({"zero_stage": 0}, 1),
+        ({"zero_stage": 2, "num_workers": 2}, 1),
+        ({"zero_stage": 1, "num_workers": 2}, 2),
+        ({"zero_stage": 0, "precision": "bf16"}, 1),
+    ],
+    ids=["plain", "sharded", "accumulated", "bf16"],
 )
 def test_a_killed_run_ends_with_the_bits_of_an_unbroken_one(
-    root: Path, stage: int, world_size: int, accumulation: int
+    root: Path, request: pytest.FixtureRequest, workers: dict[str, Any], accumulation: int
 ) -> None:
     """No Ray here. The checkpoint of step 4 holds both optimizers."""
-    settings: dict[str, Any] = {
-        "workers": {"zero_stage": stage, "num_workers": world_size},
-        "optimizer": {"accumulation": accumulation},
-    }
-    whole, broken = (vocoder(root, f"{name}-{stage}-{accumulation}", **settings) for name in ("whole", "broken"))
+    name, world_size = request.node.callspec.id, workers.get("num_workers", 1)
+    settings: dict[str, Any] = {"workers": workers, "optimizer": {"accumulation": accumulation}}
+    whole, broken = (vocoder(root, f"{which}-{name}", **settings) for which in ("whole", "broken"))
     assert run_ranks(root, [(whole, {})], world_size) == [0] * world_size
-    codes = run_ranks(root, [(broken, {"die_at": 5})], world_size)
+    codes = run_ranks(root, [(broken, {"die_at": 4 * accumulation + 1})], world_size)
     assert -9 in codes
     checkpoints = CheckpointFolder(broken.output / "checkpoints")
     assert checkpoints.steps() == [4]
