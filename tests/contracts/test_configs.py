@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from retort.config import Config, load_config, load_tree, validate
+from retort.data.readers_parquet import ParquetConfig
 from retort.methods.guided_distill import GuidedDistillConfig
 from retort.orchestration.jobs import JOBS, load_job, plan_of
 from retort.run_config import (
@@ -16,14 +17,16 @@ from retort.run_config import (
     DistillMelsConfig,
     EvaluateConfig,
     GenerateMelsConfig,
+    GenerateSpeechConfig,
     PretrainMelsConfig,
+    PretrainVocoderConfig,
     RunConfig,
     SyntheticMels,
 )
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
-NUM_FILES = 14
+NUM_FILES = 15
 
 
 def load(file: Path) -> AnyConfig:
@@ -82,6 +85,16 @@ def test_the_jobs_of_denoisers_read_what_the_ones_before_write_and_leave_no_key_
     assert distillation.method.num_steps == generation.source.solver.num_steps
     for name, config in (("pretrain_mels", pretraining), ("distill_mels", distillation)):
         assert keys_of(load_tree(FOLDER / f"{name}.yaml")) == keys_of(config.model_dump(mode="json"))
+
+
+def test_the_vocoders_file_reads_the_speech_that_is_generated_and_leaves_no_key_to_a_default() -> None:
+    pretraining, generation = load(FOLDER / "pretrain_vocoder.yaml"), load(FOLDER / "generate_english.yaml")
+    assert isinstance(pretraining, PretrainVocoderConfig)
+    assert isinstance(pretraining.corpus, ParquetConfig)
+    assert isinstance(generation, GenerateSpeechConfig)
+    assert pretraining.corpus.path == generation.output / "result" / "corpus"
+    given, resolved = keys_of(load_tree(FOLDER / "pretrain_vocoder.yaml")), keys_of(pretraining.model_dump(mode="json"))
+    assert {**given, "corpus": None} == {**resolved, "corpus": None}
 
 
 def keys_of(tree: Any) -> Any:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from retort.audio.spectra import resolutions_at
 from retort.config import Config
 from retort.data.mel_stream import MelBatch
 from retort.data.stream import BatchConfig
@@ -22,14 +23,17 @@ from retort.methods.interval_distill import IntervalDistillConfig
 from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig, objective_of
 from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.methods.progressive_distill import ProgressiveDistillConfig
+from retort.methods.vocoder_pretrain import AdversaryConfig, VocoderObjective, VocoderPretrainConfig
+from retort.models.vocoder_discriminators import VocoderDiscriminator
 from retort.orchestration.train.task import task_of
 from retort.run_config import DistillConfig, PretrainConfig
 from retort.training.fit import PlainOptimizer, fit
 from retort.training.schedule import OptimizerConfig
-from retort.training.seam import Place, Teacher
+from retort.training.seam import NoTeacher, Place, Teacher
 from tests.methods.mel_toys import GUIDANCE, some_denoiser, toy_batches
 from tests.methods.test_multilevel_distill import batch as codes_batch
 from tests.methods.test_multilevel_distill import model as layered
+from tests.methods.vocoder_toys import MEL, toy_stream, toy_vocoder
 from tests.orchestration.train_runs import distill, pretrain, write_teacher, write_tokens
 
 STEPS = 4
@@ -238,3 +242,34 @@ def test_distillation_of_intervals() -> None:
         "weighting": "snr_capped",
     }
     assert ignored_by(IntervalDistillConfig, values, {}, learn) == []
+
+
+def test_pretraining_of_vocoders() -> None:
+    def learn(config: Config) -> Learned:
+        assert isinstance(config, VocoderPretrainConfig)
+        torch.manual_seed(0)
+        judge = None if config.adversary is None else VocoderDiscriminator(resolutions_at(MEL.sample_rate), 4)
+        student = toy_vocoder()
+        stream = toy_stream(student)
+        objective = VocoderObjective(student, config, judge)
+        batches = (stream.batch(n) for n in range(2))
+        return learned(objective, NoTeacher(), batches, OptimizerConfig(learning_rate=1e-2))
+
+    values = {"stft_weight": 0.5, "mel_weight": 0.5, "pitch_weight": 0.5, "adversary": AdversaryConfig()}
+    assert ignored_by(VocoderPretrainConfig, values, {}, learn) == []
+
+
+def test_adversaries_of_vocoders() -> None:
+    def learn(config: Config) -> Learned:
+        assert isinstance(config, AdversaryConfig)
+        torch.manual_seed(0)
+        judge = VocoderDiscriminator(resolutions_at(MEL.sample_rate), config.channels)
+        student = toy_vocoder()
+        stream = toy_stream(student)
+        method = VocoderPretrainConfig(adversary=config)
+        objective = VocoderObjective(student, method, judge, from_batch=config.from_step)
+        batches = (stream.batch(n) for n in range(2))
+        return learned(objective, NoTeacher(), batches, OptimizerConfig(learning_rate=1e-2))
+
+    values = {"from_step": 1, "channels": 6, "weight": 0.9, "feature_weight": 0.9}
+    assert ignored_by(AdversaryConfig, values, {}, learn, channels=4) == []

@@ -4,14 +4,16 @@ that a checkpoint holds, the same bits for the same seed."""
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from retort.audio.spectra import resolutions_at
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.data.mel_stream import MelBatch
+from retort.data.sound_stream import SoundBatch
 from retort.losses.divergence import SkewKL, TopK, top_k_of
 from retort.methods import guided_distill, interval_distill, mel_pretrain, progressive_distill
 from retort.methods.baked_guidance import ConditionedGuidance
@@ -28,16 +30,20 @@ from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig
 from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.methods.pretrain import CrossEntropyObjective
 from retort.methods.progressive_distill import ProgressiveDistillConfig
+from retort.methods.vocoder_pretrain import AdversaryConfig, VocoderObjective, VocoderPretrainConfig
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.initialise import Initialisation, student_from
 from retort.models.mel_diffusion import MelDiffusion
+from retort.models.vocoder_discriminators import VocoderDiscriminator
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
 from retort.nn.guided_rows import guided_logits
-from retort.run_config import MelMethod, Method, PretrainConfig, PretrainMelsConfig
+from retort.run_config import MelMethod, Method, PretrainConfig, PretrainMelsConfig, PretrainVocoderConfig
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
 from retort.training.seam import NoTeacher, StepOutput, Teacher
 from tests.methods.mel_toys import GUIDANCE, TOY, some_denoiser, toy_batch
+from tests.methods.vocoder_toys import MEL, toy_stream, toy_vocoder
+from tests.methods.vocoder_toys import TOY as TOY_VOCODER
 
 K, V, TEXTS = 3, 12, 9
 LAYOUT = CodebookLayout(codebook_size=V, delays=(0, 1, 2))
@@ -55,7 +61,7 @@ class Built:
     objective: nn.Module
     teacher: Teacher[Any, Any]
     frozen: CodecLM | MelDiffusion | None
-    batch: LMBatch | MelBatch
+    batch: LMBatch | MelBatch | SoundBatch
 
 
 def lm_batch() -> LMBatch:
@@ -147,6 +153,12 @@ def build_interval(config: IntervalDistillConfig) -> Built:
     return of_denoisers(interval_distill.build(model, config, seed=3), model)
 
 
+def build_vocoder(config: VocoderPretrainConfig, source: Literal["none", "harmonic"] = "harmonic") -> Built:
+    student = toy_vocoder(TOY_VOCODER.replace(source=source)).train()
+    discriminator = None if config.adversary is None else VocoderDiscriminator(resolutions_at(MEL.sample_rate), 4)
+    return Built(VocoderObjective(student, config, discriminator), NoTeacher(), None, toy_stream(student).batch(0))
+
+
 NOISY = TOY.replace(dropout=0.1)
 TOLD = ConditionedGuidance()
 TWO = TwoTermGuidance(scale=1.5)
@@ -183,6 +195,11 @@ CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
         "mel_pretrain": lambda: build_mel_pretrain(MelPretrainConfig(unconditioned_fraction=0.3)),
         "mel_pretrain_weighted": lambda: build_mel_pretrain(MelPretrainConfig(weighting="snr_trunc")),
     },
+    PretrainVocoderConfig: {
+        "vocoder": lambda: build_vocoder(VocoderPretrainConfig()),
+        "vocoder_without_source": lambda: build_vocoder(VocoderPretrainConfig(), "none"),
+        "vocoder_judged": lambda: build_vocoder(VocoderPretrainConfig(adversary=AdversaryConfig(channels=4))),
+    },
     GuidedDistillConfig: {
         "guided": lambda: build_guided(GuidedDistillConfig(guidance=GUIDANCE)),
         "guided_grid": lambda: build_guided(GuidedDistillConfig(times="grid")),
@@ -206,7 +223,7 @@ def test_every_method_has_a_case() -> None:
     """The methods are those that a run file may name: pretraining, and ``method`` in a distillation, per family."""
     unions = [get_args(get_args(method)[0]) for method in (Method, MelMethod)]
     assert [len(union) for union in unions] == [2, 3]
-    methods = {PretrainConfig, PretrainMelsConfig, *unions[0], *unions[1]}
+    methods = {PretrainConfig, PretrainMelsConfig, PretrainVocoderConfig, *unions[0], *unions[1]}
     assert set(CASES_OF) == methods
     assert all(CASES_OF.values())
 

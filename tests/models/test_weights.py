@@ -144,7 +144,9 @@ def test_another_family_is_refused_where_a_codec_lm_is_needed(tmp_path: Path) ->
     config = tmp_path / "config.json"
     config.write_text(config.read_text().replace('"model": {', '"model": {"type": "another", '))
     for load in (load_codec_lm, load_mel_diffusion):
-        with pytest.raises(DataError, match=r"not a usable model.*type: unknown.*one of codec_lm, mel_diffusion"):
+        with pytest.raises(
+            DataError, match=r"not a usable model.*type: unknown.*one of codec_lm, mel_diffusion, vocoder"
+        ):
             load(tmp_path)
     config.write_text("[]")
     with pytest.raises(DataError, match=r"config.json is no mapping"):

@@ -4,8 +4,8 @@ Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and
 (RANK, WORLD_SIZE, ...) are set. A run may name faults, each with the batch whose fetching brings it about: ``die_at``
 kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
 sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of the batches of ``nan_at`` and
-``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number. A run may be
-``is_taught_by_its_average``, which no run file can ask for, or ``begins_with_nan``.
+``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number; of sounds, the adversary's. A run may
+be ``is_taught_by_its_average``, which no run file can ask for, or ``begins_with_nan``.
 """
 
 import dataclasses
@@ -21,9 +21,11 @@ import torch
 
 from retort.data.batches import LMBatch
 from retort.data.mel_stream import MelStream
+from retort.data.sound_stream import SoundBatch, SoundStream
 from retort.data.stream import BatchStream
 from retort.errors import DataError
 from retort.methods.pretrain import CrossEntropyObjective
+from retort.methods.vocoder_pretrain import DiscriminatorObjective, Made
 from retort.orchestration.failures import write_failure
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError, note_sigterm, request_stop
@@ -32,7 +34,7 @@ from retort.orchestration.train.worker import Assignment, run_rank, train_proble
 from retort.training.seam import Place, StepOutput
 from tests.orchestration.ema_problem import taught_by_its_average
 
-_UNHARMED = {stream: stream.batch for stream in (BatchStream, MelStream)}
+_UNHARMED = {stream: stream.batch for stream in (BatchStream, MelStream, SoundStream)}
 
 
 LEFT = 7
@@ -48,9 +50,28 @@ def cross_entropy_of_marked(objective: CrossEntropyObjective, batch: LMBatch, ta
     out, mark = _CROSS_ENTROPY(objective, batch, targets), int(batch.row_B[0])
     if mark == _MARKS["nan_at"]:
         return dataclasses.replace(out, loss=out.loss * float("nan"))
-    if mark == _MARKS["bad_gradient_at"]:  # the root of 0 is 0, and its slope is infinite
-        return dataclasses.replace(out, loss=out.loss + (out.loss - out.loss.detach()).sqrt())
-    return out
+    return with_bad_gradient(out) if mark == _MARKS["bad_gradient_at"] else out
+
+
+_JUDGEMENT = DiscriminatorObjective.forward
+
+
+def judgement_of_marked(objective: DiscriminatorObjective, batch: SoundBatch, made: Made) -> StepOutput:
+    out = _JUDGEMENT(objective, batch, made)
+    if batch.num_frames == _MARKS["nan_at"]:
+        return dataclasses.replace(out, loss=out.loss * float("nan"))
+    return with_bad_gradient(out) if batch.num_frames == _MARKS["bad_gradient_at"] else out
+
+
+def with_bad_gradient(out: StepOutput) -> StepOutput:
+    """The root of 0 is 0, and its slope is infinite."""
+    return dataclasses.replace(out, loss=out.loss + (out.loss - out.loss.detach()).sqrt())
+
+
+def marked(batch: Any, mark: int) -> Any:
+    if isinstance(batch, SoundBatch):
+        return dataclasses.replace(batch, num_frames=mark)
+    return dataclasses.replace(batch, row_B=torch.full_like(batch.row_B, mark))
 
 
 def harm(run: dict[str, Any], rank: int) -> None:
@@ -69,12 +90,13 @@ def harm(run: dict[str, Any], rank: int) -> None:
         whole = _UNHARMED[type(stream)](stream, n)
         for name, mark in _MARKS.items():
             if n in run.get(name, []) and rank == run.get("broken", 0):
-                return dataclasses.replace(whole, row_B=torch.full_like(whole.row_B, mark))
+                return marked(whole, mark)
         return whole
 
     for kind in _UNHARMED:
         kind.batch = batch  # type: ignore[method-assign]
     CrossEntropyObjective.forward = cross_entropy_of_marked  # type: ignore[method-assign]
+    DiscriminatorObjective.forward = judgement_of_marked  # type: ignore[method-assign]
 
 
 def main(runs: Path, rank: int, world_size: int) -> None:

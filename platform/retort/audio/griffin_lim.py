@@ -10,8 +10,8 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
+from retort.audio.inverse_stream import InverseStream, overlap_add
 from retort.audio.mel import MEL_FLOOR, MelConfig, mel_to_magnitude, window
 
 _MOMENTUM = 0.99
@@ -69,10 +69,8 @@ class GriffinLimStream:
         self._context = math.ceil(config.window_samples / config.hop_samples) - 1
         bins = config.fft_size // 2 + 1
         self._committed_TF = torch.zeros(0, bins, dtype=torch.complex64)
-        half = config.window_samples // 2
-        # Sums that later frames may still add to; they begin at sample ``self._begin``, first half a window early.
-        self._sum, self._weight, self._begin = torch.zeros(0), torch.zeros(0), -half
-        self._num_frames = self._num_committed = self._num_given = 0
+        self._inverse = InverseStream(config)
+        self._num_frames = self._num_given = 0
 
     @torch.no_grad()
     def push(self, log_mel_MT: Tensor) -> Tensor:
@@ -87,7 +85,7 @@ class GriffinLimStream:
     def finish(self) -> Tensor:
         """The remaining samples; together with what was pushed out, ``num_frames * hop_samples``."""
         samples = []
-        while self._num_committed < self._num_frames:
+        while self._inverse.num_frames < self._num_frames:
             self._add(torch.full((self._config.num_mels, self._block_frames), math.log(MEL_FLOOR)))
             samples.append(self._solve())
         # Silence overlaps the last frames.
@@ -144,39 +142,8 @@ class GriffinLimStream:
 
     def _commit(self, spectrum_TF: Tensor) -> Tensor:
         """Add final frames to the sound; returns the samples that no later frame reaches."""
-        config, count = self._config, spectrum_TF.shape[0]
-        hop, width = config.hop_samples, config.window_samples
         self._committed_TF = torch.cat([self._committed_TF, spectrum_TF])[-self._context :]
-        frames_TW = torch.fft.irfft(spectrum_TF, n=config.fft_size)[:, :width] * window(config)
-        sound_N, weight_N = overlap_add(frames_TW[None], hop)[0], _weight(config, count)
-        begin = self._num_committed * hop - width // 2 - self._begin
-        grown = begin + sound_N.shape[0] - self._sum.shape[0]
-        self._sum, self._weight = functional.pad(self._sum, (0, grown)), functional.pad(self._weight, (0, grown))
-        self._sum[begin:] += sound_N
-        self._weight[begin:] += weight_N
-        self._num_committed += count
-        final = self._num_committed * hop - width // 2 - self._begin
-        samples = self._sum[:final] / self._weight[:final].clamp(min=1e-3)
-        early = max(0, -self._begin)
-        self._sum, self._weight, self._begin = self._sum[final:], self._weight[final:], self._begin + final
-        return samples[early:]
-
-
-def overlap_add(frames_BTW: Tensor, hop: int) -> Tensor:
-    """Samples [B, (T - 1) * hop + W]; a few sums of whole hops, several times faster than ``fold``."""
-    num_items, num_frames, width = frames_BTW.shape
-    num_hops = math.ceil(width / hop)
-    hops_BTRN = functional.pad(frames_BTW, (0, num_hops * hop - width)).view(num_items, num_frames, num_hops, hop)
-    summed_BTN = frames_BTW.new_zeros(num_items, num_frames + num_hops - 1, hop)
-    for index in range(num_hops):
-        summed_BTN[:, index : index + num_frames] += hops_BTRN[:, :, index]
-    return summed_BTN.flatten(1)[:, : (num_frames - 1) * hop + width]
-
-
-@lru_cache(maxsize=32)
-def _weight(config: MelConfig, num_frames: int) -> Tensor:
-    """Sum of the squared windows of so many frames, [N]."""
-    return overlap_add(window(config).square().expand(1, num_frames, -1), config.hop_samples)[0]
+        return self._inverse.push(spectrum_TF)
 
 
 @lru_cache(maxsize=32)

@@ -88,6 +88,33 @@ def plan_references(
     return ReferencePlan(**{**tree, "fit": {int(chunk): places for chunk, places in tree["fit"].items()}})
 
 
+@dataclass(frozen=True)
+class TrainingRows:
+    """The rows of a corpus' train split, in its order; ``digest`` is the hash of all references."""
+
+    rows: list[Utterance]
+    digest: str
+
+
+def training_rows(corpus: CorpusConfig, splits: SplitConfig) -> TrainingRows:
+    """References of the recordings that may be trained on, held in memory; what the reader refuses is passed over.
+
+    Raises:
+        DataError: the corpus is missing or not in its layout.
+    """
+    rows: list[Utterance] = []
+    digest = hashlib.sha256()
+    for given in _rows(corpus):
+        known = given if isinstance(given, Reject) else _with_known_split(given, splits)
+        if isinstance(known, Reject):
+            continue
+        (row,) = with_splits([known], splits)
+        digest.update(_identity(row))
+        if row.split == "train":
+            rows.append(row)
+    return TrainingRows(rows, digest.hexdigest()[:16])
+
+
 def forget_plan(folder: Path) -> None:
     """Have the corpus read again by the next run: its reader refused rows, which may be mended meanwhile."""
     (folder / _PLAN).unlink(missing_ok=True)

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from retort.errors import ConfigError
 from retort.inference.backends import DecodePrecision
 from retort.inference.diffusion_speaker import DiffusionSpeaker
 from retort.inference.diffusion_synthesizer import DiffusionSynthesizer
 from retort.inference.speaker import Speaker
 from retort.inference.speech import GuardConfig, SpeechEngine
 from retort.inference.synthesizer import Synthesizer
-from retort.models.weights import SavedCodecLM, SavedMelDiffusion, load_codec_lm, read_saved
+from retort.models.weights import SavedCodecLM, SavedMelDiffusion, SavedVocoder, load_codec_lm, read_saved
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def open_speaker(
         room: how many may join, and how long they may be.
 
     Raises:
+        ConfigError: it holds a vocoder, which turns mels into sound and knows no texts.
         DataError: the folder holds no model that can speak.
     """
     match read_saved(folder):
@@ -64,4 +66,9 @@ def open_speaker(
                 max_seconds=room.max_seconds,
                 max_text_tokens=room.max_text_tokens,
                 guard=room.guard,
+            )
+        case SavedVocoder():
+            raise ConfigError(
+                f"{folder} is a vocoder, which does not speak by itself: it turns mels into sound; give the folder of "
+                "a model that makes tokens or mels of texts"
             )

@@ -1,10 +1,16 @@
-"""Sizes as functions. Each takes what the data decide (vocabularies) and returns a :class:`CodecLMConfig`."""
+"""Sizes as functions. Each takes what the data decide and returns a configuration.
+
+Of a codec language model these are its vocabularies, of a vocoder its mels.
+"""
 
 from collections.abc import Callable
 from typing import Literal
 
+from retort.audio.mel import MelConfig
 from retort.models.codec_lm import CodecLMConfig
+from retort.models.vocoder import VocoderConfig
 
+VocoderPresetName = Literal["tiny", "base"]
 PresetName = Literal["spotify_1b3", "spotify_500m", "spotify_180m", "tiny", "demo"]
 
 
@@ -73,3 +79,22 @@ def preset(name: PresetName) -> Callable[[tuple[int, int, int]], CodecLMConfig]:
             return demo
         case "tiny":
             return tiny
+
+
+def vocoder_tiny(mel: MelConfig) -> VocoderConfig:
+    """About 0.7M: minutes of training on one CPU core, a hundredth of real time there."""
+    return VocoderConfig(mel=mel, dim=128, hidden=384, num_blocks=4)
+
+
+def vocoder_base(mel: MelConfig) -> VocoderConfig:
+    """About 3.5M."""
+    return VocoderConfig(mel=mel, dim=256, hidden=768, num_blocks=7)
+
+
+def vocoder_preset(name: VocoderPresetName) -> Callable[[MelConfig], VocoderConfig]:
+    """The vocoder's preset of a name, as run files give it."""
+    match name:
+        case "tiny":
+            return vocoder_tiny
+        case "base":
+            return vocoder_base

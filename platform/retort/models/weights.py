@@ -21,13 +21,15 @@ from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
+from retort.models.vocoder import Vocoder, VocoderConfig
+from retort.models.vocoder_lineage import VocoderLineage
 from retort.tensors import check_shapes, check_values
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _CURE = "restore the folder that `retort pretrain`, `distill`, `prune` or `import` wrote, or make it again"
 
-M = TypeVar("M", CodecLM, MelDiffusion)
+M = TypeVar("M", CodecLM, MelDiffusion, Vocoder)
 L = TypeVar("L", bound=Config)
 
 
@@ -54,8 +56,16 @@ class SavedMelDiffusion(Config):
     lineage: MelDiffusionLineage
 
 
+class SavedVocoder(Config):
+    """Contents of ``config.json`` of a vocoder."""
+
+    model: VocoderConfig
+    lineage: VocoderLineage
+
+
 LoadedCodecLM = LoadedModel[CodecLM, CodecLMLineage]
 LoadedMelDiffusion = LoadedModel[MelDiffusion, MelDiffusionLineage]
+LoadedVocoder = LoadedModel[Vocoder, VocoderLineage]
 
 
 def family_of(saved: Any) -> str:
@@ -66,19 +76,23 @@ def family_of(saved: Any) -> str:
 
 
 # The families: what is built, what is written, what is read.
-Model = CodecLM | MelDiffusion
+Model = CodecLM | MelDiffusion | Vocoder
 Lineage = CodecLMLineage | MelDiffusionLineage
+"""Of what can speak."""
+AnySaved = SavedCodecLM | SavedMelDiffusion | SavedVocoder
 SavedModel = Annotated[
-    Annotated[SavedCodecLM, Tag("codec_lm")] | Annotated[SavedMelDiffusion, Tag("mel_diffusion")],
+    Annotated[SavedCodecLM, Tag("codec_lm")]
+    | Annotated[SavedMelDiffusion, Tag("mel_diffusion")]
+    | Annotated[SavedVocoder, Tag("vocoder")],
     Discriminator(
         family_of,
         custom_error_type=UNKNOWN_BRANCH,
-        custom_error_message="model.type: unknown family of models; it is one of codec_lm, mel_diffusion",
+        custom_error_message="model.type: unknown family of models; it is one of codec_lm, mel_diffusion, vocoder",
     ),
 ]
 
 
-def save_model(folder: Path, model: Model, lineage: Lineage) -> None:
+def save_model(folder: Path, model: Model, lineage: Lineage | VocoderLineage) -> None:
     """Write ``config.json`` and ``model.safetensors`` (fp32); the lineage must be of the model's family.
 
     Raises:
@@ -129,14 +143,31 @@ def load_mel_diffusion(folder: Path) -> LoadedMelDiffusion:
             )
 
 
-def read_saved(folder: Path) -> SavedCodecLM | SavedMelDiffusion:
+def load_vocoder(folder: Path) -> LoadedVocoder:
+    """Load a model folder that must hold a vocoder, in fp32 and evaluation mode.
+
+    Raises:
+        ConfigError: it holds a model of another family, which is named.
+        DataError: as :func:`read_saved`, or its weights do not fit its configuration or are no numbers.
+    """
+    match read_saved(folder):
+        case SavedVocoder() as saved:
+            return _loaded(folder, Vocoder(saved.model), saved.lineage)
+        case saved:
+            raise ConfigError(
+                f"{folder} is a model of the family {saved.model.type}, and a vocoder is needed here; "
+                "give the folder of one that `retort pretrain` made of recordings (family: vocoder)"
+            )
+
+
+def read_saved(folder: Path) -> AnySaved:
     """The ``config.json`` of a model folder, by whose type families are told apart.
 
     Raises:
         DataError: the folder is not a model, or its family is not known.
     """
     try:
-        saved: SavedCodecLM | SavedMelDiffusion = validate(
+        saved: AnySaved = validate(
             _config_tree(folder),
             SavedModel,  # type: ignore[arg-type]
             where=str(folder / CONFIG_FILE),

@@ -22,6 +22,7 @@ from retort.run_config import (
     PrepareConfig,
     PretrainConfig,
     PretrainMelsConfig,
+    PretrainVocoderConfig,
     PruneConfig,
     TuneConfig,
 )
@@ -73,7 +74,7 @@ def after_finish(config: FinishingJob) -> AfterFinish:
     ``report`` is not here, since it is always written again, and neither is a tour, whose jobs are asked one by one.
     """
     match config:
-        case PretrainConfig() | PretrainMelsConfig() | DistillConfig() | DistillMelsConfig():
+        case PretrainConfig() | PretrainMelsConfig() | PretrainVocoderConfig() | DistillConfig() | DistillMelsConfig():
             return AfterFinish(
                 same=TRAINING_MAY_CHANGE,
                 more=("training.steps",),

@@ -26,6 +26,7 @@ from retort.run_config import (
     PrepareConfig,
     PretrainConfig,
     PretrainMelsConfig,
+    PretrainVocoderConfig,
     PruneConfig,
     ReportConfig,
     RunConfig,
@@ -87,7 +88,7 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.align.job import run_align
 
             return partial(run_align, config)
-        case PretrainConfig() | PretrainMelsConfig():
+        case PretrainConfig() | PretrainMelsConfig() | PretrainVocoderConfig():
             from retort.orchestration.train.job import run_pretrain
 
             return partial(run_pretrain, config)

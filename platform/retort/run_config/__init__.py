@@ -30,6 +30,7 @@ from retort.run_config.training import (
     PretrainConfig,
     PretrainJob,
     PretrainMelsConfig,
+    PretrainVocoderConfig,
     TrainingConfig,
 )
 from retort.run_config.tune import TuneConfig
@@ -62,6 +63,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainJob",
     "PretrainMelsConfig",
+    "PretrainVocoderConfig",
     "PruneConfig",
     "RecordedMels",
     "ReportConfig",

@@ -5,9 +5,14 @@ from typing import Annotated, Any, Generic, Literal, Self, TypeVar, get_args
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from retort.audio.mel import MelConfig
 from retort.config import Config
 from retort.config_faults import UNKNOWN_BRANCH
 from retort.data.mel_stream import MelBatchConfig
+from retort.data.readers import CorpusConfig
+from retort.data.recordings import AudioConfig
+from retort.data.sound_stream import SoundBatchConfig
+from retort.data.splits import SplitConfig
 from retort.data.stream import BatchConfig
 from retort.location import Location
 from retort.methods.cfg_distill import CFGDistillConfig
@@ -16,6 +21,7 @@ from retort.methods.interval_distill import IntervalDistillConfig
 from retort.methods.mel_pretrain import MelDiffusionShape, MelPretrainConfig
 from retort.methods.multilevel_distill import MultilevelDistillConfig
 from retort.methods.progressive_distill import ProgressiveDistillConfig
+from retort.methods.vocoder_pretrain import VocoderPretrainConfig, VocoderSize
 from retort.models.initialise import Initialisation
 from retort.models.student_shape import ModelSize, StudentSize
 from retort.run_config.machines import WorkersConfig
@@ -125,6 +131,40 @@ class PretrainMelsConfig(Config):
     training: TrainingConfig[MelBatchConfig]
 
 
+class PretrainVocoderConfig(Config):
+    """Recordings → a vocoder, which makes sound of any mels of their kind."""
+
+    job: Literal["pretrain"] = "pretrain"
+    family: Literal["vocoder"]
+    output: Output
+    corpus: CorpusConfig
+    """Its train split is trained on. A parquet corpus' recordings are held in memory, encoded, by each worker."""
+    audio: AudioConfig = AudioConfig()
+    splits: SplitConfig = SplitConfig()
+    mel: MelConfig = MelConfig()
+    """That it will read; its sample rate is that of the sound."""
+    model: VocoderSize
+    method: VocoderPretrainConfig = VocoderPretrainConfig()
+    training: TrainingConfig[SoundBatchConfig]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        adversary, training = self.method.adversary, self.training
+        if adversary is None:
+            return self
+        if adversary.from_step >= training.steps:
+            raise ValueError(
+                f"method.adversary.from_step {adversary.from_step} is no step of training.steps {training.steps}; "
+                "begin earlier, or leave the adversary out"
+            )
+        if training.workers.zero_stage == 3:
+            raise ValueError(
+                "workers.zero_stage 3 leaves no worker the whole discriminator, through which the vocoder is taught; "
+                "2 shards as much of networks as small as these"
+            )
+        return self
+
+
 class DistillMelsConfig(Config):
     """A denoiser and its own mels → a denoiser of fewer evaluations."""
 
@@ -138,29 +178,45 @@ class DistillMelsConfig(Config):
     training: TrainingConfig[MelBatchConfig]
 
 
-_FAMILIES = ("codec_lm", "mel_diffusion")
-_OF_DENOISERS = {kind.model_fields["kind"].default for kind in (MelPretrainConfig, *get_args(get_args(MelMethod)[0]))}
+_FAMILY_OF = {
+    **{
+        kind.model_fields["kind"].default: "mel_diffusion"
+        for kind in (MelPretrainConfig, *get_args(get_args(MelMethod)[0]))
+    },
+    VocoderPretrainConfig.model_fields["kind"].default: "vocoder",
+}
+"""Methods that say which family they are of; the others train codec language models."""
 
 
-def _family(given: Any) -> str | None:
+def _by_family(*families: str) -> Discriminator:
     """The tag of a training job; files that say nothing of it train codec language models.
 
-    A method of denoisers without ``family`` gets their tag, so that the family is what is told to be missing.
+    A method of another family without ``family`` gets that family's tag, so that the family is what is told to be
+    missing.
     """
-    if not isinstance(given, dict):
-        return str(given.family)
-    method = given.get("method")
-    is_of_denoisers = isinstance(method, dict) and method.get("kind") in _OF_DENOISERS
-    family = given.get("family", "mel_diffusion" if is_of_denoisers else "codec_lm")
-    return family if family in _FAMILIES else None
+
+    def family_of(given: Any) -> str | None:
+        if not isinstance(given, dict):
+            return str(given.family)
+        method = given.get("method")
+        kind = method.get("kind") if isinstance(method, dict) else None
+        family = given.get("family", _FAMILY_OF.get(kind, "codec_lm") if isinstance(kind, str) else "codec_lm")
+        return family if family in families else None
+
+    return Discriminator(
+        family_of,
+        custom_error_type=UNKNOWN_BRANCH,
+        custom_error_message=f"family: it is one of {', '.join(families)}",
+    )
 
 
-_BY_FAMILY = Discriminator(
-    _family, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"family: it is one of {', '.join(_FAMILIES)}"
-)
 PretrainJob = Annotated[
-    Annotated[PretrainConfig, Tag("codec_lm")] | Annotated[PretrainMelsConfig, Tag("mel_diffusion")], _BY_FAMILY
+    Annotated[PretrainConfig, Tag("codec_lm")]
+    | Annotated[PretrainMelsConfig, Tag("mel_diffusion")]
+    | Annotated[PretrainVocoderConfig, Tag("vocoder")],
+    _by_family("codec_lm", "mel_diffusion", "vocoder"),
 ]
 DistillJob = Annotated[
-    Annotated[DistillConfig, Tag("codec_lm")] | Annotated[DistillMelsConfig, Tag("mel_diffusion")], _BY_FAMILY
+    Annotated[DistillConfig, Tag("codec_lm")] | Annotated[DistillMelsConfig, Tag("mel_diffusion")],
+    _by_family("codec_lm", "mel_diffusion"),
 ]

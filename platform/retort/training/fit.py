@@ -1,6 +1,7 @@
 """The one loop. It knows teachers, step outputs and optimizers, and nothing of losses, devices, Ray or DeepSpeed."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,6 +12,7 @@ from retort.training.schedule import OptimizerConfig, ema_decay_at, learning_rat
 from retort.training.seam import StepOutput, Teacher
 
 _STUDENT = "student."
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class BadLossError(QualityGateError):
@@ -29,14 +31,39 @@ class Optimizer(Protocol):
         ...
 
 
+class PausingOptimizer(Optimizer, Protocol):
+    """One that can pass over steps."""
+
+    def leave_out_step(self) -> None:
+        """Count a step that is not made: weights and moments stay, the schedule goes on; every rank must call it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A network with a loss of its own, which judges what the objective makes.
+
+    Attributes:
+        objective: batch, ``StepOutput.for_adversary`` → what the batch gives.
+        optimizer: of this network alone.
+    """
+
+    objective: nn.Module
+    optimizer: PausingOptimizer
+
+
 def fit(
     objective: nn.Module,
     teacher: Teacher[Any, Any],
     batches: Iterable[tuple[Any, Tensor | None]],
     optimizer: Optimizer,
     on_step: Callable[[int, StepOutput], None],
+    adversary: Adversary | None = None,
 ) -> None:
     """Train: targets, loss, gradients, teacher update, report; one round per batch.
+
+    An adversary judges what the objective made before either of them changes, so that both make the same step at once.
+    Its metrics are reported with the objective's.
 
     Args:
         objective: holds the student.
@@ -44,6 +71,7 @@ def fit(
         batches: each with the weight of its loss; see ``apply_gradients``.
         optimizer: of the objective.
         on_step: gets the batch's number and what it gave.
+        adversary: trained beside the objective; a step of which there is nothing to judge is left out of its own.
 
     Raises:
         BadLossError: the loss is not finite; the message names the batch.
@@ -56,11 +84,27 @@ def fit(
         with torch.no_grad():
             targets = teacher.targets(batch)
         out: StepOutput = objective(batch, targets)
-        if not bool(torch.isfinite(out.loss)):
-            raise BadLossError(f"the loss is {float(out.loss)} at batch {step}")
-        if optimizer.apply_gradients(out.loss, weight):
+        _refuse_bad_loss(out, step)
+        judged: StepOutput | None = None
+        if adversary is not None and out.for_adversary is not None:
+            judged = adversary.objective(batch, out.for_adversary)
+            _refuse_bad_loss(judged, step)
+        is_step = optimizer.apply_gradients(out.loss, weight)
+        if adversary is not None:
+            if judged is not None:
+                # After the objective's backward pass, which went through this network's weights as they were.
+                adversary.optimizer.apply_gradients(judged.loss, weight)
+                out = replace(out, metrics={**out.metrics, **judged.metrics})
+            elif is_step:
+                adversary.optimizer.leave_out_step()
+        if is_step:
             teacher.update(student)
         on_step(step, out)
+
+
+def _refuse_bad_loss(out: StepOutput, step: int) -> None:
+    if not bool(torch.isfinite(out.loss)):
+        raise BadLossError(f"the loss is {float(out.loss)} at batch {step}")
 
 
 def student_of(objective: nn.Module) -> nn.Module:
@@ -111,6 +155,15 @@ class PlainOptimizer:
             # One call for all tensors: with many small ones, the calls cost more than the arithmetic.
             torch._foreach_lerp_(self.ema, [p.detach().float() for p in self.parameters], 1.0 - decay)
         return True
+
+    def leave_out_step(self) -> None:
+        """See :class:`PausingOptimizer`; AdamW's bias correction goes by the steps that are counted."""
+        for parameter in self.parameters:
+            state = self.adam.state[parameter]
+            if not state:
+                state.update({"step": torch.zeros(()), **{m: torch.zeros_like(parameter) for m in _MOMENTS}})
+            state["step"] += 1
+        self.micro_step += self.config.accumulation
 
     def weights(self) -> dict[str, Tensor]:
         """The parameters in fp32."""

@@ -95,10 +95,12 @@ class StepOutput:
     Attributes:
         loss: scalar, weights applied.
         metrics: detached scalars, unweighted terms.
+        for_adversary: what an adversary is to judge, without gradients; None where there is none, or not yet.
     """
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
+    for_adversary: Any = None
 
 
 class Trained(Protocol):
@@ -128,12 +130,16 @@ class Problem:
         teacher: makes the targets; never wrapped or optimised.
         batches: of this rank.
         trained: the student's fp32 weights by name → what the run leaves; called on rank 0.
+        adversary: a second network with a loss of its own, called with the batch and ``for_adversary`` of what the
+            objective gave; trained beside the objective by an optimizer of its own, and not kept. The objective may
+            look through it, with its weights detached.
     """
 
     objective: nn.Module
     teacher: Teacher[Any, Any]
     batches: Batches[Any]
     trained: Callable[[Mapping[str, Tensor]], Trained]
+    adversary: nn.Module | None = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from retort.models.weights import load_codec_lm
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.train.job import run_distill, run_pretrain
 from retort.orchestration.train.metrics import read_metrics
-from retort.run_config import PretrainConfig
+from retort.orchestration.train.task import TrainJob
 from retort.store.results import RUN_FILE
 from tests.orchestration.train_runs import (
     distill,
@@ -48,7 +48,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def kill_a_worker(job: PretrainConfig, after_step: int, done: threading.Event) -> None:
+def kill_a_worker(job: TrainJob, after_step: int, done: threading.Event) -> None:
     """SIGKILL one training worker of this machine once ``after_step`` was reported."""
     metrics = job.output / "metrics.jsonl"
     while not done.wait(0.02):

@@ -53,6 +53,20 @@ class RunState:
         return step
 
     @property
+    def steps_of_all(self) -> int:
+        """Steps that every optimizer has made; in the midst of a step, when a gradient is bad, not all have as many."""
+        return min(optimizer.step for optimizer in self.optimizers.values())
+
+    def leave_out_step(self) -> None:
+        """Count a step that none makes; every rank must call it."""
+        for optimizer in self.optimizers.values():
+            optimizer.leave_out_step()
+
+    def is_finite_here(self) -> bool:
+        """Whether every weight that this rank holds or computes with is a number; other ranks are not asked."""
+        return all(optimizer.is_finite_here() for optimizer in self.optimizers.values())
+
+    @property
     def accumulation(self) -> int:
         """Micro-batches of a step on one rank."""
         (accumulation,) = {optimizer.config.accumulation for optimizer in self.optimizers.values()}

@@ -14,6 +14,7 @@ from retort.orchestration.train.master_weights import (
     refresh_parameters,
 )
 from retort.training.schedule import OptimizerConfig, ema_decay_at, learning_rate_at, parameter_groups
+from retort.training.seam import Problem
 
 ZeroStage = Literal[0, 1, 2, 3]
 
@@ -144,6 +145,23 @@ class DeepSpeedOptimizer:
     def refresh(self) -> None:
         """Take masters that were written from outside into the model; every rank must call it."""
         refresh_parameters(self.engine)
+
+
+def optimizers_of(
+    problem: Problem, config: OptimizerConfig, num_steps: int, *, zero_stage: ZeroStage, dtype: torch.dtype
+) -> dict[str, DeepSpeedOptimizer]:
+    """The optimizer ``student`` of the objective, and ``adversary`` where the problem has one.
+
+    The adversary's has the same settings but for the average, which nobody would use: an adversary is not kept.
+    """
+    made = DeepSpeedOptimizer(problem.objective, config, num_steps, zero_stage=zero_stage, dtype=dtype)
+    if problem.adversary is None:
+        return {"student": made}
+    own = config.replace(ema_decay=None)
+    return {
+        "student": made,
+        "adversary": DeepSpeedOptimizer(problem.adversary, own, num_steps, zero_stage=zero_stage, dtype=dtype),
+    }
 
 
 def deepspeed_config(config: OptimizerConfig, zero_stage: ZeroStage, dtype: torch.dtype) -> dict[str, Any]:

@@ -23,31 +23,39 @@ _TAIL_BYTES = 1 << 14
 
 
 class RunningMeans:
-    """Means over the micro-batches of all ranks since the last reading, each weighted by its valid tokens."""
+    """Means over the micro-batches of all ranks since the last reading, each weighted by its valid tokens.
+
+    Not every micro-batch has all metrics: an adversary's begin with it. All ranks have the same ones at the same time.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._names: list[str] = []
-        self._sums: Tensor | None = None
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        """By the names of a micro-batch's metrics: their weighted sums, and that of the weights."""
 
     def add(self, out: StepOutput, num_valid: Tensor) -> None:
         """Take in one micro-batch; nothing is copied to the host."""
-        self._names = ["loss", *out.metrics]
+        names = ("loss", *out.metrics)
         values = torch.stack([out.loss.detach().float(), *(v.detach().float() for v in out.metrics.values())])
         weighted = torch.cat([values, values.new_ones(1)]) * num_valid
-        self._sums = weighted if self._sums is None else self._sums.add_(weighted)
+        self._sums[names] = self._sums[names].add_(weighted) if names in self._sums else weighted
 
     @property
     def is_empty(self) -> bool:
         """Whether nothing was added since the last reading."""
-        return self._sums is None
+        return not self._sums
 
     def read(self) -> dict[str, float]:
         """The means, which then start anew; every rank must call it."""
-        assert self._sums is not None, "nothing was added"
-        *sums, count = self._ranks.sum(self._sums).tolist()
-        self._sums = None
-        return {name: value / count for name, value in zip(self._names, sums, strict=True)}
+        assert self._sums, "nothing was added"
+        totals: dict[str, float] = {}
+        counts: dict[str, float] = {}
+        for names, added in self._sums.items():
+            *sums, count = self._ranks.sum(added).tolist()
+            for name, value in zip(names, sums, strict=True):
+                totals[name], counts[name] = totals.get(name, 0.0) + value, counts.get(name, 0.0) + count
+        self._sums = {}
+        return {name: value / counts[name] for name, value in totals.items()}
 
 
 class MetricsWriter:

@@ -9,10 +9,17 @@ from retort.methods.mel_pretrain import MelPretraining
 from retort.methods.multilevel_distill import MultilevelDistillation, MultilevelDistillConfig
 from retort.methods.pretrain import Pretraining
 from retort.methods.progressive_distill import ProgressiveDistillation, ProgressiveDistillConfig
-from retort.run_config import DistillConfig, DistillMelsConfig, PretrainConfig, PretrainMelsConfig
+from retort.methods.vocoder_pretrain import VocoderPretraining, VocoderSound
+from retort.run_config import (
+    DistillConfig,
+    DistillMelsConfig,
+    PretrainConfig,
+    PretrainMelsConfig,
+    PretrainVocoderConfig,
+)
 from retort.training.seam import Task
 
-TrainJob = PretrainConfig | PretrainMelsConfig | DistillConfig | DistillMelsConfig
+TrainJob = PretrainConfig | PretrainMelsConfig | PretrainVocoderConfig | DistillConfig | DistillMelsConfig
 
 
 def task_of(config: TrainJob) -> Task:
@@ -22,6 +29,10 @@ def task_of(config: TrainJob) -> Task:
             return Pretraining(config.data, config.model, training.batch, training.seed)
         case PretrainMelsConfig(training=training):
             return MelPretraining(config.data, config.model, config.method, training.batch, training.seed)
+        case PretrainVocoderConfig(training=training):
+            sound = VocoderSound(config.corpus, config.audio, config.splits, config.mel)
+            per_step = training.micro_batches_per_step
+            return VocoderPretraining(sound, config.model, config.method, training.batch, per_step, training.seed)
         case DistillConfig():
             return _of_codec_lm(config)
         case DistillMelsConfig():

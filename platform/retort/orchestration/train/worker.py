@@ -27,7 +27,12 @@ from retort.orchestration.train.checkpoints import (
     TrainingCheckpoints,
     accumulation_for,
 )
-from retort.orchestration.train.deepspeed_engine import BadGradientError, DeepSpeedOptimizer, micro_batch_weight
+from retort.orchestration.train.deepspeed_engine import (
+    BadGradientError,
+    DeepSpeedOptimizer,
+    micro_batch_weight,
+    optimizers_of,
+)
 from retort.orchestration.train.metrics import MetricsWriter, RunningMeans
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, WorkerLeavesError
@@ -38,7 +43,7 @@ from retort.store.place import behind, is_finished, push, workplace
 from retort.store.results import RESULT
 from retort.store.uploads import Mirror
 from retort.tensors import check_values
-from retort.training.fit import BadLossError, fit, student_of, student_weights
+from retort.training.fit import Adversary, BadLossError, fit, student_of, student_weights
 from retort.training.seam import Batch, Place, Problem, StepOutput
 
 _log = logging.getLogger(__name__)
@@ -142,20 +147,18 @@ def train_problem(assignment: Assignment, ranks: Ranks, problem: Problem, dtype:
     num_parameters = sum(p.numel() for p in student_of(problem.objective).parameters())  # ZeRO stage 3 empties them
     weights = dict(problem.objective.named_parameters())
     check_values("the weights that training begins with are no numbers", weights, cure="check where they come from")
-    optimizer = DeepSpeedOptimizer(
-        problem.objective, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype
-    )
+    optimizers = optimizers_of(problem, settings, training.steps, zero_stage=workers.zero_stage, dtype=dtype)
     seed_rank(training.seed, ranks.rank)
     listener = StopListener(config.output, ranks, run=assignment.run)
     left_out = ranks.from_rank_zero(bad_steps(config.output) if ranks.rank == 0 else ())
-    loop = TrainingLoop(config, problem, optimizer, checkpoints, listener, num_parameters, left_out)
-    _log.info("%s, %s", _describe(config, optimizer, ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
+    loop = TrainingLoop(config, problem, optimizers, checkpoints, listener, num_parameters, left_out)
+    _log.info("%s, %s", _describe(config, optimizers["student"], ranks), "bf16" if dtype == torch.bfloat16 else "fp32")
     if found is not None:
         checkpoints.restore(found, loop.state)
         _log.info("resuming after step %d", found.step)
     with contextlib.closing(checkpoints):
         metrics = loop.run()
-    _write_result(assignment, problem, optimizer, ranks, metrics)
+    _write_result(assignment, problem, optimizers["student"], ranks, metrics)
 
 
 class TrainingLoop:
@@ -165,7 +168,7 @@ class TrainingLoop:
         self,
         config: TrainJob,
         problem: Problem,
-        optimizer: DeepSpeedOptimizer,
+        optimizers: Mapping[str, DeepSpeedOptimizer],
         checkpoints: TrainingCheckpoints,
         listener: StopListener,
         num_parameters: int,
@@ -174,10 +177,11 @@ class TrainingLoop:
         self._num_parameters = num_parameters
         self._left_out = frozenset(left_out)
         self._training, self._output = config.training, config.output
-        self._problem, self._optimizer, self._checkpoints = problem, optimizer, checkpoints
+        self._problem, self._optimizer, self._checkpoints = problem, optimizers["student"], checkpoints
+        self._adversary = optimizers.get("adversary")
         self._listener, self._ranks = listener, checkpoints.ranks
         self._saved = self._reported = 0
-        self.state = RunState({"student": optimizer}, problem.teacher)
+        self.state = RunState(optimizers, problem.teacher)
         self._means = RunningMeans(self._ranks)
         self._writer: MetricsWriter | None = None
         self._num_valid = torch.ones(())
@@ -200,6 +204,7 @@ class TrainingLoop:
                     self._batches(start),
                     self._optimizer,
                     self._after_micro_batch,
+                    None if self._adversary is None else Adversary(self._adversary.engine, self._adversary),
                 )
             except (BadLossError, BadGradientError, BadWeightsError) as error:
                 raise self._noted(error) from None
@@ -213,8 +218,8 @@ class TrainingLoop:
     def _noted(self, error: BadLossError | BadGradientError | BadWeightsError) -> QualityGateError:
         """Note the step that is at fault: this one, or the one before if that one's gradient spoiled the weights."""
         batches, accumulation = self._problem.batches, self._optimizer.config.accumulation
-        done = self._optimizer.step
-        is_finite = not isinstance(error, BadWeightsError) and self._optimizer.is_finite_here()
+        done = self.state.steps_of_all
+        is_finite = not isinstance(error, BadWeightsError) and self.state.is_finite_here()
         # What is saved is finite, so a gradient that spoiled the weights came later.
         is_spoiled = done > self._saved and not is_finite
         step = done if is_spoiled else done + 1
@@ -242,7 +247,7 @@ class TrainingLoop:
         num_micro_batches = accumulation * self._ranks.world_size
         for step in range(start, self._training.steps):
             if step + 1 in self._left_out:
-                self._optimizer.leave_out_step()
+                self.state.leave_out_step()
                 continue
             numbers = range(step * accumulation, (step + 1) * accumulation)
             batches: list[Batch] = [self._problem.batches.batch(n).to(device) for n in numbers]
