@@ -34,7 +34,8 @@ class ConvNeXtBlock(nn.Module):
         """Features [B, D, T] to [B, D, T - 2 * MARGIN]."""
         h_BTD = self.norm(self.mix(x_BDT).transpose(1, 2))
         h_BTD = self.down(nn.functional.gelu(self.up(h_BTD))) * self.scale
-        return x_BDT[..., MARGIN : x_BDT.shape[-1] - MARGIN] + h_BTD.transpose(1, 2)
+        added_BDT: Tensor = h_BTD.transpose(1, 2)
+        return x_BDT[..., MARGIN : x_BDT.shape[-1] - MARGIN] + added_BDT
 
 
 class ConvNeXt(nn.Module):
