@@ -158,6 +158,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(early_stopping={"job": "evaluation", "first_rung": 5}), "is no training job of the trial; student is"),
         (changed(gate="fastest"), "is not a gate"),
         (changed(objectives=["wre"]), "objectives.0"),
+        (changed(objectives=["wer", "target_kl"]), "target_kl needs evaluation.confidence_teacher"),
     ],
 )
 def test_what_does_not_go_together_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_va
 
 from retort.config import Config, faults_of, put, validate
 from retort.errors import ConfigError
-from retort.evaluation.metrics import OBJECTIVES, find_metric
+from retort.evaluation.metrics import OBJECTIVES, TARGET_KL, find_metric
 from retort.evaluation.preference import DEFAULT_GATE, parse_gate
 from retort.run_config.evaluate import EvaluateConfig, SystemConfig
 from retort.run_config.job import JobConfig
@@ -142,6 +142,10 @@ class TuneConfig(Config):
         self.evaluation.check_labels(self.objectives)
         if timed and self.evaluation.speed is None:
             raise ValueError(f"objectives {', '.join(timed)} need {self.evaluation.output.name}.speed")
+        if TARGET_KL in self.objectives and self.evaluation.confidence_teacher is None:
+            raise ValueError(
+                f"objective {TARGET_KL} needs {self.evaluation.output.name}.confidence_teacher, the target"
+            )
         return self
 
     @property
