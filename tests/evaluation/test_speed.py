@@ -53,6 +53,10 @@ def test_a_models_figures_add_up_and_passes_are_counted_by_decoding(tmp_path: Pa
     }
     speeds = measure_speed(cases, batch_size=2, seconds=0.5, rounds=1)
     assert {name: speed.figures["nfe"] for name, speed in speeds.items()} == {"plain": 1, "guided": 2}
+    timing = cases["guided"].time(batch_size=2, seconds=0.5)
+    assert timing.figures["tokens_per_second"] * timing.compute_s == pytest.approx(2 * 20 * 2), (
+        "rows, frames, codebooks"
+    )
     for speed in speeds.values():
         assert set(speed.figures) == {"nfe", "tokens_per_second"}
         # 40 frames of two codebooks for a second of audio, of which the codec's share of the time is no part.
