@@ -20,6 +20,10 @@ _NOT_KEYS = re.compile(
     r"\.(?:py|ya?ml|jsonl?|csv|tsv|md|html|wav|flac|txt|npz?|safetensors|parquet|sh|sum|so|in|out|pcm|mp3|org|com)$"
 )
 _BACKTICKED = re.compile(r"`([a-z][a-z_]*)`")
+_BARE = re.compile(
+    r"\b(?:set|raise|lower|reduce|change|correct|check|say|list|shorten) "  # and after it, a key, such as pool_size
+    r"(?:([a-z]+(?:_[a-z0-9]+)+)\b(?![\w.(/*\x00])|(?!it )([a-z]+) to [a-z]+_)"
+)
 _SET_TRUE = re.compile(r"\b([a-z]+(?:_[a-z]+)+): true")
 _READERS = sorted(path.stem for path in (PACKAGE / "data").glob("readers_*.py"))
 
@@ -91,6 +95,37 @@ def test_every_dotted_key_in_a_message_is_a_key() -> None:
             absent += [f"{path.relative_to(PACKAGE)}:{line}: {key}" for key in advised_but_absent(text, configs)]
     assert seen > 30
     assert not absent
+
+
+def bare_but_absent(text: str, configs: list[type[Config]]) -> list[str]:
+    """The undotted keys that a text says to set, raise or look at, and which no configuration has."""
+    names = {name for config in configs for name in config.model_fields}
+    return [key for found in _BARE.findall(text) for key in found if key and key not in names]
+
+
+def test_every_key_that_a_message_says_to_set_is_a_key() -> None:
+    configs = _configs()
+    seen, absent = 0, []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for line, text in _sentences(path):
+            seen += len(_BARE.findall(text))
+            absent += [f"{path.relative_to(PACKAGE)}:{line}: {key}" for key in bare_but_absent(text, configs)]
+    assert seen > 10
+    assert not absent
+
+
+@pytest.mark.parametrize(
+    ("text", "absent"),
+    [
+        ("more than max_reject_fraction allows; raise max_reject_fraction", []),
+        ("raise max_rejects_fraction", ["max_rejects_fraction"]),
+        ("the service does not know this request; set checksum to when_required", ["checksum"]),
+        ("check endpoint_url, the network and that the service runs", ["endpoint_url"]),
+        ("set it to some_value in the file", []),
+    ],
+)
+def test_a_bare_key_that_is_none_is_found(text: str, absent: list[str]) -> None:
+    assert bare_but_absent(text, _configs()) == absent
 
 
 @pytest.mark.parametrize(

@@ -143,6 +143,27 @@ def test_nothing_but_a_constant_is_silence(level, channels):
     assert read_audio(wav_bytes(tone(0, 1.0), 16000)).duration_s == 1.0
 
 
+@pytest.mark.parametrize("level", [0.3, -0.05])
+def test_one_channel_of_nothing_but_a_constant_adds_nothing(level):
+    import io
+
+    import soundfile
+
+    def stereo(left_N):
+        buffer = io.BytesIO()
+        soundfile.write(buffer, torch.stack([left_N, torch.full_like(left_N, level)], 1).numpy(), 16000, format="WAV")
+        return buffer.getvalue()
+
+    padded = torch.cat([torch.zeros(8000), tone(0, 0.5), torch.zeros(16000)])
+    samples_N = _loader(trim_silence_dbfs=-50.0).load(_utterance(stereo(padded)))
+    alone_N = _loader(trim_silence_dbfs=-50.0).load(_utterance(wav_bytes(padded / 2, 16000)))
+    assert samples_N.numel() == alone_N.numel()
+    assert torch.allclose(samples_N, alone_N, atol=1e-4)
+    with pytest.raises(AudioRejected) as error:
+        _loader().load(_utterance(stereo(torch.zeros(16000))))
+    assert error.value.code == "silent"
+
+
 def test_the_mean_of_a_voice_is_no_constant():
     corpus = DigitsConfig(kind="digits", num_strings=24, test_strings=0)
     for row in read_digits(corpus):

@@ -157,6 +157,21 @@ def test_speakers_can_be_resampled_whole():
         summarise([row("teacher", 0, 0), row("student", 0, 0)], SYSTEMS, bootstrap=BootstrapConfig(by_speaker=True))
 
 
+def test_comparisons_resample_whole_speakers_too():
+    speakers = [f"s{i // 2}" for i in range(10)]
+    rows = [row(s, i, e[i], speaker=speakers[i]) for s, e in ERRORS.items() for i in range(10)]
+    by_speaker = BootstrapConfig(by_speaker=True, num_resamples=500)
+    found = summarise(rows, SYSTEMS, [Pair("teacher", "student")], bootstrap=by_speaker)
+    compared = next(comparison for comparison in found.comparisons if comparison["metric"] == "wer_corpus")
+    words = [len(text.split()) for text in TEXTS]
+    pair = ERRORS["teacher"], ERRORS["student"], words
+    expected = paired_comparison(*pair, clusters=speakers, num_resamples=500)
+    assert compared["ci95"] == ([expected.low, expected.high] if expected.reliable else None)
+    assert compared["probability_of_improvement"] == expected.probability_of_improvement
+    plain = paired_comparison(*pair, num_resamples=500)
+    assert (expected.reliable, expected.low, expected.high) != (plain.reliable, plain.low, plain.high)
+
+
 def test_silent_utterances_have_no_voice_to_compare():
     rows = [
         row(s, i, 0, similarity=None if (s, i) == ("teacher", 0) else 0.5 + 0.01 * i) for s in ERRORS for i in range(10)

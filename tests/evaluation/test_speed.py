@@ -139,6 +139,10 @@ def test_a_models_figures_add_up_and_passes_are_counted_by_decoding(tmp_path: Pa
     }
     found = measure_all(cases, None, batch_sizes=(2,), seconds=0.5, turns=Turns(1, 1e-6, NEVER))
     assert {name: figures["nfe"].value for name, figures in found.figures.items()} == {"plain": 1, "guided": 2}
+    timing = cases["guided"].time(batch_size=2, seconds=0.5)
+    assert timing.figures["tokens_per_second"] * timing.compute_s == pytest.approx(2 * 20 * 2), (
+        "rows, frames, codebooks"
+    )
     for figures in found.figures.values():
         # 40 frames of two codebooks for a second of audio, of which the codec's share of the time is no part.
         assert 80 / figures["tokens_per_second"].value < figures["rtf"].value

@@ -42,6 +42,7 @@ def test_cached_targets_teach_what_the_live_teacher_teaches(
     assert isinstance(two.teacher, CachedTeacher)
     assert lineage_of(two) == lineage_of(one)
     assert isinstance(two.batches, BatchStream)
+    assert two.batches.config.prompts == "by_id", "the prompts that the targets were made with"
     rows = two.batches.rows
     assert sum(row.id.startswith("sampled-") for row in rows) / len(rows) == pytest.approx(0.2, abs=0.02)
     losses = []

@@ -88,6 +88,7 @@ def test_the_clients_themselves_say_it(script: str) -> None:
 def test_open_webui_lists_what_it_then_asks_for() -> None:
     """As its public source reads: ids and names of ``voices``, ids of ``models``, and a body of its page's."""
     stub = second()
+    assert len(set(OPENAI_VOICES)) == 13
     with running(api_of_stub(stub)) as url:
         voices = {voice["id"]: voice["name"] for voice in httpx.get(f"{url}/v1/audio/voices").json()["voices"]}
         models = [model["id"] for model in httpx.get(f"{url}/v1/audio/models").json()["models"]]

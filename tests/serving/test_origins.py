@@ -5,11 +5,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import pytest
 import torch
 
+from retort.serving.local import with_hosts
+from retort.serving.settings import ServeConfig, ServedModel
 from retort.serving.speaking import Snippet
 from tests.patience import HANG_MS, comes, patient
 from tests.serving.running import Stub, api_of_stub, running
@@ -99,6 +102,24 @@ def test_a_foreign_host_is_refused_where_hosts_are_listed(host: str, is_taken: b
     assert statuses == ([200, 200] if is_taken else [421, 421])
     with running(api_of_stub(tone())) as url:
         assert httpx.get(f"{url}/v1/models", headers={"Host": host}).status_code == 200, "none is listed"
+
+
+@pytest.mark.parametrize(
+    ("host", "listed", "expected"),
+    [
+        ("127.0.0.1", None, ()), ("127.0.0.53", None, ()), ("localhost", None, ()), ("::1", None, ()),
+        ("0.0.0.0", None, None), ("192.0.2.7", None, None), ("127.0.0.1", ["tts.example.com"], ("tts.example.com",)),
+    ],
+)  # fmt: skip
+def test_at_a_loopback_address_foreign_hosts_are_refused_without_a_word_in_the_file(
+    host: str, listed: list[str] | None, expected: tuple[str, ...] | None
+) -> None:
+    models = (ServedModel(name="tiny", path=Path()),)
+    config = with_hosts(ServeConfig(models=models, host=host).replace(hosts=listed))
+    assert config.hosts == expected
+    with running(api_of_stub(tone(), hosts=config.hosts)) as url:
+        status = httpx.get(f"{url}/v1/models", headers={"Host": "evil.example"}).status_code
+    assert status == (200 if expected is None else 421)
 
 
 def test_the_page_is_shown_in_no_other_page() -> None:

@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001
 """Texts of which the model can read a part: what it left out is told with the answer, before its first byte."""
 
 import asyncio
@@ -64,8 +65,10 @@ def test_parts_that_are_left_out_whole_are_named_too(client: httpx.Client, text:
     assert set(told.headers[HEADER].split(", ")) >= {"U+4F60", "U+597D", "U+4E16", "U+754C"}
 
 
-def test_what_holds_nothing_to_read_stays_refused(client: httpx.Client) -> None:
-    refused = spoken(client, "你好")
+@pytest.mark.parametrize("text", ["你好，世界", "привет", "こんにちは", "مرحبا"])
+@pytest.mark.parametrize("form", [{}, {"response_format": "pcm", "stream_format": "sse"}], ids=["whole", "stream"])
+def test_what_holds_nothing_to_read_stays_refused(client: httpx.Client, text: str, form: dict[str, str]) -> None:
+    refused = spoken(client, text, **form)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "input")
     assert HEADER not in refused.headers
 

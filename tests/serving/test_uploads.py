@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from retort.inference.voices import CODES, Voice
 from retort.models.weights import load_codec_lm
 from retort.serving.backends import LocalBackend
+from retort.serving.formats import KINDS, SpeechEncoder
+from retort.serving.requests import AudioFormat
 from retort.serving.settings import ServeConfig, VoiceUploads
 from retort.serving.voices import VoiceStore
 from tests.audio.test_media import encoded
@@ -188,6 +190,16 @@ def test_usual_formats_are_taken(address: str, kind: str) -> None:
 @pytest.mark.parametrize(("container", "codec"), [("ipod", "aac"), ("webm", "libopus"), ("adts", "aac")])
 def test_what_phones_and_browsers_record_is_taken(address: str, container: str, codec: str) -> None:
     assert upload(address, encoded(container, codec, rate=48_000), name=container).status_code == 200
+    remove_all(address)
+
+
+@pytest.mark.parametrize("name", [name for name in KINDS if name != "pcm"])
+def test_what_the_service_streams_is_taken_as_a_voice(address: str, name: AudioFormat) -> None:
+    """Though nothing in such a stream says how long it is."""
+    encoder = SpeechEncoder(name, 24_000)
+    noise_N = 0.1 * torch.randn(48_000, generator=torch.Generator().manual_seed(0))
+    added = upload(address, encoder.push(noise_N) + encoder.finish(), name=name)
+    assert added.status_code == 200, added.text
     remove_all(address)
 
 

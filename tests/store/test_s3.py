@@ -182,7 +182,7 @@ def test_endpoint_that_does_not_answer(tmp_path: Path, sealed: Path) -> None:
             lambda: store.get_folder("a", tmp_path / "x"),
         ):
             assert fault(action) is StoreFault.UNREACHABLE
-    with pytest.raises(StorageError, match="check endpoint_url"):
+    with pytest.raises(StorageError, match="check AWS_ENDPOINT_URL"):
         store.list()
 
 

@@ -252,6 +252,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def with_hosts(config: ServeConfig) -> ServeConfig:
+    """The same, with a list of no foreign hosts where it listens on this machine alone and says none itself."""
+    return config.replace(hosts=()) if config.hosts is None and _is_loopback(config.host) else config
+
+
 def _port_of(config: ServeConfig) -> int:
     """Where to listen: what is asked for, if it is free, and any free port for 0."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
@@ -285,8 +290,7 @@ def deploy(config: ServeConfig) -> None:
 
     if config.client_header is None and _uses_haproxy(config):
         config = config.replace(client_header=_client_header())
-    if config.hosts is None and _is_loopback(config.host):
-        config = config.replace(hosts=())
+    config = with_hosts(config)
     absolute = absolute_paths(config).replace(models=tuple(absolute_paths(model) for model in config.models))
     if config.voice_uploads is not None:
         absolute = absolute.replace(voice_uploads=absolute_paths(config.voice_uploads))
