@@ -70,7 +70,7 @@ def log_mel(samples: Tensor, config: MelConfig) -> Tensor:
         pad_mode="constant",
         return_complex=True,
     )
-    mel_BMT = _filters(config).to(samples.device) @ spectrum_BFT.abs()
+    mel_BMT = mel_filters(config).to(samples.device) @ spectrum_BFT.abs()
     return mel_BMT.clamp(min=MEL_FLOOR).log().reshape(*samples.shape[:-1], *mel_BMT.shape[-2:])
 
 
@@ -80,7 +80,7 @@ def mel_to_magnitude(log_mel_BMT: Tensor, config: MelConfig) -> Tensor:
     Starts from the filters' transpose, which is smooth over frequency, and applies the multiplicative updates of Lee
     and Seung (NIPS 2000) for a fixed dictionary. ``MEL_FLOOR`` maps to zero.
     """
-    filters_MF = _filters(config).to(log_mel_BMT.device)
+    filters_MF = mel_filters(config).to(log_mel_BMT.device)
     mel_BMT = (log_mel_BMT.float().exp() - MEL_FLOOR).clamp(min=0.0)
     target_BFT = filters_MF.T @ mel_BMT
     magnitude_BFT = target_BFT / filters_MF.sum(0).square().clamp(min=_TINY)[:, None]
@@ -97,7 +97,7 @@ def window(config: MelConfig) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _filters(config: MelConfig) -> Tensor:
+def mel_filters(config: MelConfig) -> Tensor:
     """Triangular mel filters [M, F], Slaney scale and norm (Slaney, Auditory Toolbox, 1998)."""
     frequencies_F = torch.linspace(0, config.sample_rate / 2, config.fft_size // 2 + 1, dtype=torch.float64)
     low, high = _hz_to_mel(config.f_min_hz), _hz_to_mel(config.f_max_hz)
