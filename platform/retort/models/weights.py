@@ -21,13 +21,16 @@ from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
+from retort.models.zero_shot.config import ZeroShotConfig
+from retort.models.zero_shot.model import ZeroShot
+from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.tensors import check_shapes, check_values
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _CURE = "restore the folder that `retort pretrain`, `distill`, `prune` or `import` wrote, or make it again"
 
-M = TypeVar("M", CodecLM, MelDiffusion)
+M = TypeVar("M", CodecLM, MelDiffusion, ZeroShot)
 L = TypeVar("L", bound=Config)
 
 
@@ -54,8 +57,16 @@ class SavedMelDiffusion(Config):
     lineage: MelDiffusionLineage
 
 
+class SavedZeroShot(Config):
+    """Contents of ``config.json`` of a zero-shot model."""
+
+    model: ZeroShotConfig
+    lineage: ZeroShotLineage
+
+
 LoadedCodecLM = LoadedModel[CodecLM, CodecLMLineage]
 LoadedMelDiffusion = LoadedModel[MelDiffusion, MelDiffusionLineage]
+LoadedZeroShot = LoadedModel[ZeroShot, ZeroShotLineage]
 
 
 def family_of(saved: Any) -> str:
@@ -66,14 +77,17 @@ def family_of(saved: Any) -> str:
 
 
 # The families: what is built, what is written, what is read.
-Model = CodecLM | MelDiffusion
-Lineage = CodecLMLineage | MelDiffusionLineage
+Model = CodecLM | MelDiffusion | ZeroShot
+Lineage = CodecLMLineage | MelDiffusionLineage | ZeroShotLineage
+AnySaved = SavedCodecLM | SavedMelDiffusion | SavedZeroShot
 SavedModel = Annotated[
-    Annotated[SavedCodecLM, Tag("codec_lm")] | Annotated[SavedMelDiffusion, Tag("mel_diffusion")],
+    Annotated[SavedCodecLM, Tag("codec_lm")]
+    | Annotated[SavedMelDiffusion, Tag("mel_diffusion")]
+    | Annotated[SavedZeroShot, Tag("zero_shot")],
     Discriminator(
         family_of,
         custom_error_type=UNKNOWN_BRANCH,
-        custom_error_message="model.type: unknown family of models; it is one of codec_lm, mel_diffusion",
+        custom_error_message="model.type: unknown family of models; it is one of codec_lm, mel_diffusion, zero_shot",
     ),
 ]
 
@@ -129,14 +143,31 @@ def load_mel_diffusion(folder: Path) -> LoadedMelDiffusion:
             )
 
 
-def read_saved(folder: Path) -> SavedCodecLM | SavedMelDiffusion:
+def load_zero_shot(folder: Path) -> LoadedZeroShot:
+    """Load a model folder that must hold a zero-shot model, in fp32 and evaluation mode.
+
+    Raises:
+        ConfigError: it holds a model of another family, which is named.
+        DataError: as :func:`read_saved`, or its weights do not fit its configuration or are no numbers.
+    """
+    match read_saved(folder):
+        case SavedZeroShot() as saved:
+            return _loaded(folder, ZeroShot(saved.model), saved.lineage)
+        case saved:
+            raise ConfigError(
+                f"{folder} is a model of the family {saved.model.type}, and a zero_shot is needed here; "
+                "give the folder of a model that `retort pretrain` or `distill` made of phone mels"
+            )
+
+
+def read_saved(folder: Path) -> AnySaved:
     """The ``config.json`` of a model folder, by whose type families are told apart.
 
     Raises:
         DataError: the folder is not a model, or its family is not known.
     """
     try:
-        saved: SavedCodecLM | SavedMelDiffusion = validate(
+        saved: AnySaved = validate(
             _config_tree(folder),
             SavedModel,  # type: ignore[arg-type]
             where=str(folder / CONFIG_FILE),

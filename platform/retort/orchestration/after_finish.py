@@ -13,6 +13,7 @@ from retort.run_config import (
     AlignConfig,
     DistillConfig,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -22,6 +23,7 @@ from retort.run_config import (
     PrepareConfig,
     PretrainConfig,
     PretrainMelsConfig,
+    PretrainZeroShotConfig,
     PruneConfig,
     TuneConfig,
 )
@@ -68,7 +70,14 @@ def after_finish(config: FinishingJob) -> AfterFinish:
     ``report`` is not here, since it is always written again, and neither is a tour, whose jobs are asked one by one.
     """
     match config:
-        case PretrainConfig() | PretrainMelsConfig() | DistillConfig() | DistillMelsConfig():
+        case (
+            PretrainConfig()
+            | PretrainMelsConfig()
+            | PretrainZeroShotConfig()
+            | DistillConfig()
+            | DistillMelsConfig()
+            | DistillZeroShotConfig()
+        ):
             return AfterFinish(
                 same=TRAINING_MAY_CHANGE,
                 more=("training.steps",),

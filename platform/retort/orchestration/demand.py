@@ -11,6 +11,7 @@ from retort.run_config import (
     DemoConfig,
     DistillConfig,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -21,6 +22,7 @@ from retort.run_config import (
     PrepareConfig,
     PretrainConfig,
     PretrainMelsConfig,
+    PretrainZeroShotConfig,
     PruneConfig,
     ReportConfig,
     TuneConfig,
@@ -205,7 +207,14 @@ def demands_of(config: AnyConfig) -> list[Demand]:
         case TuneConfig():
             of_trial = [demand for job in config.trial for demand in demands_of(job)]
             return [replace(demand, count=demand.count * config.max_concurrent) for demand in of_trial]
-        case PretrainConfig() | PretrainMelsConfig() | DistillConfig() | DistillMelsConfig():
+        case (
+            PretrainConfig()
+            | PretrainMelsConfig()
+            | PretrainZeroShotConfig()
+            | DistillConfig()
+            | DistillMelsConfig()
+            | DistillZeroShotConfig()
+        ):
             return [Demand.of_training(config.training.workers)]
         case GenerateConfig() | GenerateMelsConfig() | GenerateSpeechConfig():
             return [Demand.of_pool(config.pool)]

@@ -17,6 +17,7 @@ from retort.run_config import (
     DemoConfig,
     DistillConfig,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
@@ -26,6 +27,7 @@ from retort.run_config import (
     PrepareConfig,
     PretrainConfig,
     PretrainMelsConfig,
+    PretrainZeroShotConfig,
     PruneConfig,
     ReportConfig,
     RunConfig,
@@ -87,7 +89,7 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.align.job import run_align
 
             return partial(run_align, config)
-        case PretrainConfig() | PretrainMelsConfig():
+        case PretrainConfig() | PretrainMelsConfig() | PretrainZeroShotConfig():
             from retort.orchestration.train.job import run_pretrain
 
             return partial(run_pretrain, config)
@@ -111,7 +113,7 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.prune.job import run_prune
 
             return partial(run_prune, config)
-        case DistillConfig() | DistillMelsConfig():
+        case DistillConfig() | DistillMelsConfig() | DistillZeroShotConfig():
             from retort.orchestration.train.job import run_distill
 
             return partial(run_distill, config)

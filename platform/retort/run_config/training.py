@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from retort.config import Config
 from retort.config_faults import UNKNOWN_BRANCH
 from retort.data.mel_stream import MelBatchConfig
+from retort.data.phone_mel_stream import PhoneMelBatchConfig
 from retort.data.stream import BatchConfig
 from retort.location import Location
 from retort.methods.cfg_distill import CFGDistillConfig
@@ -16,8 +17,12 @@ from retort.methods.interval_distill import IntervalDistillConfig
 from retort.methods.mel_pretrain import MelDiffusionShape, MelPretrainConfig
 from retort.methods.multilevel_distill import MultilevelDistillConfig
 from retort.methods.progressive_distill import ProgressiveDistillConfig
+from retort.methods.self_distill import SelfDistillConfig
+from retort.methods.zero_shot_pretrain import ZeroShotPretrainConfig
 from retort.models.initialise import Initialisation
-from retort.models.student_shape import ModelSize, StudentSize
+from retort.models.student_shape import ModelSize, SameAsTeacher, StudentSize
+from retort.models.zero_shot.presets import ZeroShotPreset, ZeroShotShape
+from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig, TimbreEncoderConfig
 from retort.run_config.machines import WorkersConfig
 from retort.run_config.output import Output
 from retort.run_config.tracker import TrackerConfig
@@ -29,6 +34,8 @@ MelMethod = Annotated[
     GuidedDistillConfig | ProgressiveDistillConfig | IntervalDistillConfig, Field(discriminator="kind")
 ]
 """What distils a denoiser of mels."""
+ZeroShotSize = Annotated[ZeroShotPreset | ZeroShotShape, Field(discriminator="kind")]
+ZeroShotStudentSize = Annotated[SameAsTeacher | ZeroShotPreset | ZeroShotShape, Field(discriminator="kind")]
 
 B = TypeVar("B", bound=Config)
 
@@ -138,20 +145,57 @@ class DistillMelsConfig(Config):
     training: TrainingConfig[MelBatchConfig]
 
 
-_FAMILIES = ("codec_lm", "mel_diffusion")
-_OF_DENOISERS = {kind.model_fields["kind"].default for kind in (MelPretrainConfig, *get_args(get_args(MelMethod)[0]))}
+class PretrainZeroShotConfig(Config):
+    """Phone mels of recordings → a zero-shot model, the teacher of its own second stage."""
+
+    job: Literal["pretrain"] = "pretrain"
+    family: Literal["zero_shot"]
+    output: Output
+    data: Location
+    """Output of `retort generate` with ``makes: phone_mels`` and ``source.kind: recordings``."""
+    model: ZeroShotSize
+    timbre: TimbreEncoderConfig = ResemblyzerTimbreConfig()
+    """The frozen speaker encoder; the one that the data were made with."""
+    method: ZeroShotPretrainConfig = ZeroShotPretrainConfig()
+    training: TrainingConfig[PhoneMelBatchConfig]
+
+
+class DistillZeroShotConfig(Config):
+    """A zero-shot model, its data, and what it said of them in other voices → a zero-shot model."""
+
+    job: Literal["distill"] = "distill"
+    family: Literal["zero_shot"]
+    output: Output
+    teacher: Location
+    data: Location
+    """What the teacher was trained on."""
+    swapped: Location
+    """Output of `retort generate` with ``makes: phone_mels`` and ``source.kind: swapped``."""
+    student: ZeroShotStudentSize = SameAsTeacher()
+    timbre: TimbreEncoderConfig = ResemblyzerTimbreConfig()
+    """The frozen speaker encoder; the one that the data were made with."""
+    method: SelfDistillConfig = SelfDistillConfig()
+    training: TrainingConfig[PhoneMelBatchConfig]
+
+
+_FAMILIES = ("codec_lm", "mel_diffusion", "zero_shot")
+_KINDS = {
+    "mel_diffusion": (MelPretrainConfig, *get_args(get_args(MelMethod)[0])),
+    "zero_shot": (ZeroShotPretrainConfig, SelfDistillConfig),
+}
+_FAMILY_OF = {kind.model_fields["kind"].default: family for family, kinds in _KINDS.items() for kind in kinds}
 
 
 def _family(given: Any) -> str | None:
     """The tag of a training job; files that say nothing of it train codec language models.
 
-    A method of denoisers without ``family`` gets their tag, so that the family is what is told to be missing.
+    A method of another family without ``family`` gets its tag, so that the family is what is told to be missing.
     """
     if not isinstance(given, dict):
         return str(given.family)
     method = given.get("method")
-    is_of_denoisers = isinstance(method, dict) and method.get("kind") in _OF_DENOISERS
-    family = given.get("family", "mel_diffusion" if is_of_denoisers else "codec_lm")
+    kind = method.get("kind") if isinstance(method, dict) else None
+    family = given.get("family", _FAMILY_OF.get(kind, "codec_lm"))
     return family if family in _FAMILIES else None
 
 
@@ -159,8 +203,14 @@ _BY_FAMILY = Discriminator(
     _family, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"family: it is one of {', '.join(_FAMILIES)}"
 )
 PretrainJob = Annotated[
-    Annotated[PretrainConfig, Tag("codec_lm")] | Annotated[PretrainMelsConfig, Tag("mel_diffusion")], _BY_FAMILY
+    Annotated[PretrainConfig, Tag("codec_lm")]
+    | Annotated[PretrainMelsConfig, Tag("mel_diffusion")]
+    | Annotated[PretrainZeroShotConfig, Tag("zero_shot")],
+    _BY_FAMILY,
 ]
 DistillJob = Annotated[
-    Annotated[DistillConfig, Tag("codec_lm")] | Annotated[DistillMelsConfig, Tag("mel_diffusion")], _BY_FAMILY
+    Annotated[DistillConfig, Tag("codec_lm")]
+    | Annotated[DistillMelsConfig, Tag("mel_diffusion")]
+    | Annotated[DistillZeroShotConfig, Tag("zero_shot")],
+    _BY_FAMILY,
 ]

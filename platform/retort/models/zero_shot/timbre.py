@@ -8,10 +8,9 @@ encoder's own front-end, mels of a model through :mod:`retort.models.zero_shot.m
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -59,6 +58,13 @@ class ResemblyzerTimbreConfig(Config):
 TimbreEncoderConfig = ResemblyzerTimbreConfig
 
 
+def timbre_encoder_name(config: TimbreEncoderConfig) -> str:
+    """The ``name`` of the encoder that ``config`` names, without loading it."""
+    match config:
+        case ResemblyzerTimbreConfig():
+            return ResemblyzerTimbre.name
+
+
 def open_timbre_encoder(
     config: TimbreEncoderConfig, mel: MelConfig, *, device: torch.device | str = "cpu"
 ) -> TimbreEncoder:
@@ -71,7 +77,9 @@ def open_timbre_encoder(
     """
     if mel.sample_rate != TIMBRE_RATE:
         raise ConfigError(f"timbre encoders listen at {TIMBRE_RATE} Hz, the mels are of {mel.sample_rate} Hz")
-    return ResemblyzerTimbre(mel, device=device)
+    match config:
+        case ResemblyzerTimbreConfig():
+            return ResemblyzerTimbre(mel, device=device)
 
 
 class ResemblyzerTimbre:
