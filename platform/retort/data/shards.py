@@ -40,7 +40,7 @@ class Shards:
     Args:
         folder: of the shards.
         schema: Arrow schema that each of them must have.
-        large: names of the columns that are not read at once; they hold bytes.
+        large: names of the columns that are not read at once.
 
     Raises:
         DataError: a shard has another schema.
@@ -57,16 +57,16 @@ class Shards:
         for path in sorted(folder.glob("*.parquet")):
             with pq.ParquetFile(path, memory_map=True) as file:
                 if file.schema_arrow.names != schema.names:
-                    raise DataError(f"{path}: not of this version; run `retort generate` again")
+                    raise DataError(f"{path}: not of this version; make it again")
                 tables.append(file.read(columns=small))
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
                     self._places.extend((path, group, place) for place in range(count))
         self.small = pa.concat_tables(tables) if tables else schema.empty_table().select(small)
-        self._kept: dict[int, dict[str, bytes]] = {}
+        self._kept: dict[int, dict[str, Any]] = {}
         self._kept_bytes = 0
 
-    def large(self, place: int) -> dict[str, bytes]:
+    def large(self, place: int) -> dict[str, Any]:
         """The large cells of one row."""
         if place in self._kept:
             return self._kept[place]
@@ -75,9 +75,9 @@ class Shards:
         path, group, within = self._places[place]
         # Opened anew: a large set has more shards than a process may hold open.
         with pq.ParquetFile(path, memory_map=True) as file:
-            cells = file.read_row_group(group, columns=list(self._large)).to_pylist()
+            table = file.read_row_group(group, columns=list(self._large))
+        cells, size = table.to_pylist(), table.nbytes // max(1, table.num_rows)
         for other, cell in enumerate(cells, start=place - within):
-            size = sum(map(len, cell.values()))
             if other not in self._kept and self._kept_bytes + size <= _KEPT_BYTES:
                 self._kept[other] = cell
                 self._kept_bytes += size

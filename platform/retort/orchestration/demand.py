@@ -16,6 +16,7 @@ from retort.run_config import (
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GeneratePhoneMelsConfig,
     GenerateSpeechConfig,
     ImportConfig,
     PoolConfig,
@@ -216,7 +217,7 @@ def demands_of(config: AnyConfig) -> list[Demand]:
             | DistillZeroShotConfig()
         ):
             return [Demand.of_training(config.training.workers)]
-        case GenerateConfig() | GenerateMelsConfig() | GenerateSpeechConfig():
+        case GenerateConfig() | GenerateMelsConfig() | GeneratePhoneMelsConfig() | GenerateSpeechConfig():
             return [Demand.of_pool(config.pool)]
         case PrepareConfig() | AlignConfig() | PruneConfig() | EvaluateConfig():
             return [Demand.of_pool(config.pool)]

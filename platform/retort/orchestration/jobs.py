@@ -22,6 +22,7 @@ from retort.run_config import (
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GeneratePhoneMelsConfig,
     GenerateSpeechConfig,
     ImportConfig,
     PrepareConfig,
@@ -29,8 +30,10 @@ from retort.run_config import (
     PretrainMelsConfig,
     PretrainZeroShotConfig,
     PruneConfig,
+    RecordedPhoneMels,
     ReportConfig,
     RunConfig,
+    SwappedPhoneMels,
     SyntheticMels,
     TuneConfig,
 )
@@ -105,6 +108,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.generate.mel_job import run_generate_mels
 
             return partial(run_generate_mels, config)
+        case GeneratePhoneMelsConfig():
+            from retort.orchestration.generate.phone_mel_job import run_generate_phone_mels
+
+            return partial(run_generate_phone_mels, config)
         case GenerateSpeechConfig():
             from retort.orchestration.generate.speech_job import run_generate_speech
 
@@ -171,8 +178,18 @@ def _inputs(job: AnyConfig) -> Iterator[tuple[str, Path]]:
         yield "layers", job.student.layers
     if isinstance(job, GenerateMelsConfig) and isinstance(job.source, SyntheticMels):
         yield from (("teacher", job.source.teacher), ("voices", job.source.voices))
+    if isinstance(job, GeneratePhoneMelsConfig):
+        yield from _of_phone_mels(job.source)
     if isinstance(job, EvaluateConfig):
         yield from ((system.name, system.model) for system in job.systems if system.model is not None)
+
+
+def _of_phone_mels(source: RecordedPhoneMels | SwappedPhoneMels) -> Iterator[tuple[str, Path]]:
+    match source:
+        case RecordedPhoneMels():
+            yield "durations", source.durations
+        case SwappedPhoneMels():
+            yield from (("teacher", source.teacher), ("mels", source.mels))
 
 
 def refuse_existing_output(config: AnyConfig) -> None:

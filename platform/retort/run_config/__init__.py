@@ -14,6 +14,12 @@ from retort.run_config.align import AlignConfig, SavedAligner
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
+from retort.run_config.generate_phone_mels import (
+    GeneratePhoneMelsConfig,
+    RecordedPhoneMels,
+    SwapFilterConfig,
+    SwappedPhoneMels,
+)
 from retort.run_config.generate_speech import GenerateSpeechConfig, SpeechFilterConfig, TextFiles
 from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
@@ -54,6 +60,7 @@ __all__ = [
     "GenerateConfig",
     "GenerateJob",
     "GenerateMelsConfig",
+    "GeneratePhoneMelsConfig",
     "GenerateSpeechConfig",
     "ImportConfig",
     "JobConfig",
@@ -68,6 +75,7 @@ __all__ = [
     "PretrainZeroShotConfig",
     "PruneConfig",
     "RecordedMels",
+    "RecordedPhoneMels",
     "ReportConfig",
     "RunConfig",
     "SavedAligner",
@@ -76,6 +84,8 @@ __all__ = [
     "SpeechFilterConfig",
     "SpeechTokensConfig",
     "SpeedConfig",
+    "SwapFilterConfig",
+    "SwappedPhoneMels",
     "SyntheticMels",
     "SystemConfig",
     "TemplateConfig",
