@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from retort.audio.files import Audio, resample
+from retort.audio.griffin_lim import GriffinLimStream, whole_mel_stream
 from retort.audio.mel import log_mel
 from retort.data.tokens import refuse_mismatch
 from retort.models.weights import LoadedZeroShot, load_zero_shot
@@ -22,7 +23,7 @@ class MelWish:
     """What a mel is made from.
 
     Attributes:
-        phones: IPA with stress, of the model's inventory; empty for a pause.
+        phones: their numbers in the model's inventory.
         prompt_SM: natural-log mel of a recording of the voice.
         timbre_E: of the voice, by the frozen speaker encoder.
         seed: of the prior's noise.
@@ -31,7 +32,7 @@ class MelWish:
         frames_P: durations to keep instead of those; None leaves them to the model.
     """
 
-    phones: Sequence[str]
+    phones: Sequence[int]
     prompt_SM: Tensor
     timbre_E: Tensor
     seed: int
@@ -69,13 +70,16 @@ class ZeroShotMaker:
         """
         return cls(load_zero_shot(folder), read_voices(folder), device=device)
 
+    def numbers(self, phones: Sequence[str]) -> list[int]:
+        """Of phones of the model's inventory, in IPA with stress; an empty string is a pause."""
+        return phone_numbers(phones, self.loaded.lineage.phones)
+
     @torch.inference_mode()
     def make(self, wish: MelWish) -> tuple[Tensor, Tensor]:
         """Natural-log mel [T, M] and the frames [P] of its phones, on the CPU."""
-        numbers_1P = torch.tensor([phone_numbers(wish.phones, self.loaded.lineage.phones)])
         voice = voice_prompts([wish.prompt_SM], [wish.timbre_E]).to(self.device)
         said = self.model.synthesise(
-            numbers_1P.to(self.device),
+            torch.tensor([list(wish.phones)], device=self.device),
             voice,
             torch.tensor([wish.seed], device=self.device),
             noise_scale=wish.noise_scale,
@@ -83,6 +87,10 @@ class ZeroShotMaker:
             frames_BP=None if wish.frames_P is None else wish.frames_P[None].to(self.device),
         )
         return said.mel_BTM[0].float().cpu(), said.frames_BP[0].cpu()
+
+    def sound_stream(self) -> GriffinLimStream:
+        """Gives the sound of a mel little by little, frame by frame: what a vocoder would take the place of."""
+        return whole_mel_stream(self.mel)
 
     @cached_property
     def encoder(self) -> TimbreEncoder:

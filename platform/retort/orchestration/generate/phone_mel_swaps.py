@@ -154,7 +154,7 @@ class SwappedPhoneMelsWorker:
         prompt_SM = crop_prompt(prompt.mel_TM.T, swap.position, self.maker.prompt_max_frames).T
         mel_TM, _ = self.maker.make(
             MelWish(
-                phones=source.phones,
+                phones=self.maker.numbers(source.phones),
                 prompt_SM=prompt_SM,
                 timbre_E=prompt.timbre_E,
                 seed=seed,
