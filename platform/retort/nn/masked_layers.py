@@ -26,18 +26,11 @@ class MaskedConv(nn.Module):
         return self.conv(x_BDT * mask_B1T)  # type: ignore[no-any-return]
 
 
-def masked_instance_norm(x_BDT: Tensor, mask_B1T: Tensor) -> Tensor:
-    """Each channel of a row to mean 0 and variance 1 over its valid frames; statistics in fp32 or wider."""
-    wide = x_BDT.to(torch.promote_types(x_BDT.dtype, torch.float32)) * mask_B1T
-    count_B11 = mask_B1T.sum(-1, keepdim=True).clamp_min(1)
-    mean_BD1 = wide.sum(-1, keepdim=True) / count_B11
-    centred_BDT = (wide - mean_BD1) * mask_B1T
-    variance_BD1 = centred_BDT.square().sum(-1, keepdim=True) / count_B11
-    return (centred_BDT * torch.rsqrt(variance_BD1 + _EPS)).to(x_BDT.dtype)
-
-
 class AdaptiveInstanceNorm(nn.Module):
-    """``(1 + gamma(s)) * norm(x) + beta(s)`` (Huang and Belongie, arXiv 1703.06868; StyleTTS 2's form, but masked)."""
+    """``(1 + gamma(s)) * norm(x) + beta(s)`` (Huang and Belongie, arXiv 1703.06868; StyleTTS 2's form, but masked).
+
+    Each channel of a row comes to mean 0 and variance 1 over its valid frames, with statistics in fp32 or wider.
+    """
 
     def __init__(self, channels: int, style_dim: int) -> None:
         super().__init__()
@@ -45,8 +38,16 @@ class AdaptiveInstanceNorm(nn.Module):
 
     def forward(self, x_BDT: Tensor, style_BS: Tensor, mask_B1T: Tensor) -> Tensor:
         """Zero beyond the mask."""
-        gamma_BD1, beta_BD1 = self.modulation(style_BS)[..., None].chunk(2, dim=1)
-        return ((1.0 + gamma_BD1) * masked_instance_norm(x_BDT, mask_B1T) + beta_BD1) * mask_B1T
+        wide_BDT = x_BDT.to(torch.promote_types(x_BDT.dtype, torch.float32))
+        count_B11 = mask_B1T.sum(-1, keepdim=True).clamp_min(1)
+        mean_BD1 = (wide_BDT * mask_B1T).sum(-1, keepdim=True) / count_B11
+        centred_BDT = (wide_BDT - mean_BD1) * mask_B1T
+        variance_BD1 = centred_BDT.square().sum(-1, keepdim=True) / count_B11
+        gamma_BD1, beta_BD1 = self.modulation(style_BS)[..., None].to(wide_BDT.dtype).chunk(2, dim=1)
+        scale_BD1 = (1.0 + gamma_BD1) * torch.rsqrt(variance_BD1 + _EPS)
+        # One pass over the frames for both.
+        shifted_BDT = torch.addcmul(beta_BD1, centred_BDT, scale_BD1)
+        return (shifted_BDT * mask_B1T).to(x_BDT.dtype)
 
 
 class ChannelNorm(nn.Module):

@@ -53,7 +53,7 @@ class CrossAttention(nn.Module):
 
 
 class VariationAdapter(nn.Module):
-    """Style by cross-attention, then durations, melody and loudness.
+    """Style by cross-attention, then durations, melody and loudness, which are predicted together.
 
     The predictors are told the timbre as well: how high a voice is, a d-vector says more plainly than frames do.
     """
@@ -64,9 +64,7 @@ class VariationAdapter(nn.Module):
         self.scales = config.scales
         self.attention = CrossAttention(D, config.num_heads)
         self.timbre = nn.Linear(config.timbre_dim, D)
-        self.duration = _Predictor(config, 1)
-        self.pitch = _Predictor(config, 2)
-        self.energy = _Predictor(config, 1)
+        self.predictor = _Predictor(config, 4)
         self.pitch_in, self.energy_in = nn.Conv1d(2, D, 1), nn.Conv1d(1, D, 1)
 
     def styled(self, content_BDP: Tensor, style_BSD: Tensor, style_mask_BS: Tensor) -> Tensor:
@@ -84,9 +82,7 @@ class VariationAdapter(nn.Module):
         """
         held_BDP = styled_BDP.detach()
         read_BDP = held_BDP + gradient * (styled_BDP - held_BDP) + self.timbre(timbre_BE)[..., None]
-        log_f0_BP, voiced_BP = self.pitch(read_BDP, mask_B1P).unbind(1)
-        log_frames_BP, energy_BP = (part(read_BDP, mask_B1P)[:, 0] for part in (self.duration, self.energy))
-        return Variation(log_frames_BP, log_f0_BP, voiced_BP, energy_BP)
+        return Variation(*self.predictor(read_BDP, mask_B1P).unbind(1))
 
     def adapt(self, styled_BDP: Tensor, spoken: Variation) -> Tensor:
         """Content with melody and loudness, [B, D, P]; ``voiced_BP`` above 0 is voiced."""

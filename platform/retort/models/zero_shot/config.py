@@ -62,7 +62,7 @@ class ZeroShotConfig(Config):
     style_stride: int = Field(default=1, ge=1)
     """Prompt frames averaged into one style frame."""
     predictor_dim: int = Field(ge=8)
-    """Of the predictors of durations, melody and loudness."""
+    """Of the predictor of durations, melody and loudness."""
     decoder_dim: int = Field(ge=8)
     patch_frames: int = Field(default=2, ge=1)
     """Mel frames in one position of the mel decoder."""

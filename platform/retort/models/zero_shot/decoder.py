@@ -63,9 +63,7 @@ class _DecoderBlock(nn.Module):
         super().__init__()
         self.norm = AdaptiveInstanceNorm(dim, style_dim)
         self.mix = nn.Conv1d(dim, dim, kernel, padding=kernel // 2 * dilation, dilation=dilation)
-        self.back = nn.Conv1d(dim, dim, 1)
 
     def forward(self, x_BDS: Tensor, style_BS: Tensor, mask_B1S: Tensor) -> Tensor:
         # What the norm gives is 0 beyond the mask, and so is its silu.
-        mixed_BDS = self.mix(functional.silu(self.norm(x_BDS, style_BS, mask_B1S)))
-        return x_BDS + self.back(functional.silu(mixed_BDS))  # type: ignore[no-any-return]
+        return x_BDS + self.mix(functional.silu(self.norm(x_BDS, style_BS, mask_B1S)))  # type: ignore[no-any-return]

@@ -45,22 +45,25 @@ class ZeroShotPreset(Config):
 
 def zero_shot_tiny() -> ZeroShotShape:
     """At most 3M: learns on one thread in minutes."""
-    return ZeroShotShape(dim=144, num_layers=3, num_heads=4, ffn_dim=320, predictor_dim=96, decoder_dim=160)
+    return ZeroShotShape(
+        dim=128, num_layers=2, num_heads=4, ffn_dim=320, mel_channels=(8, 16), num_couplings=2, style_layers=1,
+        predictor_dim=128, decoder_dim=144,
+    )  # fmt: skip
 
 
 def zero_shot_small() -> ZeroShotShape:
     """At most 7M."""
     return ZeroShotShape(
-        dim=208, num_layers=4, num_heads=4, ffn_dim=576, mel_channels=(8, 16, 32), predictor_dim=160, decoder_dim=224,
-        decoder_dilations=(1, 2, 4, 1, 2),
+        dim=192, num_layers=4, num_heads=4, ffn_dim=576, mel_channels=(8, 16, 24), predictor_dim=192, decoder_dim=256,
+        decoder_dilations=(1, 2, 4, 2, 1),
     )  # fmt: skip
 
 
 def zero_shot_paper() -> ZeroShotShape:
     """At most the paper's 22.5M, read as without the timbre encoder (METHODS.md 4.1); its layers are not published."""
     return ZeroShotShape(
-        dim=352, num_layers=6, num_heads=4, ffn_dim=960, mel_channels=(16, 32, 64), flow_dim=96, style_layers=2,
-        predictor_dim=256, decoder_dim=352, decoder_dilations=(1, 2, 4, 1, 2, 4, 1),
+        dim=352, num_layers=6, num_heads=4, ffn_dim=928, mel_channels=(16, 32, 64), flow_dim=96, predictor_dim=256,
+        decoder_dim=384, decoder_dilations=(1, 2, 4, 8, 4, 2, 1),
     )  # fmt: skip
 
 
