@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from retort.audio.files import in_16_bits
 from retort.audio.griffin_lim import griffin_lim
 from retort.audio.pitch import f0_track
 from retort.config import validate
@@ -166,7 +167,7 @@ class SwappedPhoneMelsWorker:
             return Reject(swap.id, "not_finite", "the mel is not numbers, or too large for fp16", source.id)
         # What readers of the set get.
         mel_TM = mel_TM.half().float()
-        sound_N = griffin_lim(mel_TM.T, mel)
+        sound_N = in_16_bits(griffin_lim(mel_TM.T, mel))
         try:
             timbre_E = self.maker.encoder.embed(sound_N, mel.sample_rate)
         except DataError as fault:
