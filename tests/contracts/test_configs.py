@@ -22,7 +22,7 @@ from retort.run_config import (
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
-NUM_FILES = 14
+NUM_FILES = 18
 
 
 def load(file: Path) -> AnyConfig:
