@@ -21,7 +21,7 @@ from retort.inference.voices import CODES
 from retort.nn.guidance import TwoTermGuidance
 from retort.nn.random import seed_of
 from tests.evaluation.judging import add_recordings, row, scorers, token_set
-from tests.inference.speaking import speaking_model
+from tests.inference.speaking import speaking_model, speaking_zero_shot
 
 PLAN = st.lists(
     st.tuples(st.sampled_from(["train", "test"]), st.sampled_from(["a", "b", "c"]), st.integers(1, 60), st.booleans()),
@@ -147,6 +147,23 @@ def heard(judge: Judge, system: System, size: int) -> list[tuple[str, str, int |
     ids = list(judge.strings.rows)
     verdicts = [v for begin in range(0, len(ids), size) for v in judge.judge(system, ids[begin : begin + size])]
     return [(v.item.id, str(v.item.audio_sha256), v.item.tokens) for v in verdicts]
+
+
+def test_a_zero_shot_model_says_the_strings_of_a_token_set_in_the_voices_of_its_prompts(
+    judge: Judge, tmp_path: Path
+) -> None:
+    speaker = open_speaker(speaking_zero_shot(tmp_path))
+    strings, ids = judge.strings, list(judge.strings.rows)
+    verdicts = judge.judge(System("zero_shot", "model", speaker), ids)
+    for verdict, asked in zip(verdicts, strings.rows.values(), strict=True):
+        prompt_KP = strings.prompt_for(asked)
+        assert prompt_KP is not None
+        voice = speaker.voice_of(Audio(strings.codec.decode(prompt_KP), strings.codec.sample_rate))
+        request = Request(asked.text, "nobody", seed_of(5, asked.id), voice)
+        (alone,) = speaker.speak([request], speaker.decoding(None), max_seconds=12 / strings.description.frame_rate)
+        assert torch.equal(verdict.samples_N, in_16_bits(alone.samples_N))
+        assert verdict.mel_TM is not None
+        assert verdict.item.error is None
 
 
 def test_every_system_says_the_same_strings_with_the_same_seeds_whatever_the_batch(

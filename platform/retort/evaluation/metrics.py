@@ -216,6 +216,7 @@ _ROWS = (
         "parameters", "Parameters", "", "lower", "fact", "cost", digits=None, is_objective=True, gates=True,
         word="smallest",
     ),
+    Metric("frozen_parameters", "Frozen beside them", "", "lower", "fact", "cost", digits=None),
     Metric("num_layers", "Layers", "", "lower", "fact", "cost", digits=0),
     Metric("training_tokens", "Training tokens", "", "lower", "fact", "cost", digits=None),
     Metric(

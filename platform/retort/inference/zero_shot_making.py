@@ -17,6 +17,9 @@ from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig, TimbreEncode
 from retort.models.zero_shot.voices import StoredVoice, read_voices
 from retort.nn.phone_conditions import phone_numbers, voice_prompts
 
+TIMBRE_ENCODER = ResemblyzerTimbreConfig()
+"""That voices of recordings are told by; a model of another one is refused."""
+
 
 @dataclass(frozen=True)
 class MelWish:
@@ -100,7 +103,7 @@ class ZeroShotMaker:
             DataError: this version has another one.
             MissingRequirementError: it is not installed.
         """
-        found = open_timbre_encoder(ResemblyzerTimbreConfig(), self.mel, device=self.device)
+        found = open_timbre_encoder(TIMBRE_ENCODER, self.mel, device=self.device)
         cure = "use the version that the model was trained with"
         wanted = self.loaded.lineage.timbre_encoder
         refuse_mismatch("timbre encoder", "the model", wanted, "this installation", found.name, cure)

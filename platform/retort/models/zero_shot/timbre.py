@@ -65,6 +65,13 @@ def timbre_encoder_name(config: TimbreEncoderConfig) -> str:
             return ResemblyzerTimbre.name
 
 
+def timbre_encoder_size(config: TimbreEncoderConfig) -> int:
+    """How many frozen numbers the encoder holds that ``config`` names, without loading it."""
+    match config:
+        case ResemblyzerTimbreConfig():
+            return ResemblyzerTimbre.num_parameters
+
+
 def open_timbre_encoder(
     config: TimbreEncoderConfig, mel: MelConfig, *, device: torch.device | str = "cpu"
 ) -> TimbreEncoder:
@@ -92,6 +99,7 @@ class ResemblyzerTimbre:
 
     name = "resemblyzer-0.1"
     dim = 256
+    num_parameters = 1_423_616
 
     _SHA256 = "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"
     _MEL = MelConfig(num_mels=40, hop_samples=160, window_samples=400, fft_size=400)
