@@ -1,5 +1,6 @@
 """Texts as the phones that an aligner heard in recordings: the text front-end of models that speak phones."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,13 +10,14 @@ from retort.text import espeak
 from retort.text.normalise import normaliser
 from retort.text.reading import Reading, count_letters, spelled_letters
 
+_ENDS = re.compile(r"(?<=[.!?])\s+")
 _STRESSES = ("\u02c8", "\u02cc")
 """Primary and secondary."""
 
 
 @dataclass(frozen=True)
 class PhoneReader:
-    """Reads texts as ``retort align`` does, with a pause at both ends and between clauses.
+    """Reads sentences as ``retort align`` does, with a pause at both ends and between clauses.
 
     Attributes:
         voice: of espeak-ng.
@@ -61,8 +63,9 @@ class PhoneReader:
         return reading
 
     def _clauses(self, written: str) -> list[tuple[str, ...]]:
-        # espeak-ng says the names of punctuation that stands alone.
-        return espeak.clauses_of_all([written], voice=self.voice)[0] if count_letters(written) else []
+        # Capitals are gone, by which espeak-ng tells the end of a sentence; of punctuation alone it says the names.
+        sentences = [text for text in _ENDS.split(written) if count_letters(text)]
+        return [clause for found in espeak.clauses_of_all(sentences, voice=self.voice) for clause in found]
 
     def _known(self, clauses: Sequence[Sequence[str]]) -> tuple[tuple[str, ...], list[str]]:
         """Phones and pauses that the model knows, and the phones that it does not."""
