@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from retort.errors import DataError
-from retort.evaluation.leakage import likeness, probe_speakers
+from retort.evaluation.leakage import likeness, mean_content, probe_speakers
+from retort.models.zero_shot.model import ZeroShot
+from tests.methods.zero_shot_toys import INVENTORY, SPEAKERS, TOY, toy_row
 
 D, RESAMPLES = 12, 500
 
@@ -62,3 +64,17 @@ def test_likeness_tells_the_voice_that_was_asked_for_from_the_sources():
     assert turned.to_source == pytest.approx(1.0)
     with pytest.raises(DataError, match="no utterances to compare"):
         likeness(prompt_UE[:0], prompt_UE[:0], source_UE[:0])
+
+
+def test_the_content_of_a_row_is_its_own_and_the_probe_finds_the_speaker_that_an_untrained_encoder_lets_through():
+    generator = torch.Generator().manual_seed(3)
+    torch.manual_seed(0)
+    model = ZeroShot(TOY).eval()
+    with torch.no_grad():
+        model.content.posterior.weight.mul_(20.0)
+    rows = [toy_row(n, SPEAKERS[n % 2], generator, num_phones=12) for n in range(60)]
+    content_UD = mean_content(model, INVENTORY, rows)
+    assert content_UD.shape == (60, TOY.dim)
+    assert torch.allclose(mean_content(model, INVENTORY, rows[5:6])[0], content_UD[5], atol=1e-6)
+    found = probe_speakers(content_UD, [row.speaker for row in rows], [row.id for row in rows], num_resamples=RESAMPLES)
+    assert found.interval.low > found.chance

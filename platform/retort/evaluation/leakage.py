@@ -14,11 +14,37 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retort.data.phone_mels import PhoneMelRow
 from retort.errors import DataError
 from retort.evaluation.bootstrap import Interval, confidence_interval, rate_interval
+from retort.models.zero_shot.model import ZeroShot
+from retort.nn.phone_conditions import phone_numbers
 
 _STEPS = 200
 _SPREAD = 1e-6
+
+
+@torch.inference_mode()
+def mean_content(model: ZeroShot, inventory: Sequence[str], rows: Sequence[PhoneMelRow]) -> Tensor:
+    """The content representation of source mels, its mean over phones, [U, D] in fp32 on the CPU.
+
+    Args:
+        model: whose posterior hears the mels; its means are taken, without noise.
+        inventory: of its lineage.
+        rows: the sources.
+    """
+    device = next(model.parameters()).device
+    means = []
+    for row in rows:
+        phones_1P = torch.tensor([phone_numbers(row.phones, inventory)], device=device)
+        mask_11P = torch.ones_like(phones_1P, dtype=torch.bool)[:, None]
+        mel_1TM = model.config.scales.mel_in(row.mel_TM)[None].to(device)
+        mask_1T = torch.ones(mel_1TM.shape[:2], dtype=torch.bool, device=device)
+        heard_1DP = model.mel(mel_1TM, mask_1T, row.frames_P[None].to(device))
+        no_noise_1PC = torch.zeros(1, phones_1P.shape[1], model.config.latent_dim, device=device)
+        content = model.content(model.linguistic(phones_1P, mask_11P), heard_1DP, no_noise_1PC, mask_11P)
+        means.append(content.content_BDP[0].mean(1).float().cpu())
+    return torch.stack(means)
 
 
 @dataclass(frozen=True)
