@@ -10,7 +10,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from retort.audio.mel import MelConfig
-from retort.data.phone_mel_stream import PhoneMelBatch, PhoneMelBatchConfig, PhoneMelStream, Swaps
+from retort.data.phone_mel_stream import (
+    Lesson,
+    PhoneMelBatch,
+    PhoneMelBatchConfig,
+    PhoneMelStream,
+    Swaps,
+    phone_mel_batch,
+)
 from retort.data.phone_mels import (
     PHONE_MELS_FILE,
     ROWS,
@@ -127,6 +134,16 @@ def swaps_of(
     made = FromSwaps(teacher_fingerprint="t", mels_fingerprint="m", pairs_per_row=1, noise_scale=0.5, filters={})
     opened = write_set(folder, swapped_rows(rows), describe(made.replace(**source)))
     return Swaps(opened, share, direction)  # type: ignore[arg-type]
+
+
+def lessons_of(targets: Sequence[PhoneMelRow], sources: Sequence[PhoneMelRow]) -> PhoneMelBatch:
+    """All rows as one batch; the prompt of each is the speaker's next row."""
+    lessons = []
+    for n, (target, source) in enumerate(zip(targets, sources, strict=True)):
+        prompt = targets[(n + len(SPEAKERS)) % len(targets)]
+        lessons.append(Lesson(source, target, prompt.mel_TM[: BATCHES.prompt_max_frames], prompt.timbre_E))
+    speakers = [SPEAKERS.index(row.speaker) for row in targets]
+    return phone_mel_batch(lessons, INVENTORY, speakers, range(len(targets)))
 
 
 def toy_stream(folder: Path, *, share: float | None = None, direction: str = "synth_source") -> PhoneMelStream:

@@ -69,11 +69,10 @@ class MelBridge:
         centre_T = torch.arange(num_frames, device=device) * self.hop_samples + self.first_centre_samples
         position_T = (centre_T / self.mel.hop_samples).clamp(0, mask_BT.shape[1] - 1)
         before_T = position_T.floor().long()
-        after_T = (before_T + 1).clamp_max(mask_BT.shape[1] - 1)
-        valid_BT = mask_BT[:, before_T]
-        # Beside a row's last frame the next one is padding: that frame is held.
-        weight_BT1 = torch.where(mask_BT[:, after_T], position_T - before_T, 0.0)[..., None]
-        between_BTK = torch.lerp(powers_BTK[:, before_T], powers_BTK[:, after_T], weight_BT1)
+        after_T = position_T.ceil().long()
+        valid_BT = mask_BT[:, after_T]
+        weight_T1 = (position_T - before_T)[:, None]
+        between_BTK = torch.lerp(powers_BTK[:, before_T], powers_BTK[:, after_T], weight_T1)
         return between_BTK * valid_BT[..., None], valid_BT
 
     def level(self, log_mel_BTM: Tensor, mask_BT: Tensor) -> Tensor:
