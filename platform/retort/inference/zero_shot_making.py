@@ -117,4 +117,4 @@ class ZeroShotMaker:
         """
         samples_N = resample(audio.samples_N, audio.sample_rate, self.mel.sample_rate)
         timbre_E = self.encoder.embed(samples_N, self.mel.sample_rate)
-        return log_mel(samples_N, self.mel).T[: self.prompt_max_frames], timbre_E
+        return log_mel(samples_N, self.mel).T[: self.prompt_max_frames].contiguous(), timbre_E
