@@ -65,7 +65,8 @@ class MelBridge:
         device = log_mel_BTM.device
         squared_BTM = self._squared(log_mel_BTM, mask_BT)
         powers_BTK = squared_BTM @ self._gather_MK.to(device)
-        num_frames = 1 + (mask_BT.shape[1] - 1) * self.mel.hop_samples // self.hop_samples
+        last = (mask_BT.shape[1] - 1) * self.mel.hop_samples - self.first_centre_samples
+        num_frames = 1 + max(0, last) // self.hop_samples
         centre_T = torch.arange(num_frames, device=device) * self.hop_samples + self.first_centre_samples
         position_T = (centre_T / self.mel.hop_samples).clamp(0, mask_BT.shape[1] - 1)
         before_T = position_T.floor().long()

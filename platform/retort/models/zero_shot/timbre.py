@@ -8,9 +8,10 @@ encoder's own front-end, mels of a model through :mod:`retort.models.zero_shot.m
 import importlib.util
 import warnings
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -18,6 +19,7 @@ from retort.audio.files import resample
 from retort.audio.mel import MelConfig, mel_filters, window
 from retort.config import Config
 from retort.errors import ConfigError, DataError, MissingRequirementError
+from retort.models.zero_shot.eres2net import ERes2NetTimbre, eres2net_name
 from retort.models.zero_shot.mel_bridge import MelBridge
 from retort.store.manifest import sha256_file
 
@@ -55,14 +57,28 @@ class ResemblyzerTimbreConfig(Config):
     kind: Literal["resemblyzer"] = "resemblyzer"
 
 
-TimbreEncoderConfig = ResemblyzerTimbreConfig
+class ERes2NetTimbreConfig(Config):
+    """The paper's encoder, ERes2NetV2, from a file of a 3D-Speaker checkpoint."""
+
+    kind: Literal["eres2netv2"] = "eres2netv2"
+    path: Path
+    """On every node; safetensors, or the file that torch wrote."""
 
 
-def timbre_encoder_name(config: TimbreEncoderConfig) -> str:
-    """The ``name`` of the encoder that ``config`` names, without loading it."""
+TimbreEncoderConfig = Annotated[ResemblyzerTimbreConfig | ERes2NetTimbreConfig, Field(discriminator="kind")]
+
+
+def timbre_encoder_name(config: ResemblyzerTimbreConfig | ERes2NetTimbreConfig) -> str:
+    """The ``name`` of the encoder that ``config`` names, without loading it.
+
+    Raises:
+        DataError: its file is missing.
+    """
     match config:
         case ResemblyzerTimbreConfig():
             return ResemblyzerTimbre.name
+        case ERes2NetTimbreConfig(path=path):
+            return eres2net_name(path)
 
 
 def timbre_encoder_size(config: TimbreEncoderConfig) -> int:
@@ -73,7 +89,7 @@ def timbre_encoder_size(config: TimbreEncoderConfig) -> int:
 
 
 def open_timbre_encoder(
-    config: TimbreEncoderConfig, mel: MelConfig, *, device: torch.device | str = "cpu"
+    config: ResemblyzerTimbreConfig | ERes2NetTimbreConfig, mel: MelConfig, *, device: torch.device | str = "cpu"
 ) -> TimbreEncoder:
     """Load the encoder that ``config`` names, for mels of one kind; nothing is downloaded.
 
@@ -87,6 +103,8 @@ def open_timbre_encoder(
     match config:
         case ResemblyzerTimbreConfig():
             return ResemblyzerTimbre(mel, device=device)
+        case ERes2NetTimbreConfig(path=path):
+            return ERes2NetTimbre(path, mel, device=device)
 
 
 class ResemblyzerTimbre:
