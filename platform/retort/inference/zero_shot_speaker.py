@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retort.audio.files import Audio
 from retort.audio.griffin_lim import GriffinLimStream
-from retort.errors import ConfigError
+from retort.errors import ConfigError, DataError, MissingRequirementError
 from retort.inference.decoding import Decoding, ZeroShotDecoding
 from retort.inference.phone_reading import PhoneReader
 from retort.inference.speaker import NEVER_HEARD, Abilities, Facts, Outcome, Request, Sound, Spoken, Timing, Wish
@@ -269,7 +269,11 @@ class ZeroShotSpeaker:
         return Spoken(self._sound(cut_TM), self.sample_rate, len(mel_TM) <= limit, None, cut_TM)
 
     def time(self, requests: Sequence[Request], decoding: Decoding, *, seconds: float) -> Timing:
-        """See :meth:`Speaker.time`; every phone lasts equally long. ``nfe`` are passes of the network: one."""
+        """See :meth:`Speaker.time`; every phone lasts equally long.
+
+        Its figures: ``nfe`` are passes of the network: one; ``timbre_seconds`` is what a new voice takes besides, as
+        long as the longest prompt, where its encoder is installed.
+        """
         assert not self._jobs, "utterances are under way"
         given, frames = self.decoding(decoding), self._frames(seconds)
         begin = time.perf_counter()
@@ -287,7 +291,18 @@ class ZeroShotSpeaker:
             self._sound(mel_TM)
         sound_s = (time.perf_counter() - begin) * len(mels) / len(few)
         audio_s = sum(map(len, mels)) / self.maker.mel.frame_rate
-        return Timing(compute_s, sound_s, audio_s, first_s, figures={"nfe": 1.0})
+        return Timing(compute_s, sound_s, audio_s, first_s, figures={"nfe": 1.0, **self._timbre_figures()})
+
+    def _timbre_figures(self) -> dict[str, float]:
+        samples = self.maker.prompt_max_frames * self.maker.mel.hop_samples
+        tone = Audio(0.1 * torch.sin(0.05 * torch.arange(samples)), self.sample_rate)
+        try:
+            self.maker.voice_of(tone)  # the first one waits for the encoder's files
+        except (DataError, MissingRequirementError):
+            return {}
+        begin = time.perf_counter()
+        self.maker.voice_of(tone)
+        return {"timbre_seconds": time.perf_counter() - begin}
 
     def _plan(
         self, request: Request, reading: Reading, decoding: ZeroShotDecoding, *, frames: int | None = None
