@@ -124,7 +124,8 @@ def speaking_denoiser(
 def speaking_zero_shot(root: Path, **lineage: Any) -> Path:
     """A zero-shot model with random weights that knows the phones of digits, and two voices, as a model folder."""
     words = ["zero one two three four five six seven eight nine a"]
-    phones = sorted({phone for text in espeak.phones_of_all(words, voice="en-us") for phone in text})
+    known = sorted({phone for text in espeak.phones_of_all(words, voice="en-us") for phone in text})
+    phones = lineage.get("phones", tuple(known))
     mel = MelConfig()
     shape = ZeroShotShape(
         dim=16, num_layers=1, num_heads=2, ffn_dim=16, mel_channels=(2,), latent_dim=4, flow_dim=8, num_couplings=2,
@@ -138,7 +139,7 @@ def speaking_zero_shot(root: Path, **lineage: Any) -> Path:
         for parameter in random.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape))
     claimed = ZeroShotLineage(**{
-        "method": "zero_shot_pretrain", "phones": tuple(phones), "voice": "en-us", "language": "en", "mel": mel,
+        "method": "zero_shot_pretrain", "phones": phones, "voice": "en-us", "language": "en", "mel": mel,
         "timbre_encoder": "resemblyzer-0.1", "data_fingerprint": "p-0", "durations_fingerprint": "d-0", **lineage,
     })  # fmt: skip
     timbres = torch.nn.functional.normalize(torch.rand(2, 256), dim=1)

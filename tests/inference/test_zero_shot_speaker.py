@@ -38,6 +38,14 @@ def steps(speaker):
     return sounds
 
 
+def first_sound(speaker):
+    """All steps until one gives samples."""
+    sounds = speaker.step()
+    while not sounds[-1].samples_N.numel():
+        sounds += speaker.step()
+    return sounds
+
+
 def recording(hz, seconds=1.0):
     t = torch.arange(int(16_000 * seconds)) / 16_000
     return Audio(sum(0.1 * torch.sin(2 * torch.pi * k * hz * t) for k in (1, 2, 3)), 16_000)
@@ -75,11 +83,10 @@ def test_the_sound_is_that_of_its_mel_and_a_hop_for_each_frame(speaker):
 
 def test_who_waits_for_a_first_sound_goes_before_who_has_something_to_hear(speaker):
     first = speaker.add(Wish(Request("one two three four five", "s0", 1), None))
-    sounds = speaker.step() + speaker.step()  # its mel, and its first sound
-    assert sounds[-1].samples_N.numel()
+    first_sound(speaker)
     second = speaker.add(Wish(Request("six", "s1", 2), None))
-    assert {sound.ticket for sound in (*speaker.step(), *speaker.step())} == {second}
-    assert {sound.ticket for sound in steps(speaker) if sound.outcome == "said"} >= {first}
+    assert {sound.ticket for sound in first_sound(speaker)} == {second}
+    assert {sound.ticket for sound in steps(speaker)} >= {first}
 
 
 def test_what_lasts_longer_than_its_text_may_is_cut_and_said_to_be_too_long(folder):
@@ -93,7 +100,7 @@ def test_what_lasts_longer_than_its_text_may_is_cut_and_said_to_be_too_long(fold
 def test_a_mel_that_is_no_numbers_has_no_sound(folder):
     broken = open_speaker(folder)
     with torch.no_grad():
-        broken.maker.model.decoder.leave.weight.fill_(torch.nan)
+        next(broken.maker.model.decoder.parameters()).fill_(torch.nan)
     assert not said(broken).samples_N.numel()
     broken.add(Wish(Request("one", "s0", 1), None))
     assert steps(broken)[-1].outcome == "not_a_number"

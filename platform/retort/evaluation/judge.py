@@ -164,7 +164,9 @@ class TestStrings:
         import pyarrow.parquet as pq
 
         other = None if row.speaker in self.voices else self._longest_other(row)
-        for shard in sorted((self.folder / "audio").glob("*.parquet")) if other is not None else ():
+        if other is None:
+            return None
+        for shard in sorted((self.folder / "audio").glob("*.parquet")):
             kept = pq.read_table(shard, columns=["wav"], filters=[("id", "=", other.id)]).to_pylist()
             if kept:
                 return read_any_sound(kept[0]["wav"])

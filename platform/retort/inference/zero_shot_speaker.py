@@ -18,9 +18,9 @@ from retort.inference.speaker import NEVER_HEARD, Abilities, Facts, Outcome, Req
 from retort.inference.speech import GuardConfig
 from retort.inference.timing import wait_for
 from retort.inference.voices import Voice
-from retort.inference.zero_shot_making import TIMBRE_ENCODER, MelWish, ZeroShotMaker
+from retort.inference.zero_shot_making import MelWish, ZeroShotMaker
 from retort.models.codec_lm import count_parameters
-from retort.models.zero_shot.timbre import timbre_encoder_size
+from retort.models.zero_shot.timbre import ResemblyzerTimbre
 from retort.text.reading import Reading
 
 PROMPT, TIMBRE = "prompt", "timbre"
@@ -100,7 +100,7 @@ class ZeroShotSpeaker:
         """What it is; the frozen timbre encoder, which listens to new voices only, is counted by itself."""
         loaded, config = self.maker.loaded, self.maker.loaded.model.config
         layers = config.num_layers + config.style_layers + len(config.decoder_dilations)
-        frozen = timbre_encoder_size(TIMBRE_ENCODER)
+        frozen = ResemblyzerTimbre.num_parameters if loaded.lineage.timbre_encoder == ResemblyzerTimbre.name else 0
         return Facts(loaded.fingerprint, config.type, loaded.lineage, count_parameters(loaded.model), layers, frozen)
 
     @property

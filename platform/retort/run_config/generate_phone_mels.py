@@ -57,6 +57,8 @@ class SwappedPhoneMels(Config):
     """Other speakers whose voices each row is said in."""
     noise_scale: float = Field(default=0.8, ge=0)
     """Of the teacher's prior."""
+    timbre_encoder: TimbreEncoderConfig = ResemblyzerTimbreConfig()
+    """The one of ``mels``: it tells which voice a row is nearer to."""
     filters: SwapFilterConfig = SwapFilterConfig()
     chunk_size: int = Field(default=32, ge=1)
     """Rows that are made, or made again, at once."""

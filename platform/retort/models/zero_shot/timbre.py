@@ -81,13 +81,6 @@ def timbre_encoder_name(config: ResemblyzerTimbreConfig | ERes2NetTimbreConfig) 
             return eres2net_name(path)
 
 
-def timbre_encoder_size(config: TimbreEncoderConfig) -> int:
-    """How many frozen numbers the encoder holds that ``config`` names, without loading it."""
-    match config:
-        case ResemblyzerTimbreConfig():
-            return ResemblyzerTimbre.num_parameters
-
-
 def open_timbre_encoder(
     config: ResemblyzerTimbreConfig | ERes2NetTimbreConfig, mel: MelConfig, *, device: torch.device | str = "cpu"
 ) -> TimbreEncoder:

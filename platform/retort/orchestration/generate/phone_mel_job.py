@@ -24,7 +24,7 @@ from retort.data.references import plan_references
 from retort.data.tokens import refuse_mismatch
 from retort.errors import ConfigError, DataError
 from retort.models.weights import LoadedZeroShot, load_zero_shot
-from retort.models.zero_shot.timbre import open_timbre_encoder
+from retort.models.zero_shot.timbre import open_timbre_encoder, timbre_encoder_name
 from retort.orchestration.after_finish import after_finish
 from retort.orchestration.chunks import write_rejects
 from retort.orchestration.generate.chunked import REJECTS_FILE, Generated, Work, generate_chunks, summary
@@ -134,6 +134,8 @@ def _fitting_teacher(source: SwappedPhoneMels, teacher: LoadedZeroShot, mels: Ph
         ("voice of espeak-ng", lineage.voice, mels.voice),
     ):
         refuse_mismatch(name, f"the teacher {source.teacher}", str(theirs), str(source.mels), str(ours), cure)
+    given, same = timbre_encoder_name(source.timbre_encoder), "name the same encoder in source.timbre_encoder"
+    refuse_mismatch("timbre encoder", "this run", given, str(source.mels), mels.timbre_encoder, same)
     unknown = sorted(set(mels.phones) - set(lineage.phones))
     if unknown:
         raise DataError(f"the teacher {source.teacher} does not know the phones {' '.join(unknown)}; {cure}")

@@ -36,6 +36,7 @@ from retort.evaluation.hearing import hear
 from retort.evaluation.speaker import similarity
 from retort.evaluation.wer import character_errors
 from retort.inference.zero_shot_making import MelWish, ZeroShotMaker
+from retort.models.zero_shot.timbre import open_timbre_encoder
 from retort.nn.random import seed_of
 from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.outputs import with_results
@@ -122,6 +123,7 @@ class SwappedPhoneMelsWorker:
         device = "cuda" if config.pool.gpus_per_worker > 0 else "cpu"
         self.maker = ZeroShotMaker.open(config.source.teacher, device=device)
         self.mels = PhoneMelSet.open(config.source.mels)
+        self.encoder = open_timbre_encoder(config.source.timbre_encoder, self.description.mel, device=device)
         self.places = {name: place for place, name in enumerate(self.mels.column("id"))}
         recogniser = config.source.filters.recogniser
         self.recogniser = None if recogniser is None else open_recogniser(recogniser, device=device)
@@ -169,15 +171,15 @@ class SwappedPhoneMelsWorker:
         mel_TM = mel_TM.half().float()
         sound_N = in_16_bits(griffin_lim(mel_TM.T, mel))
         try:
-            timbre_E = self.maker.encoder.embed(sound_N, mel.sample_rate)
+            timbre_E = self.encoder.embed(sound_N, mel.sample_rate)
         except DataError as fault:
             return Reject(swap.id, "no_voice", str(fault), source.id)
         gain = similarity_gain(timbre_E, source, prompt)
         if filters.min_similarity_gain is not None and gain <= filters.min_similarity_gain:
             return Reject(swap.id, "other_voice", f"nearer to {prompt.speaker} by {gain:.3f} only", source.id)
-        fault = self._misheard(source.text, sound_N)
-        if fault is not None:
-            return Reject(swap.id, "cer", fault, source.id)
+        misheard = self._misheard(source.text, sound_N)
+        if misheard is not None:
+            return Reject(swap.id, "cer", misheard, source.id)
         f0_T = f0_track(sound_N, mel.sample_rate, hop_samples=mel.hop_samples)[: len(mel_TM)]
         log_f0_P, voiced_P = phone_melody(f0_T, source.frames_P)
         return dataclasses.replace(
