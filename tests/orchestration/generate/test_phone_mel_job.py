@@ -275,7 +275,7 @@ def test_a_set_that_a_teacher_spoke_is_not_swapped_again(made, said, tmp_path):
 @pytest.mark.parametrize("kind", ["recordings", "swapped"])
 def test_killed_actor_and_killed_driver_leave_each_id_exactly_once_and_change_nothing(made, tmp_path, kind):
     if kind == "recordings":
-        _, durations = write_aligned(tmp_path, strings=90, test_strings=3)
+        _, durations = write_aligned(tmp_path, strings=44, test_strings=2)
         source = {"kind": "recordings", "durations": str(durations)}
         asked = sorted(row.id for row in read_durations(result_of(durations)))
     else:
