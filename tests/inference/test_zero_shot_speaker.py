@@ -82,7 +82,7 @@ def test_the_sound_is_that_of_its_mel_and_a_hop_for_each_frame(speaker):
 
 
 def test_who_waits_for_a_first_sound_goes_before_who_has_something_to_hear(speaker):
-    first = speaker.add(Wish(Request("one two three four five", "s0", 1), None))
+    first = speaker.add(Wish(Request("one two three four five", "s0", 1), ZeroShotDecoding(tempo=0.25)))
     first_sound(speaker)
     second = speaker.add(Wish(Request("six", "s1", 2), None))
     assert {sound.ticket for sound in first_sound(speaker)} == {second}
