@@ -252,7 +252,7 @@ def test_distillation_of_intervals() -> None:
 
 
 QUIET = ZeroShotLosses(contrastive=ContrastiveConfig(weight=0.0))
-HEARD = ZeroShotLosses(contrastive=ContrastiveConfig(weight=0.3, fraction=0.3, frames=16))
+HEARD = ZeroShotLosses(contrastive=ContrastiveConfig(weight=0.3, batches=0.5, fraction=0.3, frames=16))
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +291,7 @@ def test_the_contrast_of_voices(phone_mels: PhoneMelStream) -> None:
         assert isinstance(config, ContrastiveConfig)
         return spoken(ZeroShotLosses(contrastive=config), some_model(), phone_mels)
 
-    values = {"weight": 0.6, "temperature": 0.4, "fraction": 0.9, "frames": 24}
+    values = {"weight": 0.6, "temperature": 0.4, "batches": 1.0, "fraction": 0.9, "frames": 24}
     assert ignored_by(ContrastiveConfig, values, {}, learn, **dict(HEARD.contrastive)) == []
 
 

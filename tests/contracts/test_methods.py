@@ -163,7 +163,9 @@ def build_zero_shot(losses: ZeroShotLosses, *, is_second_stage: bool = False) ->
     )
 
 
-EVERY_TERM = ZeroShotLosses(mel_ssim=0.3, contrastive=ContrastiveConfig(weight=0.3, fraction=0.5, frames=16))
+EVERY_TERM = ZeroShotLosses(
+    mel_ssim=0.3, contrastive=ContrastiveConfig(weight=0.3, batches=1.0, fraction=0.5, frames=16)
+)
 NOISY = TOY.replace(dropout=0.1)
 TOLD = ConditionedGuidance()
 TWO = TwoTermGuidance(scale=1.5)

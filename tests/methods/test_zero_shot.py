@@ -48,7 +48,7 @@ SHAPE = ZeroShotShape(
     dim=16, num_layers=1, num_heads=2, ffn_dim=24, mel_channels=(2, 3), latent_dim=4, flow_dim=8, num_couplings=2,
     style_layers=1, predictor_dim=12, decoder_dim=16, decoder_dilations=(1,), decoder_kernel=3,
 )  # fmt: skip
-CONTRAST = ContrastiveConfig(weight=0.2, temperature=0.2, fraction=0.5, frames=16)
+CONTRAST = ContrastiveConfig(weight=0.2, temperature=0.2, batches=1.0, fraction=0.5, frames=16)
 LOSSES = ZeroShotLosses(contrastive=CONTRAST)
 SILENT = ZeroShotLosses(contrastive=ContrastiveConfig(weight=0.0))
 TIMBRE = ResemblyzerTimbreConfig()
@@ -82,7 +82,7 @@ def test_all_that_is_asked_for_is_learned(tmp_path: Path) -> None:
     )
     own = (said.mel_BTM - batch.target_BTM)[batch.mask_BT].abs().mean()
     tilt_M = torch.linspace(-1, 1, 8)
-    assert float(own) < 0.6 * float((said.mel_BTM + tilt_M - batch.target_BTM)[batch.mask_BT].abs().mean())
+    assert float(own) < 0.75 * float((said.mel_BTM + tilt_M - batch.target_BTM)[batch.mask_BT].abs().mean())
 
 
 def test_same_seed_same_bits(tmp_path: Path) -> None:
@@ -133,6 +133,18 @@ def test_anchors_are_a_share_of_the_rows_and_crops_lie_inside(tmp_path: Path) ->
         lengths = batch.mask_BT.sum(1)[targets.anchors_A]
         assert bool((targets.starts_A + torch.minimum(lengths, torch.tensor(CONTRAST.frames)) <= lengths).all())
     assert len(ZeroShotTeacher(TOY, SILENT).targets(stream.batch(0)).anchors_A) == 0
+
+
+def test_the_contrast_is_computed_in_a_share_of_the_batches_and_weighs_the_more(tmp_path: Path) -> None:
+    batch, losses = toy_stream(tmp_path).batch(0), LOSSES.replace(contrastive=CONTRAST.replace(batches=0.25))
+    objective, draws = ZeroShotObjective(some_model(), losses, ToyTimbre()), ZeroShotTeacher(TOY, losses, seed=2)
+    targets = [draws.targets(batch) for _ in range(200)]
+    heard = [one for one in targets if len(one.anchors_A)]
+    assert 30 <= len(heard) <= 70
+    silent = next(one for one in targets if not len(one.anchors_A))
+    assert float(objective(batch, silent).metrics["contrastive"]) == 0.0
+    always = ZeroShotObjective(objective.student, LOSSES, ToyTimbre())(batch, heard[0]).metrics["contrastive"]
+    torch.testing.assert_close(objective(batch, heard[0]).metrics["contrastive"], 4 * always)
 
 
 def test_a_crop_of_a_short_row_ends_where_the_row_does() -> None:
@@ -212,8 +224,8 @@ def test_a_student_starts_as_its_teacher_or_anew(world: dict[str, Any]) -> None:
         torch.equal(w, teacher[name.removeprefix("student.")]) for name, w in warm.objective.state_dict().items()
     )
     anew = distillation(world, seed=5, method=SelfDistillConfig(losses=SILENT, init="random", sigma=0.5)).build(Place())
-    assert not torch.equal(anew.objective.state_dict()["student.decoder.leave.conv.weight"],
-                           teacher["decoder.leave.conv.weight"])  # fmt: skip
+    assert not torch.equal(anew.objective.state_dict()["student.decoder.leave.weight"],
+                           teacher["decoder.leave.weight"])  # fmt: skip
     weights = {name.removeprefix("student."): w for name, w in anew.objective.state_dict().items()}
     lineage = anew.trained(weights).lineage  # type: ignore[attr-defined]
     assert lineage.method == "self_distill"

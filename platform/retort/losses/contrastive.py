@@ -15,7 +15,7 @@ def speaker_contrast(
 ) -> Tensor:
     """Mean over anchors of ``-log softmax`` of their own prompt's cosine, among prompts of other speakers and itself.
 
-    Every rank must call it, with whatever number of rows.
+    Zero without anchors. Every rank must call it, with whatever number of rows.
 
     Args:
         anchors_AE: voices of what was spoken.
@@ -32,7 +32,7 @@ def speaker_contrast(
     is_own_speaker_AN = speakers_B[rows_A][:, None] == all_speakers_N
     others_AN = (anchors_AE @ all_NE.T).masked_fill(is_own_speaker_AN, -torch.inf)
     logits_A = torch.cat([own_A, others_AN], dim=1) / temperature
-    return -logits_A.log_softmax(-1)[:, 0].mean()
+    return -logits_A.log_softmax(-1)[:, 0].sum() / max(1, len(anchors_AE))
 
 
 def gathered(rows: Tensor) -> Tensor:

@@ -28,8 +28,10 @@ class ContrastiveConfig(Config):
     """0 leaves the speaker encoder unused."""
     temperature: float = Field(default=0.1, gt=0)
     """Divides the cosines."""
-    fraction: float = Field(default=0.125, gt=0, le=1)
-    """Share of a batch's rows whose mel the speaker encoder hears, one at least: it costs as much as the model."""
+    batches: float = Field(default=0.25, gt=0, le=1)
+    """Share of the batches in which it is computed, where it weighs the more: it costs as much as the model."""
+    fraction: float = Field(default=0.25, gt=0, le=1)
+    """Share of such a batch's rows whose mel the speaker encoder hears, one at least."""
     frames: int = Field(default=128, ge=16)
     """Longest part of a mel that it hears, in frames; 128 are the 1.6 s of one window of Resemblyzer."""
 
@@ -60,7 +62,7 @@ class ZeroShotTargets:
 
     Attributes:
         noise_BPC: standard normal, of the posterior.
-        anchors_A: rows whose voices are contrasted; none where that has no weight.
+        anchors_A: rows whose voices are contrasted; none in most batches.
         starts_A: first frame that the speaker encoder hears of each.
     """
 
@@ -92,7 +94,8 @@ class ZeroShotTeacher(Teacher[PhoneMelBatch, ZeroShotTargets]):
         B, P = batch.spoken.phones_BP.shape
         device, contrast = batch.mask_BT.device, self.losses.contrastive
         noise_BPC = torch.randn(B, P, self.model.latent_dim, generator=self.generator).to(device)
-        count = max(1, round(contrast.fraction * B)) if contrast.weight > 0 else 0
+        is_heard = contrast.weight > 0 and float(torch.rand((), generator=self.generator)) < contrast.batches
+        count = max(1, round(contrast.fraction * B)) if is_heard else 0
         anchors_A = torch.randperm(B, generator=self.generator)[:count].to(device)
         room_A = (batch.mask_BT.sum(1)[anchors_A] - contrast.frames + 1).clamp_min(1)
         places_A = torch.rand(count, generator=self.generator, dtype=torch.float64).to(device)
@@ -147,11 +150,15 @@ class ZeroShotObjective(nn.Module):
         """What the speaker encoder hears of the drawn rows, against all prompts."""
         assert self.timbre is not None, "checked above"
         contrast, rows_A = self.losses.contrastive, targets.anchors_A
+        if len(rows_A) == 0:  # another rank may have drawn some, and needs this one's prompts
+            prompts_BE = batch.voice.timbre_BE
+            return speaker_contrast(prompts_BE[:0], prompts_BE, rows_A, batch.speaker_B, temperature=1.0)
         heard_ATM, heard_mask_AT = cropped(mel_BTM[rows_A], batch.mask_BT[rows_A], targets.starts_A, contrast.frames)
         voices_AE = self.timbre.of_mels(self.student.config.scales.mel_out(heard_ATM.float()), heard_mask_AT)
-        return speaker_contrast(
+        found = speaker_contrast(
             voices_AE, batch.voice.timbre_BE, rows_A, batch.speaker_B, temperature=contrast.temperature
         )
+        return found / contrast.batches
 
 
 def cropped(mel_BTM: Tensor, mask_BT: Tensor, starts_B: Tensor, frames: int) -> tuple[Tensor, Tensor]:

@@ -52,7 +52,7 @@ class ZeroShotConfig(Config):
     """Of the linguistic encoder and of the cross-attention to the prompt."""
     ffn_dim: int = Field(ge=8)
     mel_channels: tuple[int, ...] = Field(min_length=1)
-    """Of the mel encoder's stages, each of which halves the number of mels; the first one halves the frames, too."""
+    """Of the mel encoder's stages; the first halves the frames and quarters the mels, the others halve the mels."""
     latent_dim: int = Field(ge=2, multiple_of=2)
     """Of what a phone takes from the source mel."""
     flow_dim: int = Field(ge=1)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retort.models.zero_shot.config import ZeroShotConfig
-from retort.nn.masked_layers import AdaptiveInstanceNorm, MaskedConv
+from retort.nn.masked_layers import AdaptiveInstanceNorm
 from retort.nn.phone_conditions import phones_at_frames
 
 
@@ -46,14 +46,14 @@ class MelDecoder(nn.Module):
             _DecoderBlock(D, style_dim, config.decoder_kernel, dilation) for dilation in config.decoder_dilations
         )
         self.norm = AdaptiveInstanceNorm(D, style_dim)
-        self.leave = MaskedConv(D, config.patch_frames * config.num_mels, 3)
+        self.leave = nn.Conv1d(D, config.patch_frames * config.num_mels, 1)
 
     def forward(self, x_BDS: Tensor, timbre_BE: Tensor, mask_BT: Tensor) -> Tensor:
         """Scaled log-mel [B, T, M]; 0 beyond the mask."""
         mask_B1S, style_BS = mask_BT[:, None, :: self.patch_frames], functional.silu(self.timbre(timbre_BE))
         for block in self.blocks:
             x_BDS = block(x_BDS, style_BS, mask_B1S)
-        patches_BNS = self.leave(functional.silu(self.norm(x_BDS, style_BS, mask_B1S)), mask_B1S)
+        patches_BNS = self.leave(functional.silu(self.norm(x_BDS, style_BS, mask_B1S)))
         mel_BTM = patches_BNS.transpose(1, 2).unflatten(2, (self.patch_frames, -1)).flatten(1, 2)
         return mel_BTM[:, : mask_BT.shape[1]] * mask_BT[..., None]  # type: ignore[no-any-return]
 

@@ -61,16 +61,19 @@ class _PhoneBlock(nn.Module):
 class MelEncoder(nn.Module):
     """Two-dimensional residual blocks over time and mels, averaged over the frames of each phone.
 
-    The first stage halves the frames, and each the mels; a phone of a single frame takes what was made of two.
+    The first stage halves the frames and quarters the mels, each other one halves the mels; a phone of a single frame
+    takes what was made of two.
     Normalisation is over the channels and mels of a position, so that a row's length changes nothing.
     """
 
     def __init__(self, config: ZeroShotConfig) -> None:
         super().__init__()
         channels = (1, *config.mel_channels)
-        self.stages = nn.ModuleList(_MelStage(a, b, stride=2 if a == 1 else 1) for a, b in pairwise(channels))
-        mels = config.num_mels
-        for _ in config.mel_channels:
+        self.stages = nn.ModuleList(
+            _MelStage(a, b, is_first=number == 0) for number, (a, b) in enumerate(pairwise(channels))
+        )
+        mels = (config.num_mels + 3) // 4
+        for _ in config.mel_channels[1:]:
             mels = (mels + 1) // 2
         self.leave = nn.Linear(channels[-1] * mels, config.dim)
 
@@ -93,14 +96,15 @@ class MelEncoder(nn.Module):
 class _MelStage(nn.Module):
     """Reads and writes values that are 0 beyond the mask."""
 
-    def __init__(self, channels_in: int, channels_out: int, *, stride: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, *, is_first: bool) -> None:
         super().__init__()
-        self.halve = nn.Conv2d(channels_in, channels_out, 3, stride=(stride, 2), padding=1)
+        kernel, stride = ((3, 5), (2, 4)) if is_first else ((3, 3), (1, 2))
+        self.enter = nn.Conv2d(channels_in, channels_out, kernel, stride=stride, padding=(1, kernel[1] // 2))
         self.scale = nn.Parameter(torch.ones(channels_out, 1, 1))
         self.mix = nn.Conv2d(channels_out, channels_out, 3, padding=1)
 
     def forward(self, x_BCTM: Tensor, mask_B1H1: Tensor) -> Tensor:
-        x_BCHM = self.halve(x_BCTM) * mask_B1H1
+        x_BCHM = self.enter(x_BCTM) * mask_B1H1
         power_B1H1 = x_BCHM.square().mean((1, 3), keepdim=True)
         normed_BCHM = x_BCHM * torch.rsqrt(power_B1H1 + _EPS) * self.scale
         return x_BCHM + self.mix(functional.silu(normed_BCHM)) * mask_B1H1  # type: ignore[no-any-return]
