@@ -114,15 +114,16 @@ def test_a_row_is_its_recording_with_its_own_durations(made):
         assert (row.speaker in VOICES, row.source_id, row.prompt_speaker) == (True, None, None)
 
 
-def test_vowels_are_voiced_and_pauses_are_quiet(made):
+def test_voiced_sounds_are_voiced(made):
     mels = PhoneMelSet.open(result_of(made / "mels"))
-    voiced, energy = Counter(), {True: [], False: []}
+    voiced = Counter()
     for row in mels:
-        for phone, is_voiced, loud in zip(row.phones, row.voiced_P.tolist(), row.energy_P.tolist(), strict=True):
-            voiced[phone != "" and phone[-1] not in "sftkθ", is_voiced] += 1
-            energy[phone == ""].append(loud)
-    assert voiced[True, True] > 3 * voiced[True, False]
-    assert sum(energy[True]) / len(energy[True]) < sum(energy[False]) / len(energy[False]) - 0.5
+        voiced.update(
+            is_voiced
+            for phone, is_voiced in zip(row.phones, row.voiced_P.tolist(), strict=True)
+            if phone and phone[-1] not in "sftkθ"
+        )
+    assert voiced[True] > 3 * voiced[False]
 
 
 def test_timbres_tell_voices_apart(made):
