@@ -14,6 +14,7 @@ from torch import nn
 from retort.audio.spectra import resolutions_at
 from retort.config import Config
 from retort.data.mel_stream import MelBatch
+from retort.data.phone_mel_stream import PhoneMelBatchConfig, PhoneMelStream
 from retort.data.stream import BatchConfig
 from retort.losses.divergence import ForwardKL, SkewKL
 from retort.methods import guided_distill, interval_distill, progressive_distill
@@ -23,17 +24,27 @@ from retort.methods.interval_distill import IntervalDistillConfig
 from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig, objective_of
 from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.methods.progressive_distill import ProgressiveDistillConfig
+from retort.methods.self_distill import SelfDistillConfig, stream_of
+from retort.methods.self_distill import student_from as zero_shot_student
 from retort.methods.vocoder_pretrain import AdversaryConfig, VocoderObjective, VocoderPretrainConfig
+from retort.methods.zero_shot_learning import ContrastiveConfig, ZeroShotLosses, ZeroShotObjective, ZeroShotTeacher
+from retort.methods.zero_shot_pretrain import ZeroShotPretrainConfig
+from retort.models.student_shape import SameAsTeacher
 from retort.models.vocoder_discriminators import VocoderDiscriminator
+from retort.models.weights import LoadedZeroShot
+from retort.models.zero_shot.model import ZeroShot
 from retort.orchestration.train.task import task_of
 from retort.run_config import DistillConfig, PretrainConfig
 from retort.training.fit import PlainOptimizer, fit
 from retort.training.schedule import OptimizerConfig
 from retort.training.seam import NoTeacher, Place, Teacher
+from tests.methods import vocoder_toys
 from tests.methods.mel_toys import GUIDANCE, some_denoiser, toy_batches
 from tests.methods.test_multilevel_distill import batch as codes_batch
 from tests.methods.test_multilevel_distill import model as layered
-from tests.methods.vocoder_toys import MEL, toy_stream, toy_vocoder
+from tests.methods.zero_shot_toys import BATCHES as PHONE_BATCHES
+from tests.methods.zero_shot_toys import ToyTimbre, some_model, toy_stream
+from tests.models.test_zero_shot import LINEAGE
 from tests.orchestration.train_runs import distill, pretrain, write_teacher, write_tokens
 
 STEPS = 4
@@ -248,9 +259,11 @@ def test_pretraining_of_vocoders() -> None:
     def learn(config: Config) -> Learned:
         assert isinstance(config, VocoderPretrainConfig)
         torch.manual_seed(0)
-        judge = None if config.adversary is None else VocoderDiscriminator(resolutions_at(MEL.sample_rate), 4)
-        student = toy_vocoder()
-        stream = toy_stream(student)
+        judge = (
+            None if config.adversary is None else VocoderDiscriminator(resolutions_at(vocoder_toys.MEL.sample_rate), 4)
+        )
+        student = vocoder_toys.toy_vocoder()
+        stream = vocoder_toys.toy_stream(student)
         objective = VocoderObjective(student, config, judge)
         batches = (stream.batch(n) for n in range(2))
         return learned(objective, NoTeacher(), batches, OptimizerConfig(learning_rate=1e-2))
@@ -263,9 +276,9 @@ def test_adversaries_of_vocoders() -> None:
     def learn(config: Config) -> Learned:
         assert isinstance(config, AdversaryConfig)
         torch.manual_seed(0)
-        judge = VocoderDiscriminator(resolutions_at(MEL.sample_rate), config.channels)
-        student = toy_vocoder()
-        stream = toy_stream(student)
+        judge = VocoderDiscriminator(resolutions_at(vocoder_toys.MEL.sample_rate), config.channels)
+        student = vocoder_toys.toy_vocoder()
+        stream = vocoder_toys.toy_stream(student)
         method = VocoderPretrainConfig(adversary=config)
         objective = VocoderObjective(student, method, judge, from_batch=config.from_step)
         batches = (stream.batch(n) for n in range(2))
@@ -273,3 +286,68 @@ def test_adversaries_of_vocoders() -> None:
 
     values = {"from_step": 1, "channels": 6, "weight": 0.9, "feature_weight": 0.9}
     assert ignored_by(AdversaryConfig, values, {}, learn, channels=4) == []
+
+
+QUIET = ZeroShotLosses(contrastive=ContrastiveConfig(weight=0.0))
+HEARD = ZeroShotLosses(contrastive=ContrastiveConfig(weight=0.3, batches=0.5, fraction=0.3, frames=16))
+
+
+@pytest.fixture(scope="module")
+def phone_mels(tmp_path_factory: pytest.TempPathFactory) -> PhoneMelStream:
+    """Toy rows, and what a teacher said of them."""
+    return toy_stream(tmp_path_factory.mktemp("phone_mels"), share=0.5)
+
+
+def spoken(losses: ZeroShotLosses, model: ZeroShot, stream: PhoneMelStream) -> Learned:
+    """Some steps of a zero-shot model."""
+    objective, draws = ZeroShotObjective(model, losses, ToyTimbre()), ZeroShotTeacher(model.config, losses, seed=1)
+    return learned(objective, draws, (stream.batch(n) for n in range(STEPS)), OptimizerConfig(learning_rate=1e-3))
+
+
+def test_batches_of_phone_mels(phone_mels: PhoneMelStream) -> None:
+    def learn(config: Config) -> Learned:
+        assert isinstance(config, PhoneMelBatchConfig)
+        return spoken(QUIET, some_model(), PhoneMelStream(phone_mels.rows, config, seed=3))
+
+    values = {"max_utterances": 3, "max_frames": 40, "prompt_max_frames": 3}
+    assert ignored_by(PhoneMelBatchConfig, values, {}, learn, **dict(PHONE_BATCHES)) == []
+
+
+def test_losses_of_zero_shot_models(phone_mels: PhoneMelStream) -> None:
+    def learn(config: Config) -> Learned:
+        assert isinstance(config, ZeroShotLosses)
+        return spoken(config, some_model(), phone_mels)
+
+    weights = dict.fromkeys(("mel_l1", "mel_ssim", "kl", "duration", "pitch", "voicing", "energy"), 0.5)
+    values = {**weights, "predictor_grad": 0.5, "contrastive": HEARD.contrastive}
+    assert ignored_by(ZeroShotLosses, values, {}, learn, contrastive=QUIET.contrastive) == []
+
+
+def test_the_contrast_of_voices(phone_mels: PhoneMelStream) -> None:
+    def learn(config: Config) -> Learned:
+        assert isinstance(config, ContrastiveConfig)
+        return spoken(ZeroShotLosses(contrastive=config), some_model(), phone_mels)
+
+    values = {"weight": 0.6, "temperature": 0.4, "batches": 1.0, "fraction": 0.9, "frames": 24}
+    assert ignored_by(ContrastiveConfig, values, {}, learn, **dict(HEARD.contrastive)) == []
+
+
+def test_pretraining_of_zero_shot_models(phone_mels: PhoneMelStream) -> None:
+    def learn(config: Config) -> Learned:
+        assert isinstance(config, ZeroShotPretrainConfig)
+        return spoken(config.losses, some_model(), phone_mels)
+
+    assert ignored_by(ZeroShotPretrainConfig, {"losses": HEARD}, {}, learn) == []
+
+
+def test_self_distillation(phone_mels: PhoneMelStream) -> None:
+    def learn(config: Config) -> Learned:
+        assert isinstance(config, SelfDistillConfig)
+        assert phone_mels.swaps is not None
+        torch.manual_seed(0)
+        student = zero_shot_student(LoadedZeroShot(some_model(), LINEAGE, "t"), SameAsTeacher(), config.init)
+        stream = stream_of(phone_mels.rows, phone_mels.swaps.rows, config, PHONE_BATCHES, 3, Place())
+        return spoken(config.losses, student, stream)
+
+    values = {"sigma": 0.3, "direction": "synth_target", "init": "random", "losses": HEARD}
+    assert ignored_by(SelfDistillConfig, values, {}, learn, losses=QUIET) == []

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 
 from retort.config import Config
-from retort.inference.decoding import CodecLMDecoding, Decoding, MelDiffusionDecoding
+from retort.inference.decoding import CodecLMDecoding, Decoding, MelDiffusionDecoding, ZeroShotDecoding
 from retort.inference.diffusion_sampling import AncestralSolver, DDIMSolver, DPMSolver, IntervalSolver, Solver
 from retort.inference.opening import Room, open_speaker
 from retort.inference.sampling import SamplerConfig
@@ -18,13 +18,14 @@ from retort.nn.guidance import GuidanceConfig, NoGuidance, ThreeTermGuidance, Tw
 from tests.contracts.test_every_field_counts import changing_nothing
 from tests.inference.speaker_contract import SLOTS
 from tests.inference.speaker_contract import Case as Speaking
-from tests.inference.speaking import speaking_denoiser, speaking_model
+from tests.inference.speaking import speaking_denoiser, speaking_model, speaking_zero_shot
 
 DROPS = ("null", "no_text", "no_speaker")
 SPEAKERS: dict[str, Callable[[Path], Path]] = {
     "teacher": lambda root: speaking_model(root, gain=30.0, trained_drops=DROPS),
     "student_of_scales": lambda root: speaking_model(root, gain=30.0, distilled=True, guidance_scales=(1.0, 1.5)),
     "denoiser": speaking_denoiser,
+    "zero_shot": speaking_zero_shot,
     "student_of_intervals": lambda root: speaking_denoiser(
         root, takes=("interval",), method="interval_distill", teacher_fingerprint="m-0", solver="interval"
     ),
@@ -90,6 +91,7 @@ CASES = (
     Case("denoiser", NoDiffusionGuidance(), {}, of_denoiser),
     Case("denoiser", ConstantGuidance(scale=2.0), {"scale": 3.0}, of_denoiser),
     Case("denoiser", RampedGuidance(scale=2.0), {"scale": 3.0}, of_denoiser),
+    Case("zero_shot", ZeroShotDecoding(), {"noise_scale": 1.0, "tempo": 1.5}),
 )
 OF_ONE_MODEL = ("student_of_intervals",)
 """What these take, no other model takes."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from retort.audio.spectra import resolutions_at
 from retort.data.batches import CodebookLayout, LMBatch, conditions_for, lay_out
 from retort.data.mel_stream import MelBatch
+from retort.data.phone_mel_stream import PhoneMelBatch
 from retort.data.sound_stream import SoundBatch
 from retort.losses.divergence import SkewKL, TopK, top_k_of
 from retort.methods import guided_distill, interval_distill, mel_pretrain, progressive_distill
@@ -30,20 +31,32 @@ from retort.methods.mel_pretrain import DataTeacher, MelPretrainConfig
 from retort.methods.multilevel_distill import MultilevelDistillConfig, MultilevelObjective, TracedTeacher
 from retort.methods.pretrain import CrossEntropyObjective
 from retort.methods.progressive_distill import ProgressiveDistillConfig
+from retort.methods.self_distill import SelfDistillConfig
 from retort.methods.vocoder_pretrain import AdversaryConfig, VocoderObjective, VocoderPretrainConfig
+from retort.methods.zero_shot_learning import ContrastiveConfig, ZeroShotLosses, ZeroShotObjective, ZeroShotTeacher
 from retort.models.codec_lm import CodecLM, CodecLMConfig
 from retort.models.initialise import Initialisation, student_from
 from retort.models.mel_diffusion import MelDiffusion
 from retort.models.vocoder_discriminators import VocoderDiscriminator
+from retort.models.zero_shot.model import ZeroShot
 from retort.nn.guidance import NoGuidance, ThreeTermGuidance, TwoTermGuidance
 from retort.nn.guided_rows import guided_logits
-from retort.run_config import MelMethod, Method, PretrainConfig, PretrainMelsConfig, PretrainVocoderConfig
+from retort.run_config import (
+    MelMethod,
+    Method,
+    PretrainConfig,
+    PretrainMelsConfig,
+    PretrainVocoderConfig,
+    PretrainZeroShotConfig,
+)
 from retort.training.fit import PlainOptimizer, fit, student_of
 from retort.training.schedule import OptimizerConfig
 from retort.training.seam import NoTeacher, StepOutput, Teacher
 from tests.methods.mel_toys import GUIDANCE, TOY, some_denoiser, toy_batch
 from tests.methods.vocoder_toys import MEL, toy_stream, toy_vocoder
 from tests.methods.vocoder_toys import TOY as TOY_VOCODER
+from tests.methods.zero_shot_toys import TOY as TOY_VOICE
+from tests.methods.zero_shot_toys import ToyTimbre, lessons_of, some_model, swapped_rows, toy_rows
 
 K, V, TEXTS = 3, 12, 9
 LAYOUT = CodebookLayout(codebook_size=V, delays=(0, 1, 2))
@@ -60,8 +73,8 @@ class Built:
 
     objective: nn.Module
     teacher: Teacher[Any, Any]
-    frozen: CodecLM | MelDiffusion | None
-    batch: LMBatch | MelBatch | SoundBatch
+    frozen: CodecLM | MelDiffusion | ZeroShot | None
+    batch: LMBatch | MelBatch | PhoneMelBatch | SoundBatch
 
 
 def lm_batch() -> LMBatch:
@@ -159,6 +172,19 @@ def build_vocoder(config: VocoderPretrainConfig, source: Literal["none", "harmon
     return Built(VocoderObjective(student, config, discriminator), NoTeacher(), None, toy_stream(student).batch(0))
 
 
+def build_zero_shot(losses: ZeroShotLosses, *, is_second_stage: bool = False) -> Built:
+    """The teacher of the second stage does not run: it has said what it says (``swapped_rows``)."""
+    rows = toy_rows()
+    batch = lessons_of(rows, swapped_rows(rows) if is_second_stage else rows)
+    student = some_model(TOY_VOICE.replace(dropout=0.1)).train()
+    return Built(
+        ZeroShotObjective(student, losses, ToyTimbre()), ZeroShotTeacher(TOY_VOICE, losses, seed=3), None, batch
+    )
+
+
+EVERY_TERM = ZeroShotLosses(
+    mel_ssim=0.3, contrastive=ContrastiveConfig(weight=0.3, batches=1.0, fraction=0.5, frames=16)
+)
 NOISY = TOY.replace(dropout=0.1)
 TOLD = ConditionedGuidance()
 TWO = TwoTermGuidance(scale=1.5)
@@ -215,6 +241,11 @@ CASES_OF: dict[type, dict[str, Callable[[], Built]]] = {
         "interval": lambda: build_interval(IntervalDistillConfig(teacher_steps=2)),
         "interval_told": lambda: build_interval(IntervalDistillConfig(teacher_steps=2, guidance=TOLD)),
     },
+    PretrainZeroShotConfig: {
+        "zero_shot_pretrain": lambda: build_zero_shot(ZeroShotLosses(contrastive=ContrastiveConfig(weight=0.0))),
+        "zero_shot_pretrain_every_term": lambda: build_zero_shot(EVERY_TERM),
+    },
+    SelfDistillConfig: {"self_distill": lambda: build_zero_shot(EVERY_TERM, is_second_stage=True)},
 }
 CASES = {name: build for cases in CASES_OF.values() for name, build in cases.items()}
 
@@ -223,7 +254,8 @@ def test_every_method_has_a_case() -> None:
     """The methods are those that a run file may name: pretraining, and ``method`` in a distillation, per family."""
     unions = [get_args(get_args(method)[0]) for method in (Method, MelMethod)]
     assert [len(union) for union in unions] == [2, 3]
-    methods = {PretrainConfig, PretrainMelsConfig, PretrainVocoderConfig, *unions[0], *unions[1]}
+    pretraining = {PretrainConfig, PretrainMelsConfig, PretrainZeroShotConfig, PretrainVocoderConfig}
+    methods = {*pretraining, SelfDistillConfig, *unions[0], *unions[1]}
     assert set(CASES_OF) == methods
     assert all(CASES_OF.values())
 
@@ -309,7 +341,7 @@ def test_targets_depend_on_the_reported_generators_alone(case: str) -> None:
     drew = any(not torch.equal(generators[name].get_state(), state) for name, state in states.items())
     second = tensors_in(built.teacher.targets(built.batch))
     assert drew == any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert drew or not isinstance(built.batch, MelBatch), "time and noise are drawn in every method on denoisers"
+    assert drew or isinstance(built.batch, LMBatch), "noise is drawn in every method on mels"
     for name, state in states.items():
         generators[name].set_state(state)
     torch.manual_seed(7)

@@ -35,6 +35,10 @@ PACKAGE = Path(__file__).parents[2] / "platform" / "retort"
 ALLOWED = {
     # EnCodec's own file of weights, which only exists as a pickle: read with `weights_only`, as tensors.
     ("audio/encodec_codec.py", "torch.load(weights_only=True)"),
+    # The same of Resemblyzer, whose file is compared with its SHA-256 first.
+    ("models/zero_shot/timbre.py", "torch.load(weights_only=True)"),
+    # The files that 3D-Speaker publishes.
+    ("models/zero_shot/eres2net.py", "torch.load(weights_only=True)"),
 }
 UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal", "pandas"}
 ARCHIVES = {"tarfile", "zipfile", "webdataset", "py7zr", "rarfile"}

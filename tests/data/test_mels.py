@@ -60,7 +60,7 @@ def test_rows_come_back_in_order_of_their_ids_rounded_to_fp16(mels):
 
 
 def test_rows_are_the_same_whether_or_not_they_are_kept_in_memory(mels, tmp_path, monkeypatch):
-    monkeypatch.setattr("retort.data.mels._KEPT_BYTES", 500)
+    monkeypatch.setattr("retort.data.shards._KEPT_BYTES", 500)
     small = MelSet.open(write(tmp_path / "set", made()))
     for i in (36, 0, 17, 36, 5, 0):
         assert torch.equal(small[i].mel_TM, mels[i].mel_TM)

@@ -1,8 +1,10 @@
 """The judge, through which every claim passes: prompts, voices, missing recordings, and seeds."""
 
+import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -17,11 +19,11 @@ from retort.evaluation.judge import Judge, System, TestStrings
 from retort.inference.decoding import CodecLMDecoding
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
-from retort.inference.voices import CODES
+from retort.inference.voices import CODES, Voice
 from retort.nn.guidance import TwoTermGuidance
 from retort.nn.random import seed_of
 from tests.evaluation.judging import add_recordings, row, scorers, token_set
-from tests.inference.speaking import speaking_model
+from tests.inference.speaking import speaking_model, speaking_zero_shot
 
 PLAN = st.lists(
     st.tuples(st.sampled_from(["train", "test"]), st.sampled_from(["a", "b", "c"]), st.integers(1, 60), st.booleans()),
@@ -147,6 +149,54 @@ def heard(judge: Judge, system: System, size: int) -> list[tuple[str, str, int |
     ids = list(judge.strings.rows)
     verdicts = [v for begin in range(0, len(ids), size) for v in judge.judge(system, ids[begin : begin + size])]
     return [(v.item.id, str(v.item.audio_sha256), v.item.tokens) for v in verdicts]
+
+
+def test_a_zero_shot_model_says_the_strings_of_a_token_set_in_the_voices_of_its_prompts(
+    judge: Judge, tmp_path: Path
+) -> None:
+    speaker = open_speaker(speaking_zero_shot(tmp_path))
+    strings, ids = judge.strings, list(judge.strings.rows)
+    verdicts = judge.judge(System("zero_shot", "model", speaker), ids)
+    for verdict, asked in zip(verdicts, strings.rows.values(), strict=True):
+        prompt_KP = strings.prompt_for(asked)
+        assert prompt_KP is not None
+        voice = speaker.voice_of(Audio(strings.codec.decode(prompt_KP), strings.codec.sample_rate))
+        request = Request(asked.text, "nobody", seed_of(5, asked.id), voice)
+        (alone,) = speaker.speak([request], speaker.decoding(None), max_seconds=12 / strings.description.frame_rate)
+        assert torch.equal(verdict.samples_N, in_16_bits(alone.samples_N))
+        assert verdict.mel_TM is not None
+        assert verdict.item.error is None
+
+
+class _Listener:
+    """Takes recordings, and codes of no codec."""
+
+    voice_space = "recordings"
+
+    def voice_of(self, audio: Audio) -> Voice:
+        """The recording itself."""
+        return Voice(self.voice_space, {"samples": audio.samples_N})
+
+
+def test_a_speaker_without_training_rows_is_heard_in_the_recording_that_is_kept(model: Path, tmp_path: Path) -> None:
+    shutil.copytree(model.parent / "data", tmp_path / "data", ignore=shutil.ignore_patterns("part-1.parquet"))
+    known = list(TokenSet.open(tmp_path / "data").split("train"))
+    rows = [replace(row, id=f"n{row.id}", split="test", speaker="new") for row in known[:3]]
+    rows += [replace(known[2], id="z0", split="test")]
+    write_shard(tmp_path / "data" / "part-2.parquet", rows)
+    add_recordings(tmp_path / "data", {row.id: 0.1 * (number + 1) for number, row in enumerate(rows)})
+    strings, listener = TestStrings(tmp_path / "data", split="test", count=4), cast("Speaker", _Listener())
+    longest = max(rows[1:3], key=lambda row: row.num_frames)
+    voice = strings.voice_for(strings.rows[rows[0].id], listener)
+    assert voice is not None
+    wanted = 0.1 * (rows.index(longest) + 1)
+    assert torch.allclose(voice.tensors["samples"], torch.full((16_000,), wanted), atol=1e-3)
+    trained = strings.voice_for(strings.rows["z0"], listener)
+    assert trained is not None
+    assert trained.tensors["samples"].std() > 0, "of training rows no recording is kept"
+    cut = strings.voice_for(strings.rows[rows[0].id], listener, is_cut=True)
+    assert cut is not None
+    assert cut.tensors["samples"].numel() != 16_000
 
 
 def test_every_system_says_the_same_strings_with_the_same_seeds_whatever_the_batch(

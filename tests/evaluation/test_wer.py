@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retort.evaluation.wer import WordErrors, is_loop, score_text, word_errors
+from retort.evaluation.wer import WordErrors, character_errors, is_loop, score_text, word_errors
 
 
 def edit_distance(reference, hypothesis):
@@ -139,3 +139,11 @@ def test_errors_are_capped_at_the_words_and_the_uncapped_are_kept():
 )
 def test_a_loop_is_what_repeats_for_longer_than_the_text(text, heard, loops):
     assert is_loop(text, heard) is loops
+
+
+def test_character_errors_count_letters_and_spaces_and_read_digits_as_words_do():
+    found = character_errors("Seven three five.", "735")
+    assert found == WordErrors(0, 0, 0, len("seven three five"))
+    assert character_errors("one two", "one too").errors == 1
+    assert character_errors("one two", "").wer == 1.0
+    assert character_errors("", "ab").insertions == 2

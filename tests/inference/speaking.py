@@ -17,10 +17,16 @@ from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.presets import tiny
 from retort.models.weights import load_codec_lm, save_model
+from retort.models.zero_shot.config import FeatureScales
+from retort.models.zero_shot.model import ZeroShot
+from retort.models.zero_shot.presets import ZeroShotShape, zero_shot_config
+from retort.models.zero_shot.voices import StoredVoice, write_voices
+from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.nn.diffusion_guidance import RampedGuidance
 from retort.nn.guidance import TwoTermGuidance
 from retort.nn.noise_schedule import CosineSchedule
 from retort.store.artifact import describe_artifact, write_artifact
+from retort.text import espeak
 from retort.text.front_end import CharactersConfig, build_text_front_end
 
 SMALL = MelRVQConfig(codebook_size=8, num_codebooks=2, kmeans_iterations=2, griffin_lim_iterations=2)
@@ -113,6 +119,38 @@ def speaking_denoiser(
 
     info = describe_artifact("model", "denoiser", "1", inputs={}, config={})
     return write_artifact(root / "denoiser", info, fill).path
+
+
+def speaking_zero_shot(root: Path, **lineage: Any) -> Path:
+    """A zero-shot model with random weights that knows the phones of digits, and two voices, as a model folder."""
+    words = ["zero one two three four five six seven eight nine a"]
+    known = sorted({phone for text in espeak.phones_of_all(words, voice="en-us") for phone in text})
+    phones = lineage.get("phones", tuple(known))
+    mel = MelConfig()
+    shape = ZeroShotShape(
+        dim=16, num_layers=1, num_heads=2, ffn_dim=16, mel_channels=(2,), latent_dim=4, flow_dim=8, num_couplings=2,
+        style_layers=1, predictor_dim=8, decoder_dim=16, decoder_dilations=(1,), dropout=0.0,
+    )  # fmt: skip
+    scales = FeatureScales(log_frames_mean=1.8, log_frames_std=0.3)
+    config = zero_shot_config(shape, num_phones=len(phones), num_mels=mel.num_mels, timbre_dim=256, scales=scales)
+    torch.manual_seed(5)
+    random = ZeroShot(config)
+    with torch.no_grad():  # at its start it says the same of everything
+        for parameter in random.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    claimed = ZeroShotLineage(**{
+        "method": "zero_shot_pretrain", "phones": phones, "voice": "en-us", "language": "en", "mel": mel,
+        "timbre_encoder": "resemblyzer-0.1", "data_fingerprint": "p-0", "durations_fingerprint": "d-0", **lineage,
+    })  # fmt: skip
+    timbres = torch.nn.functional.normalize(torch.rand(2, 256), dim=1)
+    voices = [StoredVoice(f"s{n}", 2.0 * torch.randn(40 + n, mel.num_mels) - 5.0, timbres[n]) for n in range(2)]
+
+    def fill(target: Path) -> None:
+        save_model(target, random, claimed)
+        write_voices(target, voices)
+
+    info = describe_artifact("model", "zero_shot", "1", inputs={}, config={})
+    return write_artifact(root / "zero_shot", info, fill).path
 
 
 STUDENT: dict[str, Any] = {

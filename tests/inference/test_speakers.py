@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from retort.errors import ConfigError
-from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding
+from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding, ZeroShotDecoding
 from retort.inference.diffusion_sampling import AncestralSolver, DPMSolver
 from retort.inference.opening import Room, open_speaker
 from retort.inference.speech import GuardConfig
 from retort.nn.diffusion_guidance import ConstantGuidance, RampedGuidance
 from retort.nn.guidance import TwoTermGuidance
 from tests.inference.speaker_contract import LAWS, SLOTS, Case
-from tests.inference.speaking import STUDENT, speaking_denoiser, speaking_model
+from tests.inference.speaking import STUDENT, speaking_denoiser, speaking_model, speaking_zero_shot
 
 PATIENT = GuardConfig(extra_seconds=9.0, max_repeat_seconds=9.0, retries=0)
 MODELS: dict[str, dict[str, Any]] = {
@@ -47,13 +47,16 @@ DECODINGS = {
     "mel_student": None,
     "mel_student_of_scales": MelDiffusionDecoding(solver=DPMSolver(num_steps=4), guidance=ConstantGuidance(scale=2.5)),
     "mel_student_of_intervals": None,
+    "zero_shot": None,
+    "zero_shot_fast": ZeroShotDecoding(noise_scale=1.0, tempo=1.5),
 }
-OF_ANOTHER_DECODING = {"guided": "teacher", "mel_guided": "mel_teacher"}
+OF_ANOTHER_DECODING = {"guided": "teacher", "mel_guided": "mel_teacher", "zero_shot_fast": "zero_shot"}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {name: speaking_model(tmp_path_factory.mktemp(name), gain=30.0, **of) for name, of in MODELS.items()}
+    made["zero_shot"] = speaking_zero_shot(tmp_path_factory.mktemp("zero_shot"))
     return made | {name: speaking_denoiser(tmp_path_factory.mktemp(name), **of) for name, of in DENOISERS.items()}
 
 
@@ -85,7 +88,7 @@ def test_the_facts_are_those_of_the_folder(cases: dict[str, Case]) -> None:
     fingerprints = {name: case.speaker.facts.fingerprint for name, case in cases.items()}
     assert fingerprints["teacher"] == fingerprints["guided"] == fingerprints["student"], "of the weights alone"
     assert fingerprints["mel_guided"] == fingerprints["mel_student"] != fingerprints["teacher"]
-    assert len(set(fingerprints.values())) == 6
+    assert len(set(fingerprints.values())) == 7
 
 
 @pytest.mark.parametrize(

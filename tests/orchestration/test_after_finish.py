@@ -99,6 +99,8 @@ MAY_CHANGE = {
     "generate/tokens": {"pool.size": 7, "pool.threads_per_worker": 2},
     "generate/mels": {"pool.wait_for_nodes_s": 7.0},
     "generate/speech": {"pool.size": 7, "chunk_size": 7},
+    "generate/phone_mels": {"pool.size": 7},
+    "generate/swapped": {"source.chunk_size": 7},
     "align": {"pool.size": 7, "max_reject_fraction": 0.5},
     "prune": {"pool.size": 7},
     "evaluate": {"pool.size": 7, "max_missing_fraction": 0.5},
@@ -150,6 +152,8 @@ REFUSED = {
     },
     "generate/recordings": {"source.max_rows": (99_999, "another output makes all of it")},
     "generate/synthetic": {"source.num_rows": (99_999, "another output makes all of it")},
+    "generate/phone_mels": {"seed": (77, "may change after the finish: pool, source.chunk_size")},
+    "generate/swapped": {"source.pairs_per_row": (7, "the rows of this one included")},
     "generate/speech": {"seed": (77, "may change after the finish: chunk_size, pool")},
     "align": {
         "max_reject_fraction": (0.01, "5 of 100 rows were rejected, more than max_reject_fraction 0.01 allows"),

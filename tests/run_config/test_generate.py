@@ -29,6 +29,20 @@ def test_mels_are_told_apart_by_what_is_made_alone_and_in_a_tour() -> None:
     assert load(tour.model_dump(mode="json")) == tour
 
 
+PHONES = {"job": "generate", "makes": "phone_mels", "output": "o"}
+SWAPPED = {"kind": "swapped", "teacher": "t", "mels": "m"}
+
+
+def test_a_plan_names_all_that_phone_mels_read() -> None:
+    jobs = [
+        {**PHONES, "source": SWAPPED},
+        {**PHONES, "output": "p", "source": {"kind": "recordings", "durations": "d"}},
+    ]
+    shown = plan_of(load({"job": "demo", "output": "o", "jobs": jobs}))
+    assert "reads teacher t, mels m" in shown
+    assert "reads durations d" in shown
+
+
 def test_generate_is_one_job_and_a_plan_names_all_that_mels_read() -> None:
     assert JOBS.count("generate") == 1
     source = {
@@ -48,6 +62,9 @@ def test_generate_is_one_job_and_a_plan_names_all_that_mels_read() -> None:
         ({**MELS, "source": {"kind": "x"}}, "source.kind: unknown value 'x'; it is one of recordings, synthetic"),
         ({**MELS, "source": {"kind": "recordings", "max_row": 3}}, "did you mean 'max_rows'?"),
         ({**GIVEN, "makes": "mels", "lm": "l"}, "source: required key is missing"),
+        ({**PHONES, "source": {**SWAPPED, "pair_per_row": 2}}, "did you mean 'pairs_per_row'?"),
+        ({**PHONES, "source": {**SWAPPED, "filters": {"max_cer": 0.1}}}, "max_cer and recogniser go together"),
+        ({**PHONES, "source": {"kind": "recordings"}}, "source.durations: required key is missing"),
     ],
 )
 def test_faults_are_told_for_the_kind_that_is_meant(tree, message) -> None:

@@ -27,3 +27,12 @@ def test_a_method_of_denoisers_without_its_family_is_told_that_the_family_is_mis
     del tree["family"]
     with pytest.raises(ConfigError, match=r"^run.yaml: family: required key is missing$"):
         validate(tree, RunConfig, where="run.yaml")
+
+
+@pytest.mark.parametrize("name", ["pretrain_zero_shot", "self_distill"])
+def test_the_same_of_zero_shot_models(name: str) -> None:
+    tree = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    validate(tree, RunConfig, where="run.yaml")
+    del tree["family"]
+    with pytest.raises(ConfigError, match=r"^run.yaml: family: required key is missing$"):
+        validate(tree, RunConfig, where="run.yaml")

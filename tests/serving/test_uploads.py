@@ -15,6 +15,8 @@ import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 
+from retort.audio.files import Audio
+from retort.errors import DataError
 from retort.inference.voices import CODES, Voice
 from retort.models.weights import load_codec_lm
 from retort.serving.backends import LocalBackend
@@ -23,7 +25,7 @@ from retort.serving.requests import AudioFormat
 from retort.serving.settings import ServeConfig, VoiceUploads
 from retort.serving.voices import VoiceStore
 from tests.audio.test_media import encoded
-from tests.inference.speaking import speaking_model
+from tests.inference.speaking import speaking_model, speaking_zero_shot
 from tests.serving.running import api_of, backends, running, settings
 from tests.serving.test_api import body, speak
 
@@ -298,6 +300,24 @@ def test_models_that_speak_in_their_own_voices_only_take_none(tmp_path: Path) ->
         added = VoiceStore(tmp_path / "voices", max_voices=3).add("A", consent="", sample_sha256="", voices=[voice])
         refused = speak(url, body(0, voice=added.id)).json()["error"]
         assert (refused["param"], refused["code"]) == ("voice", "own_voices")
+
+
+def test_a_zero_shot_model_speaks_in_a_voice_that_was_added_and_a_sample_without_a_voice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(speaking_zero_shot(tmp_path), voice_uploads=VoiceUploads(folder=tmp_path / "voices"))
+    made = backends(config)
+    with running(api_of(config, made)) as url:
+        voice = upload(url, sound()).json()["id"]
+        assert speak(url, body(0, voice=voice)).status_code == 200
+        assert speak(url, body(0, voice=voice)).content != speak(url, body(0, voice="s0")).content
+
+        def deaf(audio: Audio) -> Voice:
+            raise DataError(f"{audio.samples_N.numel()} samples hold no voice")
+
+        monkeypatch.setattr(made["tiny"].speaker, "voice_of", deaf)
+        answer = upload(url, sound(), name="Bob")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "no_voice")
 
 
 def test_uploads_are_off_unless_enabled(tmp_path: Path, config: ServeConfig, made: dict[str, LocalBackend]) -> None:

@@ -1,4 +1,4 @@
-"""The pitch of a voice, frame by frame, from autocorrelation (after Boersma, IFA Proceedings 17, 1993)."""
+"""The pitch of a voice, frame by frame: by autocorrelation, in batches while training, or by pYIN, with more care."""
 
 import torch
 from torch import Tensor
@@ -11,10 +11,14 @@ _PERIODS = 3.0
 _VOICED = 0.5
 _OCTAVE_COST = 0.03
 _SILENCE = 1e-3
+_TRACKED_HZ = 400.0
+_TRACKED_FRAME_S = 0.064
 
 
 def measured_pitch(samples_BN: Tensor, config: MelConfig) -> Tensor:
     """Hz [B, T] at the frames of :func:`retort.audio.mel.log_mel`; 0 where nothing is voiced.
+
+    From autocorrelation (after Boersma, IFA Proceedings 17, 1993).
 
     A frame is voiced if its sound, seen through a window of three periods of the lowest pitch, is like itself a period
     later: their correlation, corrected for the window, is above a half. A shorter period is preferred a little.
@@ -50,3 +54,30 @@ def measured_pitch(samples_BN: Tensor, config: MelConfig) -> Tensor:
     loud_BT = frames_BTW.square().mean(dim=-1).sqrt() > _SILENCE
     is_voiced_BT = loud_BT & (at > _VOICED) & is_peak_BTL.gather(-1, best_BT1)[..., 0]
     return torch.where(is_voiced_BT, hz_BT, 0.0)
+
+
+def f0_track(samples_N: Tensor, sample_rate: int, *, hop_samples: int, resolution: float = 0.2) -> Tensor:
+    """Fundamental frequency [T] in Hz, fp64, T = 1 + N // hop_samples; 0 where a frame is not voiced.
+
+    pYIN (Mauch and Dixon, ICASSP 2014) as librosa has it.
+
+    Args:
+        samples_N: mono.
+        sample_rate: Hz.
+        hop_samples: frame ``t`` is centred on sample ``t * hop_samples``, as those of a log-mel are.
+        resolution: of the tracker's pitches, in semitones; halving it takes three times as long.
+    """
+    import librosa
+
+    frame = 2 ** round(torch.tensor(_TRACKED_FRAME_S * sample_rate).log2().item())
+    f0_T, voiced_T, _ = librosa.pyin(
+        samples_N.detach().cpu().float().numpy(),
+        fmin=LOWEST_HZ,
+        fmax=_TRACKED_HZ,
+        sr=sample_rate,
+        frame_length=frame,
+        hop_length=hop_samples,
+        resolution=resolution,
+    )
+    f0_T[~voiced_T] = 0.0
+    return torch.from_numpy(f0_T)

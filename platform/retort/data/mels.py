@@ -16,21 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
 from pydantic import Field, JsonValue
 from torch import Tensor
 
 from retort.audio.mel import MelConfig
 from retort.config import Config, read_record
 from retort.data.prompts import PromptsById, crop_prompt
+from retort.data.shards import Shards, fp16_bytes, fp16_tensor
 from retort.errors import DataError
 from retort.nn.diffusion_guidance import DiffusionGuidance
 
 MELS_FILE = "mels.json"
 ROWS, VOICES = "rows", "voices"
-_KEPT_BYTES = 1 << 30
-"""Mels and latents that one reader keeps in memory."""
 
 
 class FromRecordings(Config):
@@ -141,67 +138,18 @@ def mel_record(row: MelRow, seed: int, description: MelSetDescription) -> dict[s
         "latent_dim": row.latents_LD.shape[1],
         "num_frames": len(row.mel_TM),
         "num_mels": row.mel_TM.shape[1],
-        "latents": _bytes(row.latents_LD),
-        "mel": _bytes(row.mel_TM),
+        "latents": fp16_bytes(row.latents_LD),
+        "mel": fp16_bytes(row.mel_TM),
         "seed": seed,
         "source": description.source.kind,
         "made_with": json.dumps(description.model_dump(mode="json", exclude={"seed"}), sort_keys=True),
     }
 
 
-def _bytes(values: Tensor) -> bytes:
-    return values.detach().cpu().to(torch.float16).numpy().astype("<f2").tobytes()
-
-
-def _tensor(data: bytes, rows: int) -> Tensor:
-    return torch.from_numpy(np.frombuffer(data, dtype="<f2").astype(np.float16)).view(rows, -1)
-
-
-class _Shards:
-    """Parquet shards whose large columns are read row by row, when they are asked for, and then kept."""
-
-    def __init__(self, folder: Path, schema: Any, large: Sequence[str]) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        self._large = tuple(large)
-        small = [name for name in schema.names if name not in self._large]
-        self._places: list[tuple[Path, int, int]] = []
-        tables = []
-        for path in sorted(folder.glob("*.parquet")):
-            with pq.ParquetFile(path, memory_map=True) as file:
-                if file.schema_arrow.names != schema.names:
-                    raise DataError(f"{path}: not of this version; run `retort generate` again")
-                tables.append(file.read(columns=small))
-                for group in range(file.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    self._places.extend((path, group, place) for place in range(count))
-        self.small = pa.concat_tables(tables) if tables else schema.empty_table().select(small)
-        self._kept: dict[int, dict[str, bytes]] = {}
-        self._kept_bytes = 0
-
-    def large(self, place: int) -> dict[str, bytes]:
-        """The large cells of one row."""
-        if place in self._kept:
-            return self._kept[place]
-        import pyarrow.parquet as pq
-
-        path, group, within = self._places[place]
-        # Opened anew: a large set has more shards than a process may hold open.
-        with pq.ParquetFile(path, memory_map=True) as file:
-            cells = file.read_row_group(group, columns=list(self._large)).to_pylist()
-        for other, cell in enumerate(cells, start=place - within):
-            size = sum(map(len, cell.values()))
-            if other not in self._kept and self._kept_bytes + size <= _KEPT_BYTES:
-                self._kept[other] = cell
-                self._kept_bytes += size
-        return cells[within]  # type: ignore[no-any-return]
-
-
 class Voices:
     """The law *by id* over the recordings that voices are cut from, ``places`` in their shards."""
 
-    def __init__(self, shards: _Shards, places: Sequence[int], max_frames: int) -> None:
+    def __init__(self, shards: Shards, places: Sequence[int], max_frames: int) -> None:
         ids, speakers = (shards.small.column(name).to_pylist() for name in ("id", "speaker"))
         self.places, self._shards, self._max_frames = list(places), shards, max_frames
         self._num_frames = shards.small.column("num_frames").to_pylist()
@@ -213,7 +161,7 @@ class Voices:
         if choice is None:
             return None
         place = self.places[choice.index]
-        mel_TM = _tensor(self._shards.large(place)["mel"], self._num_frames[place])
+        mel_TM = fp16_tensor(self._shards.large(place)["mel"], self._num_frames[place])
         return crop_prompt(mel_TM.T, choice.position, self._max_frames).T.float()
 
     def record(self, index: int) -> dict[str, Any]:
@@ -232,7 +180,7 @@ class MelSet(Sequence[MelRow]):
         voices: of its rows, and of others of its speakers.
     """
 
-    def __init__(self, description: MelSetDescription, shards: _Shards, places: Sequence[int], voices: Voices) -> None:
+    def __init__(self, description: MelSetDescription, shards: Shards, places: Sequence[int], voices: Voices) -> None:
         self.description, self.voices = description, voices
         self._shards, self._places = shards, list(places)
 
@@ -247,7 +195,7 @@ class MelSet(Sequence[MelRow]):
         if not path.is_file():
             raise DataError(f"{folder} is not a mel set (no {MELS_FILE}); make one with `retort generate`, makes: mels")
         description = read_record(path, MelSetDescription, cure="run `retort generate` again")
-        shards = _Shards(folder / ROWS, mel_schema(), ("latents", "mel"))
+        shards = Shards(folder / ROWS, mel_schema(), ("latents", "mel"))
         ids = shards.small.column("id").to_pylist()
         if len(set(ids)) != len(ids):
             raise DataError(f"{folder}: {len(ids) - len(set(ids))} ids appear twice; run `retort generate` again")
@@ -256,7 +204,7 @@ class MelSet(Sequence[MelRow]):
             case FromRecordings():
                 voices = Voices(shards, _voice_places(shards.small), longest)
             case FromTeacher():
-                kept = _Shards(folder / VOICES, voice_schema(), ("mel",))
+                kept = Shards(folder / VOICES, voice_schema(), ("mel",))
                 voices = Voices(kept, range(kept.small.num_rows), longest)
         return cls(description, shards, sorted(range(len(ids)), key=ids.__getitem__), voices)
 
@@ -273,8 +221,8 @@ class MelSet(Sequence[MelRow]):
             text=small["text"],
             speaker=small["speaker"],
             split=small["split"],
-            latents_LD=_tensor(large["latents"], small["num_latents"]).float(),
-            mel_TM=_tensor(large["mel"], small["num_frames"]).float(),
+            latents_LD=fp16_tensor(large["latents"], small["num_latents"]).float(),
+            mel_TM=fp16_tensor(large["mel"], small["num_frames"]).float(),
             voice_PM=self.voices.of(small["id"], small["speaker"]),
         )
 

@@ -125,8 +125,12 @@ class TestStrings:
         voice_KP = self.voices.get(row.speaker)
         if voice_KP is not None and not torch.equal(voice_KP, row.codes_KT):
             return voice_KP
+        other = self._longest_other(row)
+        return None if other is None else other.codes_KT
+
+    def _longest_other(self, row: TokenRow) -> TokenRow | None:
         others = [other for other in self._others if other.speaker == row.speaker and other.id != row.id]
-        return max(others, key=lambda other: other.num_frames).codes_KT if others else None
+        return max(others, key=lambda other: other.num_frames, default=None)
 
     def embedding_for(self, row: TokenRow) -> Tensor | None:
         """Mean of the embeddings that training rows of the row's speaker hold, without its own; of L2 norm 1."""
@@ -154,7 +158,7 @@ class TestStrings:
         """The voice that a row asks for, as a speaker takes it: :meth:`prompt_for` in its space.
 
         None where there is no prompt; then the speaker's own voice of that name counts. ``is_cut`` breaks the prompt
-        off in the middle of a word.
+        off in the middle of a word. To a model that hears recordings, a prompt whose recording is kept is that one.
         """
         prompt_KP, space = self.prompt_for(row), self.description.codec_fingerprint
         if prompt_KP is None:
@@ -163,7 +167,21 @@ class TestStrings:
             prompt_KP = cut_in_a_word(self.codec, prompt_KP)
         if speaker.voice_space == space:
             return voice_of_codes(space, prompt_KP)
-        return speaker.voice_of(Audio(self.codec.decode(prompt_KP), self.codec.sample_rate))
+        recording = None if is_cut else self._recorded_prompt(row)
+        return speaker.voice_of(recording or Audio(self.codec.decode(prompt_KP), self.codec.sample_rate))
+
+    def _recorded_prompt(self, row: TokenRow) -> Audio | None:
+        """The recording of the prompt of a speaker without training rows, where it is kept."""
+        import pyarrow.parquet as pq
+
+        other = None if row.speaker in self.voices else self._longest_other(row)
+        if other is None:
+            return None
+        for shard in sorted((self.folder / "audio").glob("*.parquet")):
+            kept = pq.read_table(shard, columns=["wav"], filters=[("id", "=", other.id)]).to_pylist()
+            if kept:
+                return read_any_sound(kept[0]["wav"])
+        return None
 
     def recordings(self) -> Mapping[str, bytes]:
         """WAV bytes of the rows' recordings, by id."""

@@ -233,6 +233,7 @@ _ROWS = (
         "parameters", "Parameters", "", "lower", "fact", "cost", digits=None, is_objective=True, gates=True,
         word="smallest",
     ),
+    Metric("frozen_parameters", "Frozen beside them", "", "lower", "fact", "cost", digits=None),
     Metric("num_layers", "Layers", "", "lower", "fact", "cost", digits=0),
     Metric("training_tokens", "Training tokens", "", "lower", "fact", "cost", digits=None),
     Metric(
@@ -242,6 +243,7 @@ _ROWS = (
     Metric("rtf", "RTF", "", "lower", "timed", "cost", digits=3, is_objective=True, gates=True),
     Metric("tokens_per_second_batch1", "Tokens/s, one at a time", "", "higher", "timed", "cost", digits=1),
     Metric("rtf_batch1", "RTF, one at a time", "", "lower", "timed", "cost", digits=3),
+    Metric("timbre_seconds", "Timbre of a new voice", "s", "lower", "timed", "cost", digits=3),
     Metric("diffusion_seconds", "Diffusion alone", "s", "lower", "timed", "cost", digits=3),
     Metric(
         "diffusion_rtf", "RTF of the diffusion alone", "", "lower", "timed", "cost", digits=4, is_objective=True,

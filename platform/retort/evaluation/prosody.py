@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from retort.audio.pitch import f0_track
 from retort.config import Config
 from retort.evaluation.hearing import RECOGNISER_RATE, audible_16k
 from retort.evaluation.wer import score_text
 
-_LOWEST_HZ, _HIGHEST_HZ = 60.0, 400.0
 _FRAME, _HOP = 1024, 160
 _FEWEST_VOICED = 10
 _EDGE_DB = 40.0
@@ -37,18 +37,14 @@ def f0_spread(samples_N: Tensor, sample_rate: int) -> float | None:
     """Spread of the fundamental frequency within an utterance, in semitones; None where too little of it is voiced.
 
     Half the distance between the 16th and the 84th percentile of the voiced frames, which is the standard deviation
-    where they are spread normally, and does not mind a few frames an octave off. The tracker is pYIN (Mauch and Dixon
-    2014) as librosa has it.
+    where they are spread normally, and does not mind a few frames an octave off. See
+    :func:`retort.audio.pitch.f0_track` for the tracker.
     """
     audible_N = audible_16k(samples_N, sample_rate, -50.0)
     if audible_N is None or audible_N.numel() < 2 * _FRAME:
         return None
-    import librosa
-
-    f0_T, voiced_T, _ = librosa.pyin(
-        audible_N.numpy(), fmin=_LOWEST_HZ, fmax=_HIGHEST_HZ, sr=RECOGNISER_RATE, frame_length=_FRAME, hop_length=_HOP
-    )
-    semitones_T = 12.0 * np.log2(f0_T[voiced_T])
+    f0_T = f0_track(audible_N, RECOGNISER_RATE, hop_samples=_HOP, resolution=0.1).numpy()
+    semitones_T = 12.0 * np.log2(f0_T[f0_T > 0])
     if len(semitones_T) < _FEWEST_VOICED:
         return None
     low, high = np.percentile(semitones_T, [16.0, 84.0])

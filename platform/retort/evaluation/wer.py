@@ -84,6 +84,18 @@ def word_errors(reference: str, hypothesis: str) -> WordErrors:
     return min((_errors(expected, heard) for heard in _readings(hypothesis)), key=lambda found: found.errors)
 
 
+def character_errors(reference: str, hypothesis: str) -> WordErrors:
+    """Minimum-edit character errors of ``hypothesis``, spaces among them; see :func:`word_errors` for its digits."""
+    expected = score_text(reference)
+    if not expected:
+        return WordErrors(0, 0, len(score_text(hypothesis)), 0)
+    import jiwer
+
+    readings = [jiwer.process_characters(expected, heard) for heard in _readings(hypothesis)]
+    counts = [WordErrors(found.substitutions, found.deletions, found.insertions, len(expected)) for found in readings]
+    return min(counts, key=lambda found: found.errors)
+
+
 def is_loop(reference: str, hypothesis: str, *, copies: int = 4) -> bool:
     """Whether ``hypothesis`` runs in circles: it says the same again and again, longer than the whole text.
 

@@ -79,5 +79,20 @@ class MelDiffusionDecoding(Config):
         return {}
 
 
-Decoding = Annotated[CodecLMDecoding | MelDiffusionDecoding, Field(discriminator="kind")]
+class ZeroShotDecoding(Config):
+    """Of a zero-shot model: without anything said, at two thirds of its prior's noise and its own pace."""
+
+    kind: Literal["zero_shot"] = "zero_shot"
+    noise_scale: float = Field(default=0.667, ge=0)
+    """Of the prior; at 0 every seed says the same."""
+    tempo: float = Field(default=1.0, ge=0.25, le=4)
+    """How much faster than the model's own durations."""
+
+    @property
+    def guidance_scale(self) -> float:
+        """What is written beside the figures: it is never guided."""
+        return 1.0
+
+
+Decoding = Annotated[CodecLMDecoding | MelDiffusionDecoding | ZeroShotDecoding, Field(discriminator="kind")]
 """Of any family, told apart by ``kind``."""

@@ -10,7 +10,16 @@ from retort.inference.diffusion_synthesizer import DiffusionSynthesizer
 from retort.inference.speaker import Speaker
 from retort.inference.speech import GuardConfig, SpeechEngine
 from retort.inference.synthesizer import Synthesizer
-from retort.models.weights import SavedCodecLM, SavedMelDiffusion, SavedVocoder, load_codec_lm, read_saved
+from retort.inference.zero_shot_making import ZeroShotMaker
+from retort.inference.zero_shot_speaker import ZeroShotSpeaker
+from retort.models.weights import (
+    SavedCodecLM,
+    SavedMelDiffusion,
+    SavedVocoder,
+    SavedZeroShot,
+    load_codec_lm,
+    read_saved,
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +50,7 @@ def open_speaker(
 
     Args:
         folder: with the model and all that it speaks with.
-        precision: number format of its steps.
+        precision: number format of its steps; a zero-shot model, which is small, always computes in fp32.
         device: where it runs.
         room: how many may join, and how long they may be.
 
@@ -62,6 +71,14 @@ def open_speaker(
         case SavedMelDiffusion():
             return DiffusionSpeaker(
                 DiffusionSynthesizer.open(folder, precision=precision, device=device),
+                max_slots=room.slots,
+                max_seconds=room.max_seconds,
+                max_text_tokens=room.max_text_tokens,
+                guard=room.guard,
+            )
+        case SavedZeroShot():
+            return ZeroShotSpeaker(
+                ZeroShotMaker.open(folder, device=device),
                 max_slots=room.slots,
                 max_seconds=room.max_seconds,
                 max_text_tokens=room.max_text_tokens,

@@ -124,6 +124,7 @@ class Facts:
         lineage: what its weights stand for.
         parameters: how many numbers its networks hold.
         num_layers: of its largest network.
+        frozen_parameters: how many numbers a frozen network holds that it takes voices through, not counted above.
     """
 
     fingerprint: str
@@ -131,6 +132,7 @@ class Facts:
     lineage: Lineage
     parameters: int
     num_layers: int
+    frozen_parameters: int = 0
 
 
 @dataclass(frozen=True)

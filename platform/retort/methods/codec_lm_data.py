@@ -10,6 +10,7 @@ from retort.data.tokens import TokenRow, TokenSet, TokenSetDescription, refuse_m
 from retort.errors import DataError
 from retort.models.codec_lm import CodecLMConfig
 from retort.models.weights import Lineage, LoadedCodecLM
+from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.store.artifact import read_artifact
 from retort.store.results import result_of
 from retort.training.seam import Place
@@ -65,9 +66,13 @@ def check_fits_tokens(loaded: LoadedCodecLM, tokens: TokenSetDescription, *, who
 def check_made_with(lineage: Lineage, tokens: TokenSetDescription, *, who: str, data: Path) -> None:
     """Refuse a model, of whatever family, whose codec or text front-end is not that of these tokens.
 
+    A zero-shot model reads texts and hears recordings, whatever their tokens are.
+
     Raises:
         DataError: both values and the cure are named.
     """
+    if isinstance(lineage, ZeroShotLineage):
+        return
     refuse_mismatch("codec", who, lineage.codec_fingerprint, str(data), tokens.codec_fingerprint, _CURE)
     refuse_mismatch("text front-end", who, lineage.text_fingerprint, str(data), tokens.text_fingerprint, _CURE)
 

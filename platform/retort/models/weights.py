@@ -23,13 +23,16 @@ from retort.models.mel_diffusion import MelDiffusion, MelDiffusionConfig
 from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.vocoder import Vocoder, VocoderConfig
 from retort.models.vocoder_lineage import VocoderLineage
+from retort.models.zero_shot.config import ZeroShotConfig
+from retort.models.zero_shot.model import ZeroShot
+from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.tensors import check_shapes, check_values
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _CURE = "restore the folder that `retort pretrain`, `distill`, `prune` or `import` wrote, or make it again"
 
-M = TypeVar("M", CodecLM, MelDiffusion, Vocoder)
+M = TypeVar("M", CodecLM, MelDiffusion, ZeroShot, Vocoder)
 L = TypeVar("L", bound=Config)
 
 
@@ -56,6 +59,13 @@ class SavedMelDiffusion(Config):
     lineage: MelDiffusionLineage
 
 
+class SavedZeroShot(Config):
+    """Contents of ``config.json`` of a zero-shot model."""
+
+    model: ZeroShotConfig
+    lineage: ZeroShotLineage
+
+
 class SavedVocoder(Config):
     """Contents of ``config.json`` of a vocoder."""
 
@@ -66,6 +76,7 @@ class SavedVocoder(Config):
 LoadedCodecLM = LoadedModel[CodecLM, CodecLMLineage]
 LoadedMelDiffusion = LoadedModel[MelDiffusion, MelDiffusionLineage]
 LoadedVocoder = LoadedModel[Vocoder, VocoderLineage]
+LoadedZeroShot = LoadedModel[ZeroShot, ZeroShotLineage]
 
 
 def family_of(saved: Any) -> str:
@@ -76,18 +87,21 @@ def family_of(saved: Any) -> str:
 
 
 # The families: what is built, what is written, what is read.
-Model = CodecLM | MelDiffusion | Vocoder
-Lineage = CodecLMLineage | MelDiffusionLineage
+Model = CodecLM | MelDiffusion | ZeroShot | Vocoder
+Lineage = CodecLMLineage | MelDiffusionLineage | ZeroShotLineage
 """Of what can speak."""
-AnySaved = SavedCodecLM | SavedMelDiffusion | SavedVocoder
+AnySaved = SavedCodecLM | SavedMelDiffusion | SavedZeroShot | SavedVocoder
 SavedModel = Annotated[
     Annotated[SavedCodecLM, Tag("codec_lm")]
     | Annotated[SavedMelDiffusion, Tag("mel_diffusion")]
+    | Annotated[SavedZeroShot, Tag("zero_shot")]
     | Annotated[SavedVocoder, Tag("vocoder")],
     Discriminator(
         family_of,
         custom_error_type=UNKNOWN_BRANCH,
-        custom_error_message="model.type: unknown family of models; it is one of codec_lm, mel_diffusion, vocoder",
+        custom_error_message=(
+            "model.type: unknown family of models; it is one of codec_lm, mel_diffusion, zero_shot, vocoder"
+        ),
     ),
 ]
 
@@ -157,6 +171,23 @@ def load_vocoder(folder: Path) -> LoadedVocoder:
             raise ConfigError(
                 f"{folder} is a model of the family {saved.model.type}, and a vocoder is needed here; "
                 "give the folder of one that `retort pretrain` made of recordings (family: vocoder)"
+            )
+
+
+def load_zero_shot(folder: Path) -> LoadedZeroShot:
+    """Load a model folder that must hold a zero-shot model, in fp32 and evaluation mode.
+
+    Raises:
+        ConfigError: it holds a model of another family, which is named.
+        DataError: as :func:`read_saved`, or its weights do not fit its configuration or are no numbers.
+    """
+    match read_saved(folder):
+        case SavedZeroShot() as saved:
+            return _loaded(folder, ZeroShot(saved.model), saved.lineage)
+        case saved:
+            raise ConfigError(
+                f"{folder} is a model of the family {saved.model.type}, and a zero_shot is needed here; "
+                "give the folder of a model that `retort pretrain` or `distill` made of phone mels"
             )
 
 

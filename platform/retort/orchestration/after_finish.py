@@ -13,16 +13,19 @@ from retort.run_config import (
     AlignConfig,
     DistillConfig,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GeneratePhoneMelsConfig,
     GenerateSpeechConfig,
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
     PretrainMelsConfig,
     PretrainVocoderConfig,
+    PretrainZeroShotConfig,
     PruneConfig,
     TuneConfig,
 )
@@ -38,6 +41,7 @@ FinishingJob = (
     | ImportConfig
     | GenerateConfig
     | GenerateMelsConfig
+    | GeneratePhoneMelsConfig
     | GenerateSpeechConfig
     | PruneConfig
     | TuneConfig
@@ -68,13 +72,21 @@ _IDLE_IN_SWEEPS = ("max_concurrent", "max_failures")
 _MADE_ANEW = "the work of a finished generation is gone; another output makes all of it, the rows of this one included"
 
 
-def after_finish(config: FinishingJob) -> AfterFinish:
+def after_finish(config: FinishingJob) -> AfterFinish:  # noqa: C901 - one case a job
     """What may differ from the configuration of a finished job.
 
     ``report`` is not here, since it is always written again, and neither is a tour, whose jobs are asked one by one.
     """
     match config:
-        case PretrainConfig() | PretrainMelsConfig() | PretrainVocoderConfig() | DistillConfig() | DistillMelsConfig():
+        case (
+            PretrainConfig()
+            | PretrainMelsConfig()
+            | PretrainZeroShotConfig()
+            | PretrainVocoderConfig()
+            | DistillConfig()
+            | DistillMelsConfig()
+            | DistillZeroShotConfig()
+        ):
             return AfterFinish(
                 same=TRAINING_MAY_CHANGE,
                 more=("training.steps",),
@@ -100,6 +112,11 @@ def after_finish(config: FinishingJob) -> AfterFinish:
             return AfterFinish(same=("pool",), ways={"num_sampled": _MADE_ANEW, "teacher_forced": _MADE_ANEW})
         case GenerateMelsConfig():
             return AfterFinish(same=("pool",), ways={"source.num_rows": _MADE_ANEW, "source.max_rows": _MADE_ANEW})
+        case GeneratePhoneMelsConfig():
+            return AfterFinish(
+                same=("pool", "source.chunk_size"),
+                ways={"source.pairs_per_row": _MADE_ANEW, "source.splits": _MADE_ANEW, "source.filters": _MADE_ANEW},
+            )
         case GenerateSpeechConfig():
             return AfterFinish(same=("pool", "chunk_size"))
         case PruneConfig():

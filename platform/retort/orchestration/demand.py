@@ -11,10 +11,12 @@ from retort.run_config import (
     DemoConfig,
     DistillConfig,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GeneratePhoneMelsConfig,
     GenerateSpeechConfig,
     ImportConfig,
     PoolConfig,
@@ -22,6 +24,7 @@ from retort.run_config import (
     PretrainConfig,
     PretrainMelsConfig,
     PretrainVocoderConfig,
+    PretrainZeroShotConfig,
     PruneConfig,
     ReportConfig,
     TuneConfig,
@@ -206,9 +209,17 @@ def demands_of(config: AnyConfig) -> list[Demand]:
         case TuneConfig():
             of_trial = [demand for job in config.trial for demand in demands_of(job)]
             return [replace(demand, count=demand.count * config.max_concurrent) for demand in of_trial]
-        case PretrainConfig() | PretrainMelsConfig() | PretrainVocoderConfig() | DistillConfig() | DistillMelsConfig():
+        case (
+            PretrainConfig()
+            | PretrainMelsConfig()
+            | PretrainZeroShotConfig()
+            | PretrainVocoderConfig()
+            | DistillConfig()
+            | DistillMelsConfig()
+            | DistillZeroShotConfig()
+        ):
             return [Demand.of_training(config.training.workers)]
-        case GenerateConfig() | GenerateMelsConfig() | GenerateSpeechConfig():
+        case GenerateConfig() | GenerateMelsConfig() | GeneratePhoneMelsConfig() | GenerateSpeechConfig():
             return [Demand.of_pool(config.pool)]
         case PrepareConfig() | AlignConfig() | PruneConfig() | EvaluateConfig():
             return [Demand.of_pool(config.pool)]

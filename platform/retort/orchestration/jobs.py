@@ -17,19 +17,24 @@ from retort.run_config import (
     DemoConfig,
     DistillConfig,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     EvaluateConfig,
     ExportConfig,
     GenerateConfig,
     GenerateMelsConfig,
+    GeneratePhoneMelsConfig,
     GenerateSpeechConfig,
     ImportConfig,
     PrepareConfig,
     PretrainConfig,
     PretrainMelsConfig,
     PretrainVocoderConfig,
+    PretrainZeroShotConfig,
     PruneConfig,
+    RecordedPhoneMels,
     ReportConfig,
     RunConfig,
+    SwappedPhoneMels,
     SyntheticMels,
     TuneConfig,
 )
@@ -88,7 +93,7 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.align.job import run_align
 
             return partial(run_align, config)
-        case PretrainConfig() | PretrainMelsConfig() | PretrainVocoderConfig():
+        case PretrainConfig() | PretrainMelsConfig() | PretrainZeroShotConfig() | PretrainVocoderConfig():
             from retort.orchestration.train.job import run_pretrain
 
             return partial(run_pretrain, config)
@@ -104,6 +109,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.generate.mel_job import run_generate_mels
 
             return partial(run_generate_mels, config)
+        case GeneratePhoneMelsConfig():
+            from retort.orchestration.generate.phone_mel_job import run_generate_phone_mels
+
+            return partial(run_generate_phone_mels, config)
         case GenerateSpeechConfig():
             from retort.orchestration.generate.speech_job import run_generate_speech
 
@@ -112,7 +121,7 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.prune.job import run_prune
 
             return partial(run_prune, config)
-        case DistillConfig() | DistillMelsConfig():
+        case DistillConfig() | DistillMelsConfig() | DistillZeroShotConfig():
             from retort.orchestration.train.job import run_distill
 
             return partial(run_distill, config)
@@ -170,8 +179,18 @@ def _inputs(job: AnyConfig) -> Iterator[tuple[str, Path]]:
         yield "layers", job.student.layers
     if isinstance(job, GenerateMelsConfig) and isinstance(job.source, SyntheticMels):
         yield from (("teacher", job.source.teacher), ("voices", job.source.voices))
+    if isinstance(job, GeneratePhoneMelsConfig):
+        yield from _of_phone_mels(job.source)
     if isinstance(job, EvaluateConfig):
         yield from ((system.name, system.model) for system in job.systems if system.model is not None)
+
+
+def _of_phone_mels(source: RecordedPhoneMels | SwappedPhoneMels) -> Iterator[tuple[str, Path]]:
+    match source:
+        case RecordedPhoneMels():
+            yield "durations", source.durations
+        case SwappedPhoneMels():
+            yield from (("teacher", source.teacher), ("mels", source.mels))
 
 
 def refuse_existing_output(config: AnyConfig) -> None:

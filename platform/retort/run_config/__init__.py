@@ -14,6 +14,12 @@ from retort.run_config.align import AlignConfig, SavedAligner
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
+from retort.run_config.generate_phone_mels import (
+    GeneratePhoneMelsConfig,
+    RecordedPhoneMels,
+    SwapFilterConfig,
+    SwappedPhoneMels,
+)
 from retort.run_config.generate_speech import GenerateSpeechConfig, SpeechFilterConfig, TextFiles
 from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
@@ -25,12 +31,14 @@ from retort.run_config.training import (
     DistillConfig,
     DistillJob,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     MelMethod,
     Method,
     PretrainConfig,
     PretrainJob,
     PretrainMelsConfig,
     PretrainVocoderConfig,
+    PretrainZeroShotConfig,
     TrainingConfig,
 )
 from retort.run_config.tune import TuneConfig
@@ -45,6 +53,7 @@ __all__ = [
     "DistillConfig",
     "DistillJob",
     "DistillMelsConfig",
+    "DistillZeroShotConfig",
     "EvaluateConfig",
     "ExportConfig",
     "FileTexts",
@@ -52,6 +61,7 @@ __all__ = [
     "GenerateConfig",
     "GenerateJob",
     "GenerateMelsConfig",
+    "GeneratePhoneMelsConfig",
     "GenerateSpeechConfig",
     "ImportConfig",
     "JobConfig",
@@ -64,8 +74,10 @@ __all__ = [
     "PretrainJob",
     "PretrainMelsConfig",
     "PretrainVocoderConfig",
+    "PretrainZeroShotConfig",
     "PruneConfig",
     "RecordedMels",
+    "RecordedPhoneMels",
     "ReportConfig",
     "RunConfig",
     "SavedAligner",
@@ -74,6 +86,8 @@ __all__ = [
     "SpeechFilterConfig",
     "SpeechTokensConfig",
     "SpeedConfig",
+    "SwapFilterConfig",
+    "SwappedPhoneMels",
     "SyntheticMels",
     "SystemConfig",
     "TemplateConfig",

@@ -9,13 +9,14 @@ from retort.run_config.align import AlignConfig
 from retort.run_config.evaluate import EvaluateConfig, ReportConfig
 from retort.run_config.generate import GenerateConfig
 from retort.run_config.generate_mels import GenerateMelsConfig
+from retort.run_config.generate_phone_mels import GeneratePhoneMelsConfig
 from retort.run_config.generate_speech import GenerateSpeechConfig
 from retort.run_config.outside import ExportConfig, ImportConfig
 from retort.run_config.prepare import PrepareConfig
 from retort.run_config.prune import PruneConfig
 from retort.run_config.training import DistillJob, PretrainJob
 
-_MADE = ("tokens", "mels", "speech")
+_MADE = ("tokens", "mels", "phone_mels", "speech")
 
 
 def _makes(given: Any) -> str | None:
@@ -27,6 +28,7 @@ def _makes(given: Any) -> str | None:
 GenerateJob = Annotated[
     Annotated[GenerateConfig, Tag("tokens")]
     | Annotated[GenerateMelsConfig, Tag("mels")]
+    | Annotated[GeneratePhoneMelsConfig, Tag("phone_mels")]
     | Annotated[GenerateSpeechConfig, Tag("speech")],
     Discriminator(
         _makes, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"makes: it is one of {', '.join(_MADE)}"

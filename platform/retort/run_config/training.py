@@ -9,6 +9,7 @@ from retort.audio.mel import MelConfig
 from retort.config import Config
 from retort.config_faults import UNKNOWN_BRANCH
 from retort.data.mel_stream import MelBatchConfig
+from retort.data.phone_mel_stream import PhoneMelBatchConfig
 from retort.data.readers import CorpusConfig
 from retort.data.recordings import AudioConfig
 from retort.data.sound_stream import SoundBatchConfig
@@ -21,9 +22,13 @@ from retort.methods.interval_distill import IntervalDistillConfig
 from retort.methods.mel_pretrain import MelDiffusionShape, MelPretrainConfig
 from retort.methods.multilevel_distill import MultilevelDistillConfig
 from retort.methods.progressive_distill import ProgressiveDistillConfig
+from retort.methods.self_distill import SelfDistillConfig
 from retort.methods.vocoder_pretrain import VocoderPretrainConfig, VocoderSize
+from retort.methods.zero_shot_pretrain import ZeroShotPretrainConfig
 from retort.models.initialise import Initialisation
-from retort.models.student_shape import ModelSize, StudentSize
+from retort.models.student_shape import ModelSize, SameAsTeacher, StudentSize
+from retort.models.zero_shot.presets import ZeroShotPreset, ZeroShotShape
+from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig, TimbreEncoderConfig
 from retort.run_config.machines import WorkersConfig
 from retort.run_config.output import Output
 from retort.run_config.tracker import TrackerConfig
@@ -35,6 +40,8 @@ MelMethod = Annotated[
     GuidedDistillConfig | ProgressiveDistillConfig | IntervalDistillConfig, Field(discriminator="kind")
 ]
 """What distils a denoiser of mels."""
+ZeroShotSize = Annotated[ZeroShotPreset | ZeroShotShape, Field(discriminator="kind")]
+ZeroShotStudentSize = Annotated[SameAsTeacher | ZeroShotPreset | ZeroShotShape, Field(discriminator="kind")]
 
 B = TypeVar("B", bound=Config)
 
@@ -178,13 +185,45 @@ class DistillMelsConfig(Config):
     training: TrainingConfig[MelBatchConfig]
 
 
-_FAMILY_OF = {
-    **{
-        kind.model_fields["kind"].default: "mel_diffusion"
-        for kind in (MelPretrainConfig, *get_args(get_args(MelMethod)[0]))
-    },
-    VocoderPretrainConfig.model_fields["kind"].default: "vocoder",
+class PretrainZeroShotConfig(Config):
+    """Phone mels of recordings → a zero-shot model, the teacher of its own second stage."""
+
+    job: Literal["pretrain"] = "pretrain"
+    family: Literal["zero_shot"]
+    output: Output
+    data: Location
+    """Output of `retort generate` with ``makes: phone_mels`` and ``source.kind: recordings``."""
+    model: ZeroShotSize
+    timbre: TimbreEncoderConfig = ResemblyzerTimbreConfig()
+    """The frozen speaker encoder; the one that the data were made with."""
+    method: ZeroShotPretrainConfig = ZeroShotPretrainConfig()
+    training: TrainingConfig[PhoneMelBatchConfig]
+
+
+class DistillZeroShotConfig(Config):
+    """A zero-shot model, its data, and what it said of them in other voices → a zero-shot model."""
+
+    job: Literal["distill"] = "distill"
+    family: Literal["zero_shot"]
+    output: Output
+    teacher: Location
+    data: Location
+    """What the teacher was trained on."""
+    swapped: Location
+    """Output of `retort generate` with ``makes: phone_mels`` and ``source.kind: swapped``."""
+    student: ZeroShotStudentSize = SameAsTeacher()
+    timbre: TimbreEncoderConfig = ResemblyzerTimbreConfig()
+    """The frozen speaker encoder; the one that the data were made with."""
+    method: SelfDistillConfig = SelfDistillConfig()
+    training: TrainingConfig[PhoneMelBatchConfig]
+
+
+_KINDS = {
+    "mel_diffusion": (MelPretrainConfig, *get_args(get_args(MelMethod)[0])),
+    "zero_shot": (ZeroShotPretrainConfig, SelfDistillConfig),
+    "vocoder": (VocoderPretrainConfig,),
 }
+_FAMILY_OF = {kind.model_fields["kind"].default: family for family, kinds in _KINDS.items() for kind in kinds}
 """Methods that say which family they are of; the others train codec language models."""
 
 
@@ -213,10 +252,13 @@ def _by_family(*families: str) -> Discriminator:
 PretrainJob = Annotated[
     Annotated[PretrainConfig, Tag("codec_lm")]
     | Annotated[PretrainMelsConfig, Tag("mel_diffusion")]
+    | Annotated[PretrainZeroShotConfig, Tag("zero_shot")]
     | Annotated[PretrainVocoderConfig, Tag("vocoder")],
-    _by_family("codec_lm", "mel_diffusion", "vocoder"),
+    _by_family("codec_lm", "mel_diffusion", "zero_shot", "vocoder"),
 ]
 DistillJob = Annotated[
-    Annotated[DistillConfig, Tag("codec_lm")] | Annotated[DistillMelsConfig, Tag("mel_diffusion")],
-    _by_family("codec_lm", "mel_diffusion"),
+    Annotated[DistillConfig, Tag("codec_lm")]
+    | Annotated[DistillMelsConfig, Tag("mel_diffusion")]
+    | Annotated[DistillZeroShotConfig, Tag("zero_shot")],
+    _by_family("codec_lm", "mel_diffusion", "zero_shot"),
 ]

@@ -11,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from retort.audio.files import Audio
+from retort.errors import DataError
 from retort.inference.voices import Voice
 from retort.serving.backends import Backend, Description
 from retort.serving.bodies import read_body
@@ -124,11 +125,7 @@ class Uploads:
         samples_N = await decode_sample(
             form.sample, min_seconds=settings.min_seconds, max_seconds=settings.max_seconds
         )  # fmt: skip
-        voices: dict[str, Voice] = {}
-        for name, backend in self._backends.items():
-            description = await self._describe(name)
-            if description.takes_voices and description.voice_space not in voices:
-                voices[description.voice_space] = await backend.voice_of(Audio(samples_N, SAMPLE_RATE))
+        voices = await self._voices_of(Audio(samples_N, SAMPLE_RATE))
         if not voices:
             raise ApiError(403, "the models of this server speak in their own voices only", code="own_voices")
         added = await asyncio.to_thread(
@@ -136,6 +133,19 @@ class Uploads:
         )
         tree = {"object": "voice", "id": added.id, "name": added.name, "created_at": added.created}
         return JSONResponse(tree, headers=ignored_fields(form.ignored))
+
+    async def _voices_of(self, sample: Audio) -> dict[str, Voice]:
+        """A sample's voice in the space of each model that takes any."""
+        voices: dict[str, Voice] = {}
+        for name, backend in self._backends.items():
+            description = await self._describe(name)
+            if description.takes_voices and description.voice_space not in voices:
+                try:
+                    voices[description.voice_space] = await backend.voice_of(sample)
+                except DataError:
+                    message = "no voice is heard in the sample; send somebody's speech"
+                    raise ApiError(422, message, param="audio_sample", code="no_voice") from None
+        return voices
 
     async def delete(self, voice: str) -> JSONResponse:
         """Remove a voice, by id or name; what is being said in it is said to its end."""

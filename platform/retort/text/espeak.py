@@ -225,23 +225,37 @@ def phones_of_all(texts: Sequence[str], *, voice: str) -> list[tuple[str, ...]]:
         ConfigError: the voice does not exist.
         MissingRequirementError: espeak-ng is not installed or cannot be loaded.
     """
+    found = clauses_of_all(texts, voice=voice)
+    return [tuple(phone for clause in clauses for phone in clause) for clauses in found]
+
+
+def clauses_of_all(texts: Sequence[str], *, voice: str) -> list[list[tuple[str, ...]]]:
+    """Return what :func:`phones_of_all` does clause by clause, between which a speaker may pause; none is empty."""
     with _library() as (library, _):
         _set_voice(library, voice)
         library.espeak_TextToPhonemes.restype = ctypes.c_char_p
         mode = _PHONEMES_IPA | ord(_BETWEEN_PHONES) << 8
-        read = (_phonemes(library, text, mode) for text in texts)
-        return [tuple(phone for phone in re.split(rf"[\s{_BETWEEN_PHONES}]+", line) if phone) for line in read]
+        read = ([_split(line) for line in _clauses(library, text, mode)] for text in texts)
+        return [[phones for phones in clauses if phones] for clauses in read]
 
 
-def _phonemes(library: Any, text: str, mode: int = _PHONEMES_IPA) -> str:
+def _split(line: str) -> tuple[str, ...]:
+    return tuple(phone for phone in re.split(rf"[\s{_BETWEEN_PHONES}]+", line) if phone)
+
+
+def _phonemes(library: Any, text: str) -> str:
+    return " ".join(" ".join(_clauses(library, text, _PHONEMES_IPA)).split())
+
+
+def _clauses(library: Any, text: str, mode: int) -> list[str]:
     clauses: list[str] = []
     buffer = ctypes.create_string_buffer(text.encode())
     position = ctypes.c_void_p(ctypes.addressof(buffer))
     while position.value:
         clause = library.espeak_TextToPhonemes(ctypes.byref(position), _CHARS_UTF8, mode)
-        clauses.append((clause or b"").decode("utf-8"))
-    # Marks such as (en) say that a word was read in another language.
-    return " ".join(_LANGUAGE_MARK.sub("", " ".join(clauses)).split())
+        # Marks such as (en) say that a word was read in another language.
+        clauses.append(_LANGUAGE_MARK.sub("", (clause or b"").decode("utf-8")))
+    return clauses
 
 
 def version() -> str:

@@ -14,6 +14,7 @@ from retort.location import parse_location
 from retort.models.codec_lm_lineage import CodecLMLineage
 from retort.models.mel_lineage import MelDiffusionLineage
 from retort.models.weights import Lineage
+from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.run_config.tune import TRIALS
 from retort.store.artifact import ARTIFACT_FILE, read_artifact
 from retort.store.results import result_of
@@ -27,7 +28,7 @@ def listeners_of(model: Path, lineage: Lineage) -> dict[str, str]:
     match lineage:
         case CodecLMLineage(selected_by=str(name)):
             found[name] = "chose the layers"
-        case CodecLMLineage() | MelDiffusionLineage():
+        case CodecLMLineage() | MelDiffusionLineage() | ZeroShotLineage():
             pass
     for name in _filtered(model):
         found.setdefault(name, "filtered the data")

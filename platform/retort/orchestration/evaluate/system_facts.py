@@ -37,6 +37,7 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
         role=system.role,
         facts={
             "parameters": facts.parameters,
+            "frozen_parameters": facts.frozen_parameters or None,
             "num_layers": facts.num_layers,
             "training_tokens": _training_tokens(system.model, facts.lineage),
             "guidance_scale": decoding.guidance_scale,

@@ -26,13 +26,7 @@ from retort.orchestration.train.task import TrainJob, task_of
 from retort.orchestration.train.trackers import followed
 from retort.orchestration.train.worker import Assignment, train_worker
 from retort.orchestration.workplace import workplace
-from retort.run_config import (
-    DistillConfig,
-    DistillMelsConfig,
-    PretrainConfig,
-    PretrainMelsConfig,
-    PretrainVocoderConfig,
-)
+from retort.run_config import DistillConfig, DistillJob, PretrainJob
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.checkpoints import steps_at
 from retort.store.place import claim, content_of, shipped
@@ -41,9 +35,7 @@ from retort.store.results import RUN_FILE, result_of
 _STATE = "ray"
 
 
-def run_pretrain(
-    config: PretrainConfig | PretrainMelsConfig | PretrainVocoderConfig, progress: Progress
-) -> dict[str, Any]:
+def run_pretrain(config: PretrainJob, progress: Progress) -> dict[str, Any]:
     """Train a teacher or a vocoder; goes on from the last good checkpoint, and returns at once if it is done.
 
     Returns the summary: ``result`` (folder), ``fingerprint``, ``parameters``, ``steps``, ``metrics``, ``seconds``.
@@ -58,7 +50,7 @@ def run_pretrain(
     return _run(config, progress)
 
 
-def run_distill(config: DistillConfig | DistillMelsConfig, progress: Progress) -> dict[str, Any]:
+def run_distill(config: DistillJob, progress: Progress) -> dict[str, Any]:
     """Train a student from a teacher; otherwise as :func:`run_pretrain`."""
     return _run(config, progress)
 

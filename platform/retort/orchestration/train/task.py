@@ -9,17 +9,29 @@ from retort.methods.mel_pretrain import MelPretraining
 from retort.methods.multilevel_distill import MultilevelDistillation, MultilevelDistillConfig
 from retort.methods.pretrain import Pretraining
 from retort.methods.progressive_distill import ProgressiveDistillation, ProgressiveDistillConfig
+from retort.methods.self_distill import SelfDistillation
 from retort.methods.vocoder_pretrain import VocoderPretraining, VocoderSound
+from retort.methods.zero_shot_pretrain import ZeroShotPretraining
 from retort.run_config import (
     DistillConfig,
     DistillMelsConfig,
+    DistillZeroShotConfig,
     PretrainConfig,
     PretrainMelsConfig,
     PretrainVocoderConfig,
+    PretrainZeroShotConfig,
 )
 from retort.training.seam import Task
 
-TrainJob = PretrainConfig | PretrainMelsConfig | PretrainVocoderConfig | DistillConfig | DistillMelsConfig
+TrainJob = (
+    PretrainConfig
+    | PretrainMelsConfig
+    | PretrainZeroShotConfig
+    | PretrainVocoderConfig
+    | DistillConfig
+    | DistillMelsConfig
+    | DistillZeroShotConfig
+)
 
 
 def task_of(config: TrainJob) -> Task:
@@ -29,6 +41,10 @@ def task_of(config: TrainJob) -> Task:
             return Pretraining(config.data, config.model, training.batch, training.seed)
         case PretrainMelsConfig(training=training):
             return MelPretraining(config.data, config.model, config.method, training.batch, training.seed)
+        case PretrainZeroShotConfig(training=training):
+            return ZeroShotPretraining(
+                config.data, config.model, config.timbre, config.method, training.batch, training.seed
+            )
         case PretrainVocoderConfig(training=training):
             sound = VocoderSound(config.corpus, config.audio, config.splits, config.mel)
             per_step = training.micro_batches_per_step
@@ -37,6 +53,17 @@ def task_of(config: TrainJob) -> Task:
             return _of_codec_lm(config)
         case DistillMelsConfig():
             return _of_denoiser(config)
+        case DistillZeroShotConfig(training=training):
+            return SelfDistillation(
+                config.teacher,
+                config.data,
+                config.swapped,
+                config.student,
+                config.timbre,
+                config.method,
+                training.batch,
+                training.seed,
+            )
 
 
 def _of_codec_lm(config: DistillConfig) -> Task:
