@@ -193,6 +193,7 @@ def test_a_bare_summary_of_the_contract_is_enough(tmp_path):
 def test_speed_has_intervals_where_there_are_some_and_the_noise_floor_beside_it(tmp_path):
     row = {
         "method": None,
+        "family": "codec_lm",
         "utterances": 9,
         "wer_corpus": 0.1,
         "wer_mean": 0.1,
