@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from retort.audio.files import Audio
+from retort.audio.files import Audio, resample
 from retort.config import validate
 from retort.data.digits import (
     DEFAULT_VOICES,
@@ -226,14 +226,6 @@ def hibari_says(voice: str, *, speed: float = 1.0, seed: int = 5) -> Audio:
     return DigitVoices(config).speak(DigitString("", "seven three five two", voice, "", seed))
 
 
-def median_f0(said: Audio) -> float:
-    import librosa
-
-    f0_T, voiced_T, _ = librosa.pyin(said.samples_N.numpy(), fmin=80.0, fmax=500.0, sr=said.sample_rate)
-    assert voiced_T.sum() > 20
-    return float(np.median(f0_T[voiced_T]))
-
-
 class TestOfHibari:
     @pytest.fixture(autouse=True, scope="class")
     def _installed(self):
@@ -265,7 +257,12 @@ class TestOfHibari:
         assert shifted.samples_N.numel() == pytest.approx(plain.samples_N.numel(), rel=0.15)
         paced = hibari_says("hibari", speed=1.0 / ratio)
         assert paced.samples_N.numel() / shifted.samples_N.numel() == pytest.approx(ratio, rel=0.001)
-        assert median_f0(shifted) / median_f0(paced) == pytest.approx(ratio, rel=0.03)
+        # Pitch and formants by the same ratio: played so much slower, it is the paced one again. (Trackers of pitch do
+        # not tell: which frames they call voiced changes with the ratio, and with the processor's rounding.)
+        slowed_N = resample(shifted.samples_N, shifted.sample_rate, round(shifted.sample_rate * ratio))
+        common = min(slowed_N.numel(), paced.samples_N.numel())
+        error = (slowed_N[:common] - paced.samples_N[:common]).square().mean()
+        assert error < 0.02 * paced.samples_N.square().mean()
 
     def test_its_speed_is_that_of_the_configuration(self, plain):
         faster = hibari_says("hibari", speed=1.25)

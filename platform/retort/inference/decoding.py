@@ -93,6 +93,16 @@ class ZeroShotDecoding(Config):
         """What is written beside the figures: it is never guided."""
         return 1.0
 
+    @property
+    def guidance_apart(self) -> Mapping[str, float]:
+        """Nothing: see :attr:`guidance_scale`."""
+        return {}
+
+    @property
+    def temperature(self) -> None:
+        """It draws no tokens."""
+        return None
+
 
 Decoding = Annotated[CodecLMDecoding | MelDiffusionDecoding | ZeroShotDecoding, Field(discriminator="kind")]
 """Of any family, told apart by ``kind``."""

@@ -278,12 +278,10 @@ class ZeroShotSpeaker:
         given, frames = self.decoding(decoding), self._frames(seconds)
         begin = time.perf_counter()
         mels: list[Tensor] = []
-        first_s = 0.0
         for request in requests:
             plan = self._plan(request, self.reader.spoken(request.text), given, frames=frames)
             mels.append(self.maker.make(plan)[0])
             wait_for(self.maker.device)
-            first_s = first_s or time.perf_counter() - begin
         compute_s = time.perf_counter() - begin
         begin = time.perf_counter()
         few = mels[:_TIMED_UTTERANCES]
@@ -291,7 +289,7 @@ class ZeroShotSpeaker:
             self._sound(mel_TM)
         sound_s = (time.perf_counter() - begin) * len(mels) / len(few)
         audio_s = sum(map(len, mels)) / self.maker.mel.frame_rate
-        return Timing(compute_s, sound_s, audio_s, first_s, figures={"nfe": 1.0, **self._timbre_figures()})
+        return Timing(compute_s, sound_s, audio_s, figures={"nfe": 1.0, **self._timbre_figures()})
 
     def _timbre_figures(self) -> dict[str, float]:
         samples = self.maker.prompt_max_frames * self.maker.mel.hop_samples

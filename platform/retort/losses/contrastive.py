@@ -47,7 +47,7 @@ def gathered(rows: Tensor) -> Tensor:
     numbers = [int(one) for one in counts]
     padded = torch.cat([rows, rows.new_zeros(max(numbers) - len(rows), *rows.shape[1:])])
     if rows.is_floating_point():
-        parts = list(all_gather(padded))
+        parts = list(all_gather(padded))  # type: ignore[no-untyped-call]
     else:
         parts = [torch.empty_like(padded) for _ in numbers]
         distributed.all_gather(parts, padded)

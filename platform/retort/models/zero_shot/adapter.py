@@ -43,8 +43,9 @@ class CrossAttention(nn.Module):
     def forward(self, content_BDP: Tensor, style_BSD: Tensor, style_mask_BS: Tensor) -> Tensor:
         """Content that knows the style, [B, D, P]."""
         query_BPD = content_BDP.transpose(1, 2)
-        heads = (self._heads(x) for x in (self.query(query_BPD), *self.key_value(style_BSD).chunk(2, dim=-1)))
-        attended_BHPD = attend(*heads, style_mask_BS[:, None, None, :])
+        key_BSD, value_BSD = self.key_value(style_BSD).chunk(2, dim=-1)
+        query, key, value = (self._heads(x) for x in (self.query(query_BPD), key_BSD, value_BSD))
+        attended_BHPD = attend(query, key, value, style_mask_BS[:, None, None, :])
         attended_BPD = self.out(attended_BHPD.transpose(1, 2).flatten(2))
         return self.norm((query_BPD + attended_BPD).transpose(1, 2))  # type: ignore[no-any-return]
 

@@ -31,7 +31,9 @@ class LengthRegulator(nn.Module):
         place_B2T = torch.stack([since_BT / long_BT, torch.log1p(long_BT.float())], dim=1)
         x_BFT = (x_BFT + self.place(place_B2T.to(x_BFT.dtype))) * mask_BT[:, None]
         extra = -num_frames % self.patch_frames
-        return functional.pad(x_BFT, (0, extra)).unflatten(2, (-1, self.patch_frames)).transpose(2, 3).flatten(1, 2)
+        padded_BFT = functional.pad(x_BFT, (0, extra))
+        patches_BFSC = padded_BFT.reshape(*padded_BFT.shape[:2], -1, self.patch_frames)
+        return patches_BFSC.transpose(2, 3).flatten(1, 2)
 
 
 class MelDecoder(nn.Module):

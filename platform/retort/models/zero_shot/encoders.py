@@ -116,9 +116,11 @@ def phone_means(features_BHD: Tensor, mask_BT: Tensor, frames_BP: Tensor) -> Ten
     phone_BT = phones_at_frames(frames_BP, num_frames)
     member_BPT = phone_BT[:, None, :] == torch.arange(frames_BP.shape[1], device=phone_BT.device)[:, None]
     share_BPT = (member_BPT & mask_BT[:, None]).to(features_BHD.dtype) / frames_BP.clamp_min(1)[..., None]
-    pairs_BPH2 = functional.pad(share_BPT, (0, num_frames % 2)).unflatten(2, (-1, 2))
+    padded_BPT = functional.pad(share_BPT, (0, num_frames % 2))
+    pairs_BPH2 = padded_BPT.reshape(*padded_BPT.shape[:2], -1, 2)
     features_BHD = features_BHD * mask_BT[:, ::2, None]
-    return (pairs_BPH2.sum(-1).to(features_BHD.dtype) @ features_BHD).transpose(1, 2)
+    means_BPD: Tensor = pairs_BPH2.sum(-1).to(features_BHD.dtype) @ features_BHD
+    return means_BPD.transpose(1, 2)
 
 
 class StyleEncoder(nn.Module):

@@ -172,7 +172,8 @@ def kaldi_fbank(samples_N: Tensor) -> Tensor:
     before_TN = functional.pad(frames_TN[None], (1, 0), mode="replicate")[0, :, :-1]
     windowed_TN = (frames_TN - _PREEMPHASIS * before_TN) * _povey()
     power_TF = torch.fft.rfft(windowed_TN, _FFT).abs().square()
-    return (power_TF @ _mel_filters().T).clamp_min(_TINY).log()
+    energy_TK: Tensor = (power_TF @ _mel_filters().T).clamp_min(_TINY)
+    return energy_TK.log()
 
 
 def _povey() -> Tensor:
@@ -203,7 +204,7 @@ def _weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     cure = "give the file of a 3D-Speaker checkpoint of ERes2NetV2 (w26, s2, 192 numbers)"
     try:
         if path.suffix == ".safetensors":
-            weights = load_file(path)
+            weights: dict[str, Tensor] = load_file(path)
         else:
             weights = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
