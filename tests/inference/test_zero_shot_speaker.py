@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -6,12 +7,16 @@ import torch
 from retort.audio.files import Audio
 from retort.errors import ConfigError, DataError
 from retort.inference.decoding import CodecLMDecoding, ZeroShotDecoding
+from retort.inference.inversion import carry_vocoder
 from retort.inference.opening import Room, open_speaker
 from retort.inference.speaker import Request, Wish
 from retort.inference.speech import GuardConfig
 from retort.inference.zero_shot_making import TIMBRE_ENCODER, ZeroShotMaker
+from retort.models.vocoder_lineage import VocoderLineage
+from retort.models.weights import load_zero_shot, save_model
 from retort.models.zero_shot.timbre import open_timbre_encoder
 from tests.inference.speaking import speaking_zero_shot
+from tests.methods.vocoder_toys import TOY, toy_vocoder
 
 LOOSE = GuardConfig(extra_seconds=9.0)
 
@@ -65,6 +70,29 @@ def test_a_voice_is_the_beginning_of_its_recording_and_the_timbre_of_all_of_it(s
     assert torch.allclose(again.tensors["timbre"], voice.tensors["timbre"], atol=0.2)
     with pytest.raises(DataError, match="no voice"):
         speaker.voice_of(Audio(torch.zeros(16_000), 16_000))
+
+
+def test_a_vocoder_in_the_folder_makes_its_sound_streamed_or_whole(folder, speaker, tmp_path):
+    mel = load_zero_shot(folder).lineage.mel
+    vocoder = toy_vocoder(TOY.replace(mel=mel))
+    save_model(tmp_path / "vocoder", vocoder, VocoderLineage(method="vocoder_pretrain", corpus_digest="c"))
+    shutil.copytree(folder, tmp_path / "model")
+    carry_vocoder(tmp_path / "vocoder", tmp_path / "model")
+    through = open_speaker(tmp_path / "model", room=Room(slots=3, max_seconds=4.0, guard=LOOSE))
+    assert through.facts.vocoder_parameters == sum(p.numel() for p in vocoder.parameters()) > 0
+    assert speaker.facts.vocoder_parameters == 0
+    assert (through.facts.fingerprint, through.facts.parameters) == (
+        speaker.facts.fingerprint,
+        speaker.facts.parameters,
+    )
+    found, plain = said(through), said(speaker)
+    torch.testing.assert_close(found.mel_TM, plain.mel_TM)
+    assert found.samples_N.shape == plain.samples_N.shape
+    assert not torch.allclose(found.samples_N, plain.samples_N, atol=1e-3)
+    assert torch.equal(said(through).samples_N, found.samples_N)
+    through.add(Wish(Request("one two", "s0", 3), through.decoding(None), is_streamed=True))
+    streamed = torch.cat([sound.samples_N for sound in steps(through)])
+    assert torch.equal(streamed, said(through, noise_scale=ZeroShotDecoding().noise_scale).samples_N)
 
 
 def test_tempo_makes_it_shorter_and_without_noise_every_seed_says_the_same(speaker):

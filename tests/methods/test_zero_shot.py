@@ -1,6 +1,7 @@
 """Both stages of the zero-shot method on a toy: what is learned, what is drawn, what is refused, what is left."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from retort.methods.zero_shot_learning import (
 )
 from retort.methods.zero_shot_pretrain import ZeroShotPretrainConfig, ZeroShotPretraining
 from retort.models.student_shape import SameAsTeacher
-from retort.models.weights import load_zero_shot
+from retort.models.vocoder_lineage import VocoderLineage
+from retort.models.weights import WEIGHTS_FILE, load_zero_shot, save_model
 from retort.models.zero_shot.model import ZeroShot
 from retort.models.zero_shot.presets import ZeroShotShape
 from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig
@@ -30,7 +32,8 @@ from retort.models.zero_shot.voices import read_voices
 from retort.store.artifact import Artifact, describe_artifact, read_artifact, write_artifact
 from retort.training.fit import PlainOptimizer, fit
 from retort.training.schedule import OptimizerConfig
-from retort.training.seam import Place, StepOutput
+from retort.training.seam import Place, Problem, StepOutput
+from tests.methods import vocoder_toys
 from tests.methods.zero_shot_toys import (
     BATCHES,
     MEL,
@@ -232,6 +235,27 @@ def test_a_student_starts_as_its_teacher_or_anew(world: dict[str, Any]) -> None:
     assert (lineage.self_distilled.sigma, lineage.self_distilled.init) == (0.5, "random")
     assert lineage.self_distilled.teacher_fingerprint == fingerprints["teacher"]
     assert bool(torch.cat([warm.batches.batch(n).swapped_B for n in range(6)]).any())
+
+
+def weights_of(problem: Problem) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("student."): w for name, w in problem.objective.state_dict().items()}
+
+
+def test_a_vocoder_goes_along_and_from_a_teacher_to_its_student(world: dict[str, Any], tmp_path: Path) -> None:
+    lineage = VocoderLineage(method="vocoder_pretrain", corpus_digest="c")
+    for name, mel in (("vocoder", MEL), ("other", MEL.replace(hop_samples=160))):
+        save_model(tmp_path / name, vocoder_toys.toy_vocoder(vocoder_toys.TOY.replace(mel=mel)), lineage)
+    task = replace(world["task"], vocoder=tmp_path / "vocoder")
+    assert task.check()["vocoder"].startswith("vocoder-")
+    trained = task.build(Place()).trained(weights_of(world["task"].build(Place())))
+    write_artifact(tmp_path / "teacher", describe_artifact("model", "t", "1", inputs={}, config={}), trained.save)
+    problem = distillation(world, teacher=tmp_path / "teacher").build(Place())
+    problem.trained(weights_of(problem)).save(tmp_path / "student")
+    files = [(tmp_path / name / "vocoder" / WEIGHTS_FILE).read_bytes() for name in ("teacher", "student")]
+    assert files[0] == files[1] == (tmp_path / "vocoder" / WEIGHTS_FILE).read_bytes()
+    assert not (world["root"] / "teacher" / "vocoder").exists()
+    with pytest.raises(DataError, match=r"hop_samples 160, and here they have hop_samples 200"):
+        replace(world["task"], vocoder=tmp_path / "other").check()
 
 
 def test_inputs_that_do_not_belong_together_are_refused(world: dict[str, Any], tmp_path: Path) -> None:

@@ -79,6 +79,24 @@ class Voices:
         return Audio(samples_N.clamp(-1.0, 1.0), rate)
 
 
+def shifted(voice: str) -> tuple[str, float]:
+    """A voice's name and its shift, of ``NAME`` or ``NAME@SEMITONES``.
+
+    Raises:
+        ConfigError: what follows the mark is no number of semitones that a voice can be shifted by.
+    """
+    name, mark, number = voice.partition("@")
+    try:
+        shift = float(number) if mark else 0.0
+    except ValueError:
+        shift = float("nan")
+    if not abs(shift) <= LARGEST_SHIFT:
+        raise ConfigError(
+            f"voice {voice!r}: the shift after @ is a number of semitones from {-LARGEST_SHIFT:g} to {LARGEST_SHIFT:g}"
+        )
+    return name, shift
+
+
 def check_voices(names: Sequence[str], folder: Path | None = None) -> Mapping[str, str]:
     """Look whether the voices are there and whole, without loading them; gives the SHA-256 of each.
 

@@ -33,7 +33,7 @@ import torch
 from pydantic import Field, model_validator
 
 from retort.audio.files import Audio, wav_bytes
-from retort.audio.hibari import FASTEST, IN_THE_WHEEL, INSTALL, LARGEST_SHIFT, SLOWEST, Voices, is_installed
+from retort.audio.hibari import FASTEST, IN_THE_WHEEL, INSTALL, SLOWEST, Voices, is_installed, shifted
 from retort.config import Config
 from retort.data.utterance import Utterance
 from retort.errors import ConfigError, MissingRequirementError
@@ -241,16 +241,7 @@ def _wants_hibari(config: DigitsConfig) -> bool:
 def _said_by(voice: str) -> _Espeak | _Hibari:
     name, mark, number = voice.partition("@")
     if name == _HIBARI:
-        try:
-            shift = float(number) if mark else 0.0
-        except ValueError:
-            shift = float("nan")
-        if not abs(shift) <= LARGEST_SHIFT:
-            raise ConfigError(
-                f"voice {voice!r}: the shift after @ is a number of semitones from {-LARGEST_SHIFT:g} to "
-                f"{LARGEST_SHIFT:g}"
-            )
-        return _Hibari(shift)
+        return _Hibari(shifted(voice)[1])
     if not mark:
         return _Espeak(name, _OWN_PITCH)
     if not number.isascii() or not number.isdigit() or int(number) > 100:

@@ -234,6 +234,7 @@ _ROWS = (
         word="smallest",
     ),
     Metric("frozen_parameters", "Frozen beside them", "", "lower", "fact", "cost", digits=None),
+    Metric("vocoder_parameters", "Vocoder", "", "lower", "fact", "cost", digits=None),
     Metric("num_layers", "Layers", "", "lower", "fact", "cost", digits=0),
     Metric("training_tokens", "Training tokens", "", "lower", "fact", "cost", digits=None),
     Metric(

@@ -1,19 +1,27 @@
 """What makes sound of mels: Griffin-Lim, which needs no weights, or a vocoder that was trained on recordings."""
 
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal, Protocol
 
+import torch
 from pydantic import Field
 from torch import Tensor
 
-from retort.audio.griffin_lim import GriffinLimStream, griffin_lim
+from retort.audio.griffin_lim import GriffinLimStream, griffin_lim, whole_mel_stream
 from retort.audio.mel import MelConfig
 from retort.config import Config
 from retort.errors import DataError
 from retort.location import Location
+from retort.models.codec_lm import count_parameters
+from retort.models.vocoder import Vocoder
 from retort.models.vocoder_stream import VocoderStream, vocoded
-from retort.models.weights import CONFIG_FILE, LoadedVocoder, load_vocoder
+from retort.models.weights import CONFIG_FILE, WEIGHTS_FILE, LoadedVocoder, load_vocoder
 from retort.store.results import folder_with
+
+BESIDE = "vocoder"
+"""Folder of the vocoder that a model speaks through, in the model's own."""
 
 
 class GriffinLimInversion(Config):
@@ -62,6 +70,15 @@ class Inverter(Protocol):
         """The same for blocks, as they come; the samples need not be those of :meth:`sound`."""
         ...
 
+    def whole(self) -> SoundStream:
+        """The same little by little, frame by frame, where all of the mel is there: the samples of :meth:`sound`."""
+        ...
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has learned."""
+        ...
+
 
 @dataclass(frozen=True)
 class GriffinLimInverter:
@@ -84,6 +101,15 @@ class GriffinLimInverter:
         rounds = self.config.num_iterations
         return GriffinLimStream(self.mel, block_frames=block_frames, num_iterations=rounds, seed=seed)
 
+    def whole(self) -> SoundStream:
+        """See :class:`Inverter`."""
+        return whole_mel_stream(self.mel, num_iterations=self.config.num_iterations)
+
+    @property
+    def parameters(self) -> int:
+        """See :class:`Inverter`."""
+        return 0
+
 
 @dataclass(frozen=True)
 class VocoderInverter:
@@ -103,6 +129,32 @@ class VocoderInverter:
     def stream(self, *, block_frames: int, seed: int = 0) -> SoundStream:
         """See :class:`Inverter`."""
         return VocoderStream(self.loaded.model, block_frames=block_frames, seed=seed)
+
+    def whole(self) -> SoundStream:
+        """See :class:`Inverter`. All of it comes at the end: a sentence takes a hundredth of its length."""
+        return _AtOnce(self.loaded.model)
+
+    @property
+    def parameters(self) -> int:
+        """See :class:`Inverter`."""
+        return count_parameters(self.loaded.model)
+
+
+@dataclass
+class _AtOnce:
+    """Keeps a mel until it is whole."""
+
+    vocoder: Vocoder
+    frames: list[Tensor] = field(default_factory=list)
+
+    def push(self, log_mel_MT: Tensor) -> Tensor:
+        """Nothing yet."""
+        self.frames.append(log_mel_MT)
+        return torch.zeros(0)
+
+    def finish(self) -> Tensor:
+        """The sound of all frames."""
+        return vocoded(self.vocoder, torch.cat(self.frames, dim=1)) if self.frames else torch.zeros(0)
 
 
 def open_inversion(config: GriffinLimInversion | VocoderInversion, mel: MelConfig) -> Inverter:
@@ -125,6 +177,24 @@ def open_inversion(config: GriffinLimInversion | VocoderInversion, mel: MelConfi
                     f"{differing(mel, own)}; train a vocoder on these mels, or take kind: griffin_lim"
                 )
             return VocoderInverter(loaded)
+
+
+def inversion_beside(folder: Path, mel: MelConfig) -> Inverter:
+    """What a model's folder speaks through: the vocoder that lies in it, or Griffin-Lim.
+
+    Raises:
+        DataError: the vocoder reads other mels, or is damaged.
+    """
+    vocoder = folder / BESIDE
+    return open_inversion(VocoderInversion(path=vocoder) if vocoder.is_dir() else GriffinLimInversion(), mel)
+
+
+def carry_vocoder(vocoder: Path, folder: Path) -> None:
+    """Copy a vocoder into a model's folder, which then speaks through it."""
+    source, target = folder_with(vocoder, CONFIG_FILE, ""), folder / BESIDE
+    target.mkdir(parents=True)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        shutil.copyfile(source / name, target / name)
 
 
 def differing(one: MelConfig, other: MelConfig) -> str:

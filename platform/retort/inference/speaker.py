@@ -125,6 +125,7 @@ class Facts:
         parameters: how many numbers its networks hold.
         num_layers: of its largest network.
         frozen_parameters: how many numbers a frozen network holds that it takes voices through, not counted above.
+        vocoder_parameters: how many the vocoder holds that makes its sound, not counted above.
     """
 
     fingerprint: str
@@ -133,6 +134,7 @@ class Facts:
     parameters: int
     num_layers: int
     frozen_parameters: int = 0
+    vocoder_parameters: int = 0
 
 
 @dataclass(frozen=True)

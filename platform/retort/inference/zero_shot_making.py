@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from retort.audio.files import Audio, resample
-from retort.audio.griffin_lim import GriffinLimStream, whole_mel_stream
 from retort.audio.mel import log_mel
 from retort.data.tokens import refuse_mismatch
+from retort.inference.inversion import Inverter, SoundStream, inversion_beside
 from retort.models.weights import LoadedZeroShot, load_zero_shot
 from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig, TimbreEncoder, open_timbre_encoder
 from retort.models.zero_shot.voices import StoredVoice, read_voices
@@ -53,11 +53,14 @@ class ZeroShotMaker:
     Args:
         loaded: the model.
         voices: of its folder, by name.
+        inverter: makes sound of its mels, on the CPU.
         device: where it runs.
     """
 
-    def __init__(self, loaded: LoadedZeroShot, voices: dict[str, StoredVoice], *, device: str = "cpu") -> None:
-        self.loaded, self.voices, self.device = loaded, voices, torch.device(device)
+    def __init__(
+        self, loaded: LoadedZeroShot, voices: dict[str, StoredVoice], inverter: Inverter, *, device: str = "cpu"
+    ) -> None:
+        self.loaded, self.voices, self.inverter, self.device = loaded, voices, inverter, torch.device(device)
         self.model = loaded.model.to(self.device).eval()
         self.mel = loaded.lineage.mel
         self.prompt_max_frames = max(len(voice.prompt_SM) for voice in voices.values())
@@ -71,7 +74,8 @@ class ZeroShotMaker:
             ConfigError: it holds a model of another family.
             DataError: a part is missing or damaged.
         """
-        return cls(load_zero_shot(folder), read_voices(folder), device=device)
+        loaded = load_zero_shot(folder)
+        return cls(loaded, read_voices(folder), inversion_beside(folder, loaded.lineage.mel), device=device)
 
     def numbers(self, phones: Sequence[str]) -> list[int]:
         """Of phones of the model's inventory, in IPA with stress; an empty string is a pause."""
@@ -91,9 +95,9 @@ class ZeroShotMaker:
         )
         return said.mel_BTM[0].float().cpu(), said.frames_BP[0].cpu()
 
-    def sound_stream(self) -> GriffinLimStream:
-        """Gives the sound of a mel little by little, frame by frame: what a vocoder would take the place of."""
-        return whole_mel_stream(self.mel)
+    def sound_stream(self) -> SoundStream:
+        """Gives the sound of a mel little by little, frame by frame: by the folder's vocoder, or Griffin-Lim."""
+        return self.inverter.whole()
 
     @cached_property
     def encoder(self) -> TimbreEncoder:

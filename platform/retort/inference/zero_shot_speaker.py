@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from retort.audio.files import Audio
-from retort.audio.griffin_lim import GriffinLimStream
 from retort.errors import ConfigError, DataError, MissingRequirementError
 from retort.inference.decoding import Decoding, ZeroShotDecoding
+from retort.inference.inversion import SoundStream
 from retort.inference.phone_reading import PhoneReader
 from retort.inference.speaker import NEVER_HEARD, Abilities, Facts, Outcome, Request, Sound, Spoken, Timing, Wish
 from retort.inference.speech import GuardConfig
@@ -44,7 +44,7 @@ class _Job:
     heard_until: float
     outcome: Outcome | None = None
     mel_MT: Tensor | None = None
-    stream: GriffinLimStream | None = None
+    stream: SoundStream | None = None
     position: int = 0
     samples: list[Tensor] = field(default_factory=list)
 
@@ -101,7 +101,15 @@ class ZeroShotSpeaker:
         loaded, config = self.maker.loaded, self.maker.loaded.model.config
         layers = config.num_layers + config.style_layers + len(config.decoder_dilations)
         frozen = ResemblyzerTimbre.num_parameters if loaded.lineage.timbre_encoder == ResemblyzerTimbre.name else 0
-        return Facts(loaded.fingerprint, config.type, loaded.lineage, count_parameters(loaded.model), layers, frozen)
+        return Facts(
+            loaded.fingerprint,
+            config.type,
+            loaded.lineage,
+            count_parameters(loaded.model),
+            layers,
+            frozen,
+            self.maker.inverter.parameters,
+        )
 
     @property
     def abilities(self) -> Abilities:

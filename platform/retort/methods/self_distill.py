@@ -20,8 +20,9 @@ from retort.data.phone_mel_stream import Direction, PhoneMelBatchConfig, PhoneMe
 from retort.data.phone_mels import FromSwaps, PhoneMelSet, PhoneMelSetDescription
 from retort.data.tokens import refuse_mismatch
 from retort.errors import ConfigError
+from retort.inference.inversion import BESIDE
 from retort.methods.trained_zero_shot import ZeroShotResult
-from retort.methods.zero_shot_data import check_phone_mels, lineage_of, timbre_for, training_rows
+from retort.methods.zero_shot_data import check_phone_mels, check_vocoder, lineage_of, timbre_for, training_rows
 from retort.methods.zero_shot_learning import ZeroShotLosses, ZeroShotObjective, ZeroShotTeacher
 from retort.models.student_shape import SameAsTeacher
 from retort.models.weights import LoadedZeroShot, load_zero_shot
@@ -60,6 +61,7 @@ class SelfDistillation(Task):
     method: SelfDistillConfig
     batch: PhoneMelBatchConfig
     seed: int
+    vocoder: Path | None = None
 
     def check(self) -> dict[str, str]:
         """See :meth:`retort.training.seam.Task.check`."""
@@ -73,7 +75,8 @@ class SelfDistillation(Task):
         student_config(teacher.model.config, self.student, self.method.init)
         stream_of(rows, found, self.method, self.batch, self.seed, Place())
         timbre_for(self.timbre, rows.description, torch.device("cpu"), weight=self.method.losses.contrastive.weight)
-        return {"data": data_fingerprint, "teacher": teacher.fingerprint, "swapped": swaps.fingerprint}
+        inputs = {"data": data_fingerprint, "teacher": teacher.fingerprint, "swapped": swaps.fingerprint}
+        return {**inputs, **check_vocoder(self.vocoder, rows.description)}
 
     def build(self, place: Place) -> Problem:
         """See :meth:`retort.training.seam.Task.build`."""
@@ -97,8 +100,15 @@ class SelfDistillation(Task):
                 init=self.method.init,
             ),
         )
-        result = ZeroShotResult(student.config, lineage, rows, self.batch.prompt_max_frames)
+        result = ZeroShotResult(student.config, lineage, rows, self.batch.prompt_max_frames, self._vocoder())
         return Problem(ZeroShotObjective(student, losses, timbre), draws, batches, result)
+
+    def _vocoder(self) -> Path | None:
+        """The one that is named, or the teacher's."""
+        if self.vocoder is not None:
+            return self.vocoder
+        teachers = result_of(self.teacher) / BESIDE
+        return teachers if teachers.is_dir() else None
 
     def _check_swaps(
         self, found: PhoneMelSetDescription, made: PhoneMelSetDescription, teacher: str, data: str

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from retort.data.phone_mels import PhoneMelSet
+from retort.inference.inversion import carry_vocoder
 from retort.models.codec_lm import count_parameters
 from retort.models.weights import fingerprint_of, save_model
 from retort.models.zero_shot.config import ZeroShotConfig
@@ -26,12 +27,14 @@ class TrainedZeroShot(Trained):
         lineage: what they stand for.
         rows: what it was trained on, of which the voices are taken.
         prompt_max_frames: longest prompt.
+        vocoder: that goes along; None speaks by Griffin-Lim.
     """
 
     model: ZeroShot
     lineage: ZeroShotLineage
     rows: PhoneMelSet
     prompt_max_frames: int
+    vocoder: Path | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -47,6 +50,8 @@ class TrainedZeroShot(Trained):
         """Write the model folder."""
         save_model(folder, self.model, self.lineage)
         write_voices(folder, stored_voices(self.rows, self.prompt_max_frames))
+        if self.vocoder is not None:
+            carry_vocoder(self.vocoder, folder)
 
 
 def stored_voices(rows: PhoneMelSet, max_frames: int) -> list[StoredVoice]:
@@ -73,15 +78,17 @@ class ZeroShotResult:
         lineage: what its weights will stand for.
         rows: see :class:`TrainedZeroShot`.
         prompt_max_frames: see :class:`TrainedZeroShot`.
+        vocoder: see :class:`TrainedZeroShot`.
     """
 
     config: ZeroShotConfig
     lineage: ZeroShotLineage
     rows: PhoneMelSet
     prompt_max_frames: int
+    vocoder: Path | None = None
 
     def __call__(self, weights: Mapping[str, Tensor]) -> TrainedZeroShot:
         """The model with these weights."""
         model = ZeroShot(self.config)
         model.load_state_dict(weights)
-        return TrainedZeroShot(model.eval(), self.lineage, self.rows, self.prompt_max_frames)
+        return TrainedZeroShot(model.eval(), self.lineage, self.rows, self.prompt_max_frames, self.vocoder)

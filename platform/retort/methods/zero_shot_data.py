@@ -10,6 +10,7 @@ from retort.data.phone_mel_stream import check_prompts
 from retort.data.phone_mels import FromRecordings, PhoneMelRow, PhoneMelSet, PhoneMelSetDescription
 from retort.data.tokens import refuse_mismatch
 from retort.errors import ConfigError
+from retort.inference.inversion import VocoderInversion, open_inversion
 from retort.models.zero_shot.config import FeatureScales
 from retort.models.zero_shot.timbre import (
     TimbreEncoder,
@@ -49,6 +50,16 @@ def check_phone_mels(data: Path, timbre: TimbreEncoderConfig) -> tuple[PhoneMelS
     rows = mels.split("train")
     check_prompts(rows)
     return rows, artifact.fingerprint
+
+
+def check_vocoder(vocoder: Path | None, made: PhoneMelSetDescription) -> dict[str, str]:
+    """Verify the vocoder that goes along with a model; returns its fingerprint by its name, if there is one.
+
+    Raises:
+        ConfigError: it is a model of another family.
+        DataError: it is missing, or reads other mels.
+    """
+    return {} if vocoder is None else {"vocoder": open_inversion(VocoderInversion(path=vocoder), made.mel).name}
 
 
 def training_rows(data: Path) -> PhoneMelSet:

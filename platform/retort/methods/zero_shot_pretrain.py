@@ -14,7 +14,14 @@ import torch
 from retort.config import Config
 from retort.data.phone_mel_stream import PhoneMelBatchConfig, PhoneMelStream
 from retort.methods.trained_zero_shot import ZeroShotResult
-from retort.methods.zero_shot_data import check_phone_mels, lineage_of, scales_of, timbre_for, training_rows
+from retort.methods.zero_shot_data import (
+    check_phone_mels,
+    check_vocoder,
+    lineage_of,
+    scales_of,
+    timbre_for,
+    training_rows,
+)
 from retort.methods.zero_shot_learning import ZeroShotLosses, ZeroShotObjective, ZeroShotTeacher
 from retort.models.zero_shot.config import FeatureScales
 from retort.models.zero_shot.model import ZeroShot
@@ -42,6 +49,7 @@ class ZeroShotPretraining(Task):
     method: ZeroShotPretrainConfig
     batch: PhoneMelBatchConfig
     seed: int
+    vocoder: Path | None = None
 
     def check(self) -> dict[str, str]:
         """See :meth:`retort.training.seam.Task.check`."""
@@ -55,7 +63,7 @@ class ZeroShotPretraining(Task):
             scales=FeatureScales(),
         )
         timbre_for(self.timbre, made, torch.device("cpu"), weight=self.method.losses.contrastive.weight)
-        return {"data": fingerprint}
+        return {"data": fingerprint, **check_vocoder(self.vocoder, made)}
 
     def build(self, place: Place) -> Problem:
         """See :meth:`retort.training.seam.Task.build`."""
@@ -74,5 +82,5 @@ class ZeroShotPretraining(Task):
         timbre = timbre_for(self.timbre, made, place.device, weight=losses.contrastive.weight)
         batches = PhoneMelStream(rows, self.batch, seed=self.seed, rank=place.rank, world_size=place.world_size)
         lineage = lineage_of(self.method.kind, made, read_artifact(result_of(self.data)).fingerprint)
-        result = ZeroShotResult(config, lineage, rows, self.batch.prompt_max_frames)
+        result = ZeroShotResult(config, lineage, rows, self.batch.prompt_max_frames, self.vocoder)
         return Problem(ZeroShotObjective(student, losses, timbre), teacher, batches, result)

@@ -196,6 +196,9 @@ class PretrainZeroShotConfig(Config):
     model: ZeroShotSize
     timbre: TimbreEncoderConfig = ResemblyzerTimbreConfig()
     """The frozen speaker encoder; the one that the data were made with."""
+    vocoder: Location | None = None
+    """Of ``retort pretrain`` with ``family: vocoder``; it goes along, and the model speaks through it. ``None`` is
+    Griffin-Lim."""
     method: ZeroShotPretrainConfig = ZeroShotPretrainConfig()
     training: TrainingConfig[PhoneMelBatchConfig]
 
@@ -214,6 +217,8 @@ class DistillZeroShotConfig(Config):
     student: ZeroShotStudentSize = SameAsTeacher()
     timbre: TimbreEncoderConfig = ResemblyzerTimbreConfig()
     """The frozen speaker encoder; the one that the data were made with."""
+    vocoder: Location | None = None
+    """As in the pretraining; ``None`` is the teacher's."""
     method: SelfDistillConfig = SelfDistillConfig()
     training: TrainingConfig[PhoneMelBatchConfig]
 

@@ -2,6 +2,7 @@ import json
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 
 from retort.audio.files import read_audio
@@ -10,6 +11,8 @@ from retort.data.readers import read_corpus
 from retort.data.readers_parquet import ParquetConfig
 from retort.data.utterance import Utterance
 from retort.errors import ConfigError, DataError, MissingRequirementError, StorageError
+from retort.inference.black_box.hibari import Hibari, HibariConfig, hibari_facts
+from retort.inference.black_box.teacher import Line
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.generate.speech_job import run_generate_speech
 from retort.orchestration.prepare.job import run_prepare
@@ -128,6 +131,20 @@ def test_hibari_says_the_same_in_any_chunk_and_at_the_speed_of_the_line(tmp_path
     assert all(0.8 <= speed <= 1.2 for speed in speeds)
     assert {row["sample_rate"] for row in a.values()} == {24_000}
     assert "Apache-2.0" in next(iter(a.values()))["licence"]
+
+
+def test_shifted_voices_are_other_speakers_and_leave_the_unshifted_teacher_what_it_was(tmp_path):
+    pytest.importorskip("hibari", reason="the extra [english] is not installed")
+    plain, both = (HibariConfig(kind="hibari", voices=voices) for voices in (("heart",), ("heart", "heart@-4")))
+    assert hibari_facts(plain).fingerprint != hibari_facts(both).fingerprint
+    assert hibari_facts(plain).fingerprint == hibari_facts(plain.replace(voices=("heart@0",))).fingerprint
+    assert hibari_facts(both).voices == ("heart", "heart@-4")
+    says = Hibari(both)
+    own, low = (says.speak(Line("some words", voice, 1)).samples_N for voice in both.voices)
+    assert torch.equal(own, Hibari(plain).speak(Line("some words", "heart", 1)).samples_N)
+    assert not torch.equal(own, low)
+    with pytest.raises(ConfigError, match=r"'heart@nine': the shift after @ is a number of semitones from -6 to 6"):
+        hibari_facts(plain.replace(voices=("heart@nine",)))
 
 
 def test_hibari_whose_weights_are_not_its_own_is_refused(tmp_path, monkeypatch):

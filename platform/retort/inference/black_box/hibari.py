@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, JsonValue, model_validator
 
 from retort.audio.files import Audio
-from retort.audio.hibari import FASTEST, IN_THE_WHEEL, SLOWEST, Voices, check_voices
+from retort.audio.hibari import FASTEST, IN_THE_WHEEL, SLOWEST, Voices, check_voices, shifted
 from retort.config import Config
 from retort.inference.black_box.teacher import Line, TeacherFacts, Unspoken
 
@@ -27,7 +27,8 @@ class HibariConfig(Config):
 
     kind: Literal["hibari"]
     voices: tuple[str, ...] = Field(default=(IN_THE_WHEEL,), min_length=1)
-    """``heart`` is in the wheel. Each line is said by one of them."""
+    """``heart`` is in the wheel. Each line is said by one of them. With a number of semitones from -6 to 6 after ``@``,
+    pitch and formants are shifted, which makes other speakers of it: ``heart@-4``."""
     folder: Path | None = None
     """Holds the files of the other voices, named as https://huggingface.co/maureesewilliams/hibari names them."""
     speed: Speed | tuple[Speed, Speed] = 1.0
@@ -48,10 +49,18 @@ def hibari_facts(config: HibariConfig) -> TeacherFacts:
         MissingRequirementError: ``hibari-tts`` is not installed.
         StorageError: what was learned is not what it should be.
     """
-    digests = check_voices(config.voices, config.folder)
-    identity = hashlib.sha256(repr((sorted(digests.items()), config.speed)).encode()).hexdigest()[:16]
+    shifts = {voice: shift for voice in config.voices if (shift := shifted(voice)[1])}
+    digests = check_voices(_names(config), config.folder)
+    known: tuple[object, ...] = (sorted(digests.items()), config.speed)
+    # A teacher without shifts has the identity that it always had.
+    identity = hashlib.sha256(repr((*known, sorted(shifts.items())) if shifts else known).encode()).hexdigest()[:16]
     name = f"hibari-tts {metadata.version('hibari-tts')}"
     return TeacherFacts(name, identity, _LICENCE, config.voices, "en")
+
+
+def _names(config: HibariConfig) -> tuple[str, ...]:
+    """Of the voices whose files are needed, each once."""
+    return tuple(dict.fromkeys(shifted(voice)[0] for voice in config.voices))
 
 
 class Hibari:
@@ -67,11 +76,12 @@ class Hibari:
     """
 
     def __init__(self, config: HibariConfig) -> None:
-        self.config, self._voices = config, Voices(config.voices, config.folder)
+        self.config, self._voices = config, Voices(_names(config), config.folder)
 
     def speak(self, line: Line) -> Audio:
         """See :class:`BlackBox`."""
-        said = self._voices.speak(line.text, line.voice, speed=self._speed(line), seed=line.seed)
+        name, shift = shifted(line.voice)
+        said = self._voices.speak(line.text, name, speed=self._speed(line), shift=shift, seed=line.seed)
         if said is None:
             raise Unspoken("unspeakable_text", f"hibari makes no sound of {line.text[:80]!r}")
         return said

@@ -38,6 +38,7 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
         facts={
             "parameters": facts.parameters,
             "frozen_parameters": facts.frozen_parameters or None,
+            "vocoder_parameters": facts.vocoder_parameters or None,
             "num_layers": facts.num_layers,
             "training_tokens": _training_tokens(system.model, facts.lineage),
             "guidance_scale": decoding.guidance_scale,

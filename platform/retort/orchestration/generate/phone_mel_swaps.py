@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from retort.audio.files import in_16_bits
-from retort.audio.griffin_lim import griffin_lim
 from retort.audio.pitch import f0_track
 from retort.config import validate
 from retort.data.phone_features import phone_energy, phone_melody
@@ -169,7 +168,7 @@ class SwappedPhoneMelsWorker:
             return Reject(swap.id, "not_finite", "the mel is not numbers, or too large for fp16", source.id)
         # What readers of the set get.
         mel_TM = mel_TM.half().float()
-        sound_N = in_16_bits(griffin_lim(mel_TM.T, mel))
+        sound_N = in_16_bits(self.maker.inverter.sound(mel_TM.T))
         try:
             timbre_E = self.encoder.embed(sound_N, mel.sample_rate)
         except DataError as fault:

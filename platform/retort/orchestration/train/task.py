@@ -43,7 +43,13 @@ def task_of(config: TrainJob) -> Task:
             return MelPretraining(config.data, config.model, config.method, training.batch, training.seed)
         case PretrainZeroShotConfig(training=training):
             return ZeroShotPretraining(
-                config.data, config.model, config.timbre, config.method, training.batch, training.seed
+                config.data,
+                config.model,
+                config.timbre,
+                config.method,
+                training.batch,
+                training.seed,
+                config.vocoder,
             )
         case PretrainVocoderConfig(training=training):
             sound = VocoderSound(config.corpus, config.audio, config.splits, config.mel)
@@ -63,6 +69,7 @@ def task_of(config: TrainJob) -> Task:
                 config.method,
                 training.batch,
                 training.seed,
+                config.vocoder,
             )
 
 
