@@ -19,7 +19,7 @@ export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install demo demo-prune demo-diffusion demo-tune doctor check lint quick test clients faults checks-and-tours most-tests format clean
+.PHONY: help install demo demo-prune demo-diffusion demo-zero-shot demo-tune doctor check lint quick test clients faults checks-and-tours most-tests format clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -46,6 +46,9 @@ demo-prune: .venv/.stamp ## The tour of layer pruning; it goes on from the teach
 
 demo-diffusion: .venv/.stamp ## The tour of diffusion; it goes on from the corpus and student of `make demo`, or makes them
 	$(BIN)/retort demo --config jobs/configs/demo_diffusion.yaml
+
+demo-zero-shot: .venv/.stamp ## The tour of zero-shot models, on English that a small voice of an extra says
+	$(BIN)/retort demo --config jobs/configs/demo_zero_shot.yaml
 
 demo-tune: .venv/.stamp ## Sweep small students of the demo's teacher, and write the Pareto front
 	$(BIN)/retort tune tune_configs/demo.yaml
