@@ -341,7 +341,7 @@ def test_targets_depend_on_the_reported_generators_alone(case: str) -> None:
     drew = any(not torch.equal(generators[name].get_state(), state) for name, state in states.items())
     second = tensors_in(built.teacher.targets(built.batch))
     assert drew == any(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert drew or isinstance(built.batch, LMBatch), "noise is drawn in every method on mels"
+    assert drew or isinstance(built.batch, LMBatch | SoundBatch), "noise is drawn in every method on mels"
     for name, state in states.items():
         generators[name].set_state(state)
     torch.manual_seed(7)

@@ -145,7 +145,7 @@ def test_another_family_is_refused_where_a_codec_lm_is_needed(tmp_path: Path) ->
     config.write_text(config.read_text().replace('"model": {', '"model": {"type": "another", '))
     for load in (load_codec_lm, load_mel_diffusion):
         with pytest.raises(
-            DataError, match=r"not a usable model.*type: unknown.*one of codec_lm, mel_diffusion, vocoder"
+            DataError, match=r"not a usable model.*type: unknown.*one of codec_lm, mel_diffusion, zero_shot, vocoder"
         ):
             load(tmp_path)
     config.write_text("[]")

@@ -72,7 +72,7 @@ _IDLE_IN_SWEEPS = ("max_concurrent", "max_failures")
 _MADE_ANEW = "the work of a finished generation is gone; another output makes all of it, the rows of this one included"
 
 
-def after_finish(config: FinishingJob) -> AfterFinish:  # noqa: C901 - one case a job
+def after_finish(config: FinishingJob) -> AfterFinish:
     """What may differ from the configuration of a finished job.
 
     ``report`` is not here, since it is always written again, and neither is a tour, whose jobs are asked one by one.
@@ -108,17 +108,8 @@ def after_finish(config: FinishingJob) -> AfterFinish:  # noqa: C901 - one case 
             )
         case PrepareConfig() | AlignConfig():
             return AfterFinish(same=("pool", "max_reject_fraction"), lacks=_corpus_lacks)
-        case GenerateConfig():
-            return AfterFinish(same=("pool",), ways={"num_sampled": _MADE_ANEW, "teacher_forced": _MADE_ANEW})
-        case GenerateMelsConfig():
-            return AfterFinish(same=("pool",), ways={"source.num_rows": _MADE_ANEW, "source.max_rows": _MADE_ANEW})
-        case GeneratePhoneMelsConfig():
-            return AfterFinish(
-                same=("pool", "source.chunk_size"),
-                ways={"source.pairs_per_row": _MADE_ANEW, "source.splits": _MADE_ANEW, "source.filters": _MADE_ANEW},
-            )
-        case GenerateSpeechConfig():
-            return AfterFinish(same=("pool", "chunk_size"))
+        case GenerateConfig() | GenerateMelsConfig() | GeneratePhoneMelsConfig() | GenerateSpeechConfig():
+            return _after_generation(config)
         case PruneConfig():
             return AfterFinish(
                 same=("pool",),
@@ -135,6 +126,23 @@ def after_finish(config: FinishingJob) -> AfterFinish:  # noqa: C901 - one case 
             return AfterFinish()
         case _:
             assert_never(config)
+
+
+def _after_generation(
+    config: GenerateConfig | GenerateMelsConfig | GeneratePhoneMelsConfig | GenerateSpeechConfig,
+) -> AfterFinish:
+    match config:
+        case GenerateConfig():
+            return AfterFinish(same=("pool",), ways={"num_sampled": _MADE_ANEW, "teacher_forced": _MADE_ANEW})
+        case GenerateMelsConfig():
+            return AfterFinish(same=("pool",), ways={"source.num_rows": _MADE_ANEW, "source.max_rows": _MADE_ANEW})
+        case GeneratePhoneMelsConfig():
+            return AfterFinish(
+                same=("pool", "source.chunk_size"),
+                ways={"source.pairs_per_row": _MADE_ANEW, "source.splits": _MADE_ANEW, "source.filters": _MADE_ANEW},
+            )
+        case GenerateSpeechConfig():
+            return AfterFinish(same=("pool", "chunk_size"))
 
 
 def why_no_other_steps(was: int, config: TrainJob, done: int) -> str | None:

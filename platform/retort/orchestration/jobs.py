@@ -101,22 +101,8 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.outside import run_import
 
             return partial(run_import, config)
-        case GenerateConfig():
-            from retort.orchestration.generate.job import run_generate
-
-            return partial(run_generate, config)
-        case GenerateMelsConfig():
-            from retort.orchestration.generate.mel_job import run_generate_mels
-
-            return partial(run_generate_mels, config)
-        case GeneratePhoneMelsConfig():
-            from retort.orchestration.generate.phone_mel_job import run_generate_phone_mels
-
-            return partial(run_generate_phone_mels, config)
-        case GenerateSpeechConfig():
-            from retort.orchestration.generate.speech_job import run_generate_speech
-
-            return partial(run_generate_speech, config)
+        case GenerateConfig() | GenerateMelsConfig() | GeneratePhoneMelsConfig() | GenerateSpeechConfig():
+            return _generator_of(config)
         case PruneConfig():
             from retort.orchestration.prune.job import run_prune
 
@@ -145,6 +131,29 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.tour import run_demo
 
             return partial(run_demo, config)
+
+
+def _generator_of(
+    config: GenerateConfig | GenerateMelsConfig | GeneratePhoneMelsConfig | GenerateSpeechConfig,
+) -> Callable[[Progress], dict[str, Any]]:
+    """The same of what makes data."""
+    match config:
+        case GenerateConfig():
+            from retort.orchestration.generate.job import run_generate
+
+            return partial(run_generate, config)
+        case GenerateMelsConfig():
+            from retort.orchestration.generate.mel_job import run_generate_mels
+
+            return partial(run_generate_mels, config)
+        case GeneratePhoneMelsConfig():
+            from retort.orchestration.generate.phone_mel_job import run_generate_phone_mels
+
+            return partial(run_generate_phone_mels, config)
+        case GenerateSpeechConfig():
+            from retort.orchestration.generate.speech_job import run_generate_speech
+
+            return partial(run_generate_speech, config)
 
 
 def plan_of(config: AnyConfig) -> str:

@@ -16,10 +16,11 @@ from retort.data.references import plan_references
 from retort.data.tokens import TokenSet
 from retort.evaluation.items import read_results
 from retort.evaluation.judge import TestStrings
+from retort.evaluation.lm_confidence import Sureness
 from retort.evaluation.results import SystemInfo
 from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate import job
-from retort.orchestration.evaluate.pieces import Piece, sounds_of
+from retort.orchestration.evaluate.pieces import SOUNDS, Piece, sounds_of
 from retort.orchestration.evaluate.tasks import Judged, PlainTask
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.outputs import job_output
@@ -95,7 +96,13 @@ def test_every_id_of_every_system_is_a_row_and_a_sound(tmp_path: Path) -> None:
             worker.judge(PlainTask(name, 0, tuple(strings.rows)), str(pieces), list(ids))
         items = [item for name in SYSTEMS for item in Piece(pieces, name, 0).read(None)]
         infos = [SystemInfo(name, "reference") for name in SYSTEMS]
-        artifact = job._write(asked, output, strings, job.Found(infos, Judged(items, {}, {}), {}, None))
+        artifact = job._write(
+            asked,
+            output,
+            strings,
+            job.Found(infos, Judged(items, {}, {}), Sureness({}), None),
+            sounds=[pieces / SOUNDS],
+        )
     assert {path.name for path in tmp_path.iterdir()} == {"data", "my out"}, "no id led out of its folder"
     assert artifact.info.reference == "my_out@1"
     kept = read_results(artifact.path / "results.jsonl")

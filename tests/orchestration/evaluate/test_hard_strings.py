@@ -11,10 +11,12 @@ from retort.config import validate
 from retort.data.tokens import TokenSet
 from retort.errors import DataError
 from retort.evaluation.judge import TestStrings
+from retort.evaluation.lm_confidence import Sureness
 from retort.evaluation.report import write_report
 from retort.evaluation.results import SystemInfo, read_results
 from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.kept import drop_what_changed
+from retort.orchestration.evaluate.pieces import SOUNDS
 from retort.orchestration.evaluate.tasks import LongTask, PlainTask, read_judged, tasks_of
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.outputs import job_output
@@ -97,7 +99,9 @@ def test_everything_is_told_in_the_summary_in_files_of_its_own_and_in_the_report
                 worker.judge(task, str(pieces), [])
             judged = read_judged(config, pieces, tasks)
             infos = [SystemInfo(system.name, system.role) for system in config.systems]
-            artifact = job._write(config, output, strings, job.Found(infos, judged, {}, None))
+            artifact = job._write(
+                config, output, strings, job.Found(infos, judged, Sureness({}), None), sounds=[pieces / SOUNDS]
+            )
     summary = json.loads((artifact.path / "summary.json").read_text())
     told = [(row["slice"], row["system"], row["utterances"]) for row in summary["slices"]]
     assert told == [("no_final_punctuation", "m", 8), ("no_final_punctuation", "e", 8), ("cut_prompt", "m", 8)]

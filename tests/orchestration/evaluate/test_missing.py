@@ -12,9 +12,11 @@ from retort import cli
 from retort.config import load_tree, validate
 from retort.errors import DataError
 from retort.evaluation.judge import Judge, System, TestStrings
+from retort.evaluation.lm_confidence import Sureness
 from retort.evaluation.results import SystemInfo
 from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.job import run_evaluate
+from retort.orchestration.evaluate.pieces import SOUNDS
 from retort.orchestration.evaluate.tasks import Judged
 from retort.orchestration.outputs import job_output
 from retort.orchestration.progress import QuietProgress
@@ -41,7 +43,8 @@ def evaluation(tmp_path: Path, **changes: object) -> EvaluateConfig:
     with job_output(config) as output:
         (output / "pieces" / "audio").mkdir(parents=True)
         infos = [SystemInfo("recordings", "reference"), SystemInfo("whole", "reference")]
-        job._write(config, output, strings, job.Found(infos, Judged([*items, *others], {}, {}), {}, note=None))
+        found = job.Found(infos, Judged([*items, *others], {}, {}), Sureness({}), note=None)
+        job._write(config, output, strings, found, sounds=[output / "pieces" / SOUNDS])
     return config
 
 
