@@ -17,16 +17,6 @@ from tests.evaluation.asked import SPHINX, TEXTS, own_server, world
 
 KEY = "SECRET-API-KEY-0123456789"
 ONLY_WITH_CODES = {"name", "role", "method", "family", "failures", "parameters", "num_layers"}
-    "name",
-    "role",
-    "method",
-    "family",
-    "failures",
-    "parameters",
-    "num_layers",
-    "guidance_scale",
-    "temperature",
-}
 ONLY_WITH_CODES |= {"failure_rate", "failure_rate_ci95", "entropy", "top1_probability"}
 ONLY_WITH_CODES |= {"guidance_scale", "temperature"}
 
