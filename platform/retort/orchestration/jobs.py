@@ -14,6 +14,7 @@ from retort.orchestration.progress import Progress
 from retort.run_config import (
     AlignConfig,
     AnyConfig,
+    BundleConfig,
     DemoConfig,
     DistillConfig,
     DistillMelsConfig,
@@ -141,6 +142,10 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.outside import run_export
 
             return partial(run_export, config)
+        case BundleConfig():
+            from retort.orchestration.bundle import run_bundle
+
+            return partial(run_bundle, config)
         case DemoConfig():
             from retort.orchestration.tour import run_demo
 
