@@ -147,6 +147,9 @@ def test_it_tells_what_is_wrong(bundle, tmp_path):
         Bundle(bundle).speak("...")
     with pytest.raises(ConfigError, match=r"no bundle\.json"):
         Bundle(tmp_path)
+    (tmp_path / "bundle.json").write_text("{")
+    with pytest.raises(DataError, match=r"bundle\.json: damaged: .*; export the model again"):
+        Bundle(tmp_path)
 
 
 def test_the_code_that_it_carries_is_ours_and_the_card_says_what_it_is(model, bundle):

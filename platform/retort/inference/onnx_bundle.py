@@ -143,7 +143,7 @@ def _write_arrays(maker: ZeroShotMaker, target: Path) -> None:
     mel = maker.mel
     np.savez(target / ARRAYS_FILE, **sound_arrays(mel))
     voices = [maker.voices[name] for name in sorted(maker.voices)]
-    arrays = {f"mel.{n}": voice.prompt_SM.float().numpy() for n, voice in enumerate(voices)}
+    arrays: dict[str, Any] = {f"mel.{n}": voice.prompt_SM.float().numpy() for n, voice in enumerate(voices)}
     arrays |= {f"timbre.{n}": voice.timbre_E.float().numpy() for n, voice in enumerate(voices)}
     np.savez(target / VOICES_FILE, **arrays)
 

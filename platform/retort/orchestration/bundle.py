@@ -54,6 +54,8 @@ def _bundle(config: BundleConfig) -> Artifact:
                 "megabytes": round(written.size_bytes / 1e6, 2),
             },
         )
-        return write_artifact(
-            output / RESULT, info, lambda target: shutil.copytree(scratch, target, dirs_exist_ok=True)
-        )
+
+        def fill(target: Path) -> None:
+            shutil.copytree(scratch, target, dirs_exist_ok=True)
+
+        return write_artifact(output / RESULT, info, fill)

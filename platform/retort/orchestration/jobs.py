@@ -98,10 +98,8 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.train.job import run_pretrain
 
             return partial(run_pretrain, config)
-        case ImportConfig():
-            from retort.orchestration.outside import run_import
-
-            return partial(run_import, config)
+        case ImportConfig() | ExportConfig() | BundleConfig():
+            return _between_formats(config)
         case GenerateConfig():
             from retort.orchestration.generate.job import run_generate
 
@@ -138,6 +136,18 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.evaluate.job import run_report
 
             return partial(run_report, config)
+        case DemoConfig():
+            from retort.orchestration.tour import run_demo
+
+            return partial(run_demo, config)
+
+
+def _between_formats(config: ImportConfig | ExportConfig | BundleConfig) -> Callable[[Progress], dict[str, Any]]:
+    match config:
+        case ImportConfig():
+            from retort.orchestration.outside import run_import
+
+            return partial(run_import, config)
         case ExportConfig():
             from retort.orchestration.outside import run_export
 
@@ -146,10 +156,6 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.bundle import run_bundle
 
             return partial(run_bundle, config)
-        case DemoConfig():
-            from retort.orchestration.tour import run_demo
-
-            return partial(run_demo, config)
 
 
 def plan_of(config: AnyConfig) -> str:

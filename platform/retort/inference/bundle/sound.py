@@ -56,11 +56,12 @@ class Shape:
     def forward(self, samples_N: Floats) -> Spectrum:
         """Spectrum [T, F] of all windows that lie in the samples."""
         frames_TW = sliding_window_view(samples_N, len(self.window_W))[:: self.hop] * self.window_W
-        return np.fft.rfft(frames_TW, n=self.fft_size)
+        return np.fft.rfft(frames_TW, n=self.fft_size).astype(np.complex64, copy=False)
 
     def inverse(self, spectrum_TF: Spectrum) -> Floats:
         """Samples [(T - 1) * hop + W] by the least-squares inverse; half a window comes before frame 0's centre."""
-        frames_TW = np.fft.irfft(spectrum_TF, n=self.fft_size)[:, : len(self.window_W)] * self.window_W
+        whole_TN = np.fft.irfft(spectrum_TF, n=self.fft_size).astype(np.float32, copy=False)
+        frames_TW = whole_TN[:, : len(self.window_W)] * self.window_W
         squares_TW = np.broadcast_to(np.square(self.window_W), frames_TW.shape)
         weight_N = np.maximum(_overlap_add(squares_TW, self.hop), np.float32(_LEAST_WEIGHT))
         return _overlap_add(frames_TW, self.hop) / weight_N
@@ -156,8 +157,8 @@ def minimum_phase(log_gain_TF: Floats, fft_size: int) -> Floats:
     """See :func:`retort.models.vocoder.minimum_phase`."""
     fold = np.zeros(fft_size, np.float32)
     fold[1 : fft_size // 2], fold[fft_size // 2 + 1 :] = 1.0, -1.0
-    phase_TF: Floats = np.fft.rfft(np.fft.irfft(log_gain_TF, n=fft_size) * fold).imag
-    return phase_TF
+    cepstrum_TN = np.fft.irfft(log_gain_TF, n=fft_size).astype(np.float32, copy=False)
+    return np.fft.rfft(cepstrum_TN * fold).imag.astype(np.float32, copy=False)
 
 
 def griffin_lim(log_mel_TM: Floats, shape: Shape, *, num_iterations: int, seed: int) -> Floats:
@@ -177,7 +178,7 @@ def _magnitudes(log_mel_TM: Floats, shape: Shape) -> Floats:
     """See :func:`retort.audio.mel.mel_to_magnitude`."""
     filters_MF = shape.filters_MF
     target_TF: Floats = np.maximum(np.exp(log_mel_TM) - np.float32(MEL_FLOOR), np.float32(0)) @ filters_MF
-    size_TF = target_TF / np.maximum(np.square(filters_MF.sum(0)), np.float32(_TINY))
+    size_TF: Floats = target_TF / np.maximum(np.square(filters_MF.sum(0)), np.float32(_TINY))
     for _ in range(_INVERSE_UPDATES):
         size_TF = size_TF * target_TF / np.maximum((size_TF @ filters_MF.T) @ filters_MF, np.float32(_TINY))
     return size_TF

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retort.errors import ConfigError, MissingRequirementError, RetortError
+from retort.errors import ConfigError, DataError, MissingRequirementError, RetortError
 from retort.inference.bundle.sound import MEL_FLOOR, Floats, Shape, Source, filtered, griffin_lim, said_outright
 from retort.inference.phone_reading import PhoneReader
 from retort.text.sentences import split_text
@@ -36,6 +36,7 @@ class Bundle:
 
     Raises:
         ConfigError: the folder holds no bundle.
+        DataError: its record is damaged.
         MissingRequirementError: ONNX Runtime is not installed.
     """
 
@@ -44,7 +45,10 @@ class Bundle:
             raise ConfigError(
                 f"{folder}: no {BUNDLE_FILE}; give the result folder of a `retort export` of kind: bundle"
             )
-        self.facts: dict[str, Any] = json.loads((folder / BUNDLE_FILE).read_text())
+        try:
+            self.facts: dict[str, Any] = json.loads((folder / BUNDLE_FILE).read_text())
+        except ValueError as error:
+            raise DataError(f"{folder / BUNDLE_FILE}: damaged: {error}; export the model again") from None
         self.mel = self.facts["mel"]
         self._folder, self._threads = folder, threads
         self._plan, self._render = self._graph("plan"), self._graph("render")
