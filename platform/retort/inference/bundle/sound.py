@@ -63,7 +63,7 @@ class Shape:
         whole_TN = np.fft.irfft(spectrum_TF, n=self.fft_size).astype(np.float32, copy=False)
         frames_TW = whole_TN[:, : len(self.window_W)] * self.window_W
         squares_TW = np.broadcast_to(np.square(self.window_W), frames_TW.shape)
-        weight_N = np.maximum(_overlap_add(squares_TW, self.hop), np.float32(_LEAST_WEIGHT))
+        weight_N: Floats = np.maximum(_overlap_add(squares_TW, self.hop), np.float32(_LEAST_WEIGHT))
         return _overlap_add(frames_TW, self.hop) / weight_N
 
     def sound(self, spectrum_TF: Spectrum) -> Floats:
@@ -180,5 +180,6 @@ def _magnitudes(log_mel_TM: Floats, shape: Shape) -> Floats:
     target_TF: Floats = np.maximum(np.exp(log_mel_TM) - np.float32(MEL_FLOOR), np.float32(0)) @ filters_MF
     size_TF: Floats = target_TF / np.maximum(np.square(filters_MF.sum(0)), np.float32(_TINY))
     for _ in range(_INVERSE_UPDATES):
-        size_TF = size_TF * target_TF / np.maximum((size_TF @ filters_MF.T) @ filters_MF, np.float32(_TINY))
+        rebuilt_TF: Floats = np.maximum((size_TF @ filters_MF.T) @ filters_MF, np.float32(_TINY))
+        size_TF = size_TF * target_TF / rebuilt_TF
     return size_TF
