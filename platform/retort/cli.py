@@ -45,7 +45,7 @@ _HELP = {
     "distill": "Teacher → student, on Ray Train and DeepSpeed.",
     "tune": "Many trials with different settings → Pareto front of quality, speed and size, on Ray Tune.",
     "evaluate": "Systems → results with confidence intervals and one HTML report with audio.",
-    "export": "Imported model, or a student of one → checkpoint in Hugging Face layout.",
+    "export": "Imported model, or a student of one → checkpoint in Hugging Face layout; zero-shot model → ONNX bundle.",
 }
 
 app = typer.Typer(

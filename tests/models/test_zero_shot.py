@@ -19,7 +19,8 @@ from retort.models.zero_shot.model import Spoken, TrainingOutput, ZeroShot
 from retort.models.zero_shot.presets import ZeroShotPreset, ZeroShotPresetName, zero_shot_config
 from retort.models.zero_shot.voices import StoredVoice, read_voices, write_voices
 from retort.models.zero_shot_lineage import SelfDistilled, ZeroShotLineage
-from retort.nn.phone_conditions import SpokenPhones, VoicePrompt, phone_numbers, voice_prompts
+from retort.nn.phone_conditions import SpokenPhones, VoicePrompt, voice_prompts
+from retort.nn.phone_numbers import phone_numbers
 from tests.methods.zero_shot_toys import INVENTORY, MEL, TOY, forwarded, some_model, toy_stream
 
 LINEAGE = ZeroShotLineage(

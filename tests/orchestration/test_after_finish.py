@@ -46,7 +46,7 @@ def file_of(job: str) -> dict[str, Any]:
         tree
         for tree in run_files()
         if tree["job"] == verb
-        and (not kind or kind in (tree.get("family"), tree.get("makes"), tree.get("source", {}).get("kind")))
+        and (not kind or kind in (*map(tree.get, ("family", "makes", "kind")), tree.get("source", {}).get("kind")))
     )
 
 
@@ -145,7 +145,8 @@ REFUSED = {
     "distill/codec_lm": {"training.steps": (1, "steps are done, and none is taken back")},
     "distill/mel_diffusion": {"training.steps": (99_999, "learning rates"), "training.seed": (7, "another output")},
     "import": {"template.normalise": (True, "Choose another output")},
-    "export": {"number_format": ("float16", "Choose another output")},
+    "export/hugging_face": {"number_format": ("float16", "Choose another output")},
+    "export/bundle": {"note": ("of a friend", "Choose another output")},
     "generate/tokens": {
         "num_sampled": (99_999, "another output makes all of it, the rows of this one included"),
         "seed": (77, "may change after the finish: pool"),

@@ -19,7 +19,8 @@ from retort.config import Config
 from retort.data.batch_plan import BatchPlan, mix_seed
 from retort.data.phone_mels import PhoneMelRow, PhoneMelSet
 from retort.errors import DataError
-from retort.nn.phone_conditions import SpokenPhones, VoicePrompt, phone_numbers, voice_prompts
+from retort.nn.phone_conditions import SpokenPhones, VoicePrompt, voice_prompts
+from retort.nn.phone_numbers import phone_numbers
 
 Direction = Literal["synth_source", "synth_target"]
 """Whether a swapped mel is what the model hears, or what it is to say (METHODS.md 4.3)."""

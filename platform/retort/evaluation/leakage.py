@@ -18,7 +18,7 @@ from retort.data.phone_mels import PhoneMelRow
 from retort.errors import DataError
 from retort.evaluation.bootstrap import Interval, confidence_interval, rate_interval
 from retort.models.zero_shot.model import ZeroShot
-from retort.nn.phone_conditions import phone_numbers
+from retort.nn.phone_numbers import phone_numbers
 
 _STEPS = 200
 _SPREAD = 1e-6

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from retort.errors import DataError
-from retort.nn.phone_conditions import phone_numbers
+from retort.nn.phone_numbers import phone_numbers
 from retort.text import espeak
 from retort.text.normalise import normaliser
 from retort.text.reading import Reading, count_letters, spelled_letters

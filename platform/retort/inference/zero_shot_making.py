@@ -15,7 +15,8 @@ from retort.inference.inversion import Inverter, SoundStream, inversion_beside
 from retort.models.weights import LoadedZeroShot, load_zero_shot
 from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig, TimbreEncoder, open_timbre_encoder
 from retort.models.zero_shot.voices import StoredVoice, read_voices
-from retort.nn.phone_conditions import phone_numbers, voice_prompts
+from retort.nn.phone_conditions import voice_prompts
+from retort.nn.phone_numbers import phone_numbers
 
 TIMBRE_ENCODER = ResemblyzerTimbreConfig()
 """That voices of recordings are told by; a model of another one is refused."""

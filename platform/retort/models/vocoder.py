@@ -12,7 +12,7 @@ A frame depends on so many frames to either side and on none beyond; before and 
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -82,12 +82,17 @@ class Pitch:
     voiced_BT: Tensor
 
     def hz(self) -> Tensor:
-        """The likeliest pitch [B, T], as the mean of the bins near the likeliest one."""
+        """The likeliest pitch [B, T]."""
+        return LOWEST_HZ * torch.exp2(self.octaves())
+
+    def octaves(self) -> Tensor:
+        """The likeliest pitch [B, T] above ``LOWEST_HZ``, as the mean of the bins near the likeliest one."""
         best_BT1 = self.logits_BTP.argmax(dim=-1, keepdim=True)
         bins_P = torch.arange(_BINS, device=best_BT1.device)
         near_BTP = (bins_P - best_BT1).abs() <= _NEAR
         weights_BTP = self.logits_BTP.masked_fill(~near_BTP, -torch.inf).softmax(dim=-1)
-        return LOWEST_HZ * torch.exp2((weights_BTP * bins_P).sum(dim=-1) * (_octaves() / (_BINS - 1)))
+        mean_BT: Tensor = (weights_BTP * bins_P).sum(dim=-1) * (_octaves() / (_BINS - 1))
+        return mean_BT
 
 
 def bin_of(hz: Tensor) -> Tensor:
@@ -209,21 +214,7 @@ class Vocoder(nn.Module):
     def _log_gain(self, source_BTF: Tensor, log_mel_BTM: Tensor) -> Tensor:
         """Log of the smooth gain [B, T, F] that gives a source the mels that are asked for."""
         mel_BTM = source_BTF.abs() @ mel_filters(self.config.mel).to(source_BTF.device).T
-        return (log_mel_BTM - mel_BTM.clamp(min=MEL_FLOOR).log()) @ self._between.to(source_BTF.device)
-
-    @cached_property
-    def _between(self) -> Tensor:
-        """Weights [M, F] that interpolate from the centres of the mels to the bins."""
-        mel, filters_MF = self.config.mel, mel_filters(self.config.mel)
-        bins_F = torch.arange(filters_MF.shape[1], dtype=torch.float32)
-        centre_M = (filters_MF @ bins_F) / filters_MF.sum(1).clamp(min=1e-9)
-        right_F = torch.searchsorted(centre_M.contiguous(), bins_F).clamp(1, mel.num_mels - 1)
-        left_F = right_F - 1
-        share_F = ((bins_F - centre_M[left_F]) / (centre_M[right_F] - centre_M[left_F]).clamp(min=1e-6)).clamp(0, 1)
-        weights_MF = torch.zeros_like(filters_MF)
-        weights_MF.scatter_(0, left_F[None], (1 - share_F)[None])
-        weights_MF.scatter_add_(0, right_F[None], share_F[None])
-        return weights_MF
+        return (log_mel_BTM - mel_BTM.clamp(min=MEL_FLOOR).log()) @ between_bins(self.config.mel).to(source_BTF.device)
 
 
 @dataclass(frozen=True)
@@ -277,6 +268,21 @@ class PitchReader(nn.Module):
         """What the head says of frames."""
         out_BTO = self.head(trunk_BTD).float()
         return Pitch(out_BTO[..., :-1], out_BTO[..., -1])
+
+
+@lru_cache(maxsize=8)
+def between_bins(mel: MelConfig) -> Tensor:
+    """Weights [M, F] that interpolate from the centres of the mels to the bins."""
+    filters_MF = mel_filters(mel)
+    bins_F = torch.arange(filters_MF.shape[1], dtype=torch.float32)
+    centre_M = (filters_MF @ bins_F) / filters_MF.sum(1).clamp(min=1e-9)
+    right_F = torch.searchsorted(centre_M.contiguous(), bins_F).clamp(1, mel.num_mels - 1)
+    left_F = right_F - 1
+    share_F = ((bins_F - centre_M[left_F]) / (centre_M[right_F] - centre_M[left_F]).clamp(min=1e-6)).clamp(0, 1)
+    weights_MF = torch.zeros_like(filters_MF)
+    weights_MF.scatter_(0, left_F[None], (1 - share_F)[None])
+    weights_MF.scatter_add_(0, right_F[None], share_F[None])
+    return weights_MF
 
 
 def minimum_phase(log_gain_BTF: Tensor, fft_size: int) -> Tensor:

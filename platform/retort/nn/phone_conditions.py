@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-PADDING, PAUSE = 0, 1
-"""Numbers of what is no phone; phone ``n`` of an inventory is ``n + 2``."""
+from retort.nn.phone_numbers import PADDING
 
 
 @dataclass(frozen=True)
@@ -62,19 +61,6 @@ class VoicePrompt:
     def to(self, device: torch.device) -> "VoicePrompt":
         """Move every tensor."""
         return VoicePrompt(self.mel_BSM.to(device), self.mask_BS.to(device), self.timbre_BE.to(device))
-
-
-def phone_numbers(phones: Sequence[str], inventory: Sequence[str]) -> list[int]:
-    """The numbers of phones, of which an empty string is a pause.
-
-    Raises:
-        ValueError: one is not in the inventory.
-    """
-    number_of = {"": PAUSE, **{phone: number for number, phone in enumerate(inventory, start=PAUSE + 1)}}
-    unknown = sorted({phone for phone in phones if phone not in number_of})
-    if unknown:
-        raise ValueError(f"unknown phones: {' '.join(unknown)}")
-    return [number_of[phone] for phone in phones]
 
 
 def voice_prompts(mels: Sequence[Tensor], timbres: Sequence[Tensor]) -> VoicePrompt:

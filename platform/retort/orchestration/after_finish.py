@@ -11,6 +11,7 @@ from retort.orchestration.outputs import CHECKPOINTS, AfterFinish
 from retort.orchestration.train.task import TrainJob
 from retort.run_config import (
     AlignConfig,
+    BundleConfig,
     DistillConfig,
     DistillMelsConfig,
     DistillZeroShotConfig,
@@ -47,6 +48,7 @@ FinishingJob = (
     | TuneConfig
     | EvaluateConfig
     | ExportConfig
+    | BundleConfig
 )
 
 TRAINING_MAY_CHANGE = (
@@ -122,7 +124,7 @@ def after_finish(config: FinishingJob) -> AfterFinish:
                     "num_strings": "what was measured is gone; another output measures it again",
                 },
             )
-        case ImportConfig() | ExportConfig():
+        case ImportConfig() | ExportConfig() | BundleConfig():
             return AfterFinish()
         case _:
             assert_never(config)

@@ -8,6 +8,7 @@ from typing import Any, assert_never
 from retort.run_config import (
     AlignConfig,
     AnyConfig,
+    BundleConfig,
     DemoConfig,
     DistillConfig,
     DistillMelsConfig,
@@ -223,7 +224,7 @@ def demands_of(config: AnyConfig) -> list[Demand]:
             return [Demand.of_pool(config.pool)]
         case PrepareConfig() | AlignConfig() | PruneConfig() | EvaluateConfig():
             return [Demand.of_pool(config.pool)]
-        case ImportConfig() | ExportConfig() | ReportConfig():
+        case ImportConfig() | ExportConfig() | BundleConfig() | ReportConfig():
             return []
         case _:
             assert_never(config)

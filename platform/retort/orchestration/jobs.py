@@ -14,6 +14,7 @@ from retort.orchestration.progress import Progress
 from retort.run_config import (
     AlignConfig,
     AnyConfig,
+    BundleConfig,
     DemoConfig,
     DistillConfig,
     DistillMelsConfig,
@@ -97,10 +98,8 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.train.job import run_pretrain
 
             return partial(run_pretrain, config)
-        case ImportConfig():
-            from retort.orchestration.outside import run_import
-
-            return partial(run_import, config)
+        case ImportConfig() | ExportConfig() | BundleConfig():
+            return _between_formats(config)
         case GenerateConfig() | GenerateMelsConfig() | GeneratePhoneMelsConfig() | GenerateSpeechConfig():
             return _generator_of(config)
         case PruneConfig():
@@ -123,10 +122,6 @@ def _runner_of(config: AnyConfig) -> Callable[[Progress], dict[str, Any]]:  # no
             from retort.orchestration.evaluate.job import run_report
 
             return partial(run_report, config)
-        case ExportConfig():
-            from retort.orchestration.outside import run_export
-
-            return partial(run_export, config)
         case DemoConfig():
             from retort.orchestration.tour import run_demo
 
@@ -154,6 +149,22 @@ def _generator_of(
             from retort.orchestration.generate.speech_job import run_generate_speech
 
             return partial(run_generate_speech, config)
+
+
+def _between_formats(config: ImportConfig | ExportConfig | BundleConfig) -> Callable[[Progress], dict[str, Any]]:
+    match config:
+        case ImportConfig():
+            from retort.orchestration.outside import run_import
+
+            return partial(run_import, config)
+        case ExportConfig():
+            from retort.orchestration.outside import run_export
+
+            return partial(run_export, config)
+        case BundleConfig():
+            from retort.orchestration.bundle import run_bundle
+
+            return partial(run_bundle, config)
 
 
 def plan_of(config: AnyConfig) -> str:

@@ -24,7 +24,14 @@ from retort.run_config.generate_speech import GenerateSpeechConfig, SpeechFilter
 from retort.run_config.job import GenerateJob, JobConfig
 from retort.run_config.machines import PoolConfig, WorkersConfig
 from retort.run_config.output import Output
-from retort.run_config.outside import ExportConfig, ImportConfig, SpeechTokensConfig, TemplateConfig
+from retort.run_config.outside import (
+    BundleConfig,
+    ExportConfig,
+    ExportJob,
+    ImportConfig,
+    SpeechTokensConfig,
+    TemplateConfig,
+)
 from retort.run_config.prepare import PrepareConfig, SavedCodec, SavedText
 from retort.run_config.prune import PruneConfig
 from retort.run_config.training import (
@@ -46,6 +53,7 @@ from retort.run_config.tune import TuneConfig
 __all__ = [
     "AlignConfig",
     "AnyConfig",
+    "BundleConfig",
     "ComparisonConfig",
     "CorpusTexts",
     "DemoConfig",
@@ -56,6 +64,7 @@ __all__ = [
     "DistillZeroShotConfig",
     "EvaluateConfig",
     "ExportConfig",
+    "ExportJob",
     "FileTexts",
     "FilterConfig",
     "GenerateConfig",
@@ -119,7 +128,7 @@ AnyConfig = (
     | TuneConfig
     | EvaluateConfig
     | ReportConfig
-    | ExportConfig
+    | ExportJob
     | DemoConfig
 )
 """Any job, in the order in which a person uses them."""

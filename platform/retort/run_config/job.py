@@ -11,7 +11,7 @@ from retort.run_config.generate import GenerateConfig
 from retort.run_config.generate_mels import GenerateMelsConfig
 from retort.run_config.generate_phone_mels import GeneratePhoneMelsConfig
 from retort.run_config.generate_speech import GenerateSpeechConfig
-from retort.run_config.outside import ExportConfig, ImportConfig
+from retort.run_config.outside import ExportJob, ImportConfig
 from retort.run_config.prepare import PrepareConfig
 from retort.run_config.prune import PruneConfig
 from retort.run_config.training import DistillJob, PretrainJob
@@ -46,6 +46,6 @@ JobConfig = Annotated[
     | DistillJob
     | EvaluateConfig
     | ReportConfig
-    | ExportConfig,
+    | ExportJob,
     Field(discriminator="job"),
 ]

@@ -1,12 +1,13 @@
-"""Outside checkpoints: a Hugging Face folder → model, and back."""
+"""Models of and for others: a Hugging Face folder → model, and back; a model → a folder that speaks by itself."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from retort.audio.codec import OutsideCodecConfig
 from retort.config import Config
+from retort.config_faults import UNKNOWN_BRANCH
 from retort.location import Location
 from retort.models.outside.beside import NumberFormat
 from retort.run_config.output import Output
@@ -58,6 +59,36 @@ class ExportConfig(Config):
     """Imported model, or a student of one → checkpoint in Hugging Face layout."""
 
     job: Literal["export"] = "export"
+    kind: Literal["hugging_face"] = "hugging_face"
     output: Output
     model: Location
     number_format: NumberFormat | Literal["as_imported"] = "as_imported"
+
+
+class BundleConfig(Config):
+    """Zero-shot model → a folder that speaks on CPUs without torch and Ray: ONNX graphs, voices, code and a card."""
+
+    job: Literal["export"] = "export"
+    kind: Literal["bundle"]
+    output: Output
+    model: Location
+    note: str = ""
+    """Stands in the card, such as what the licence of the recordings allows."""
+
+
+_EXPORTS = ("hugging_face", "bundle")
+
+
+def _kind_of(given: Any) -> str | None:
+    """The tag of an export; files from before there were bundles say nothing of it."""
+    kind = given.get("kind", "hugging_face") if isinstance(given, dict) else given.kind
+    return kind if kind in _EXPORTS else None
+
+
+ExportJob = Annotated[
+    Annotated[ExportConfig, Tag("hugging_face")] | Annotated[BundleConfig, Tag("bundle")],
+    Discriminator(
+        _kind_of, custom_error_type=UNKNOWN_BRANCH, custom_error_message=f"kind: it is one of {', '.join(_EXPORTS)}"
+    ),
+]
+"""Any kind of export, told apart by ``kind``."""

@@ -21,7 +21,7 @@ from retort.models.zero_shot.encoders import LinguisticEncoder, MelEncoder, Styl
 from retort.nn.phone_conditions import SpokenPhones, VoicePrompt, frames_of
 from retort.nn.random import normal
 
-_LONGEST_PHONE = 400
+LONGEST_PHONE = 400
 """Frames; five seconds at a hop of 200 and 16 kHz."""
 
 
@@ -140,10 +140,13 @@ class ZeroShot(nn.Module):
 
     def frames(self, log_frames_BP: Tensor, mask_BP: Tensor, *, tempo: float = 1.0) -> Tensor:
         """Durations in whole frames, 1 at least, 0 beyond the mask."""
-        scales = self.config.scales
-        log_frames_BP = log_frames_BP.float() * scales.log_frames_std + scales.log_frames_mean
-        frames_BP = torch.round(torch.expm1(log_frames_BP) / tempo).clamp(1, _LONGEST_PHONE).long()
+        frames_BP = torch.round(torch.expm1(self.log_frames(log_frames_BP)) / tempo).clamp(1, LONGEST_PHONE).long()
         return frames_BP * mask_BP
+
+    def log_frames(self, scaled_BP: Tensor) -> Tensor:
+        """ln(1 + frames) of what the predictor says."""
+        scales = self.config.scales
+        return scaled_BP.float() * scales.log_frames_std + scales.log_frames_mean
 
     def render(self, adapted_BDP: Tensor, timbre_BE: Tensor, frames_BP: Tensor, mask_BT: Tensor) -> Tensor:
         """Natural-log mel [B, T, M] of what :meth:`plan` says; any value outside the mask."""

@@ -1,0 +1,206 @@
+"""A folder that speaks without torch and Ray: a zero-shot model as graphs, its voices, and what reads texts."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import retort
+from retort import __version__
+from retort.audio.mel import MelConfig, mel_filters, window
+from retort.errors import QualityGateError
+from retort.inference.bundle.speak import ARRAYS_FILE, BUNDLE_FILE, VOICES_FILE, Bundle
+from retort.inference.inversion import BESIDE, GriffinLimInversion
+from retort.inference.onnx_graphs import export_vocoder, export_zero_shot
+from retort.inference.zero_shot_making import MelWish, ZeroShotMaker
+from retort.models.codec_lm import count_parameters
+from retort.models.vocoder import between_bins
+from retort.models.weights import LoadedVocoder, load_vocoder
+from retort.models.zero_shot.model import LONGEST_PHONE
+from retort.text import espeak
+
+CARD_FILE, RUNNER_FILE, REQUIREMENTS_FILE = "card.md", "speak.py", "requirements.txt"
+BOUND = 1e-3
+"""Largest difference of a natural-log mel amplitude that graphs may have from the model."""
+CARRIED = (
+    "__init__", "errors", "text.__init__", "text.espeak", "text.markdown", "text.normalise", "text.numbers",
+    "text.reading", "text.sentences", "text.written_forms", "nn.__init__", "nn.phone_numbers", "inference.__init__",
+    "inference.phone_reading", "inference.bundle.__init__", "inference.bundle.sound", "inference.bundle.speak",
+)  # fmt: skip
+"""Modules that a bundle carries, as they are here."""
+_RUNNER = '''"""Say a text: python speak.py "text" --voice NAME -o out.wav"""
+
+import sys
+from pathlib import Path
+
+from retort.inference.bundle.speak import main
+
+sys.exit(main(Path(__file__).parent))
+'''
+_REQUIREMENTS = ("numpy>=2", "onnxruntime>=1.20", "espeakng-loader>=0.2.4", "markdown-it-py>=3")
+_LICENCES = (
+    "espeak-ng, in the wheel espeakng-loader, by which texts become phones: GPL-3.0",
+    "ONNX Runtime: MIT",
+    "the weights and the stored voices inherit what the licences of the recordings and of the teacher allow",
+)
+_CHECKED_PHONES = (2, 7, 24, 61)
+_GRIFFIN_LIM = GriffinLimInversion()
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a bundle came to be.
+
+    Attributes:
+        fingerprint: of the model.
+        parameters: of the model, and of its vocoder.
+        difference: largest one of a natural-log mel amplitude from what torch says, on a few made-up utterances.
+        size_bytes: of the graphs.
+    """
+
+    fingerprint: str
+    parameters: int
+    difference: float
+    size_bytes: int
+
+
+def write_bundle(model: Path, target: Path, *, note: str = "") -> Written:
+    """Write the bundle of a model folder into a folder that exists, and compare the two.
+
+    Args:
+        model: of a zero-shot model, perhaps with a vocoder.
+        target: where to.
+        note: stands in the card, such as what the licence of the recordings allows.
+
+    Raises:
+        ConfigError: the model is of another family, which is named.
+        DataError: a part is missing or damaged.
+        MissingRequirementError: ``onnx`` or ONNX Runtime is not installed.
+        QualityGateError: the graphs say something else than the model.
+    """
+    maker = ZeroShotMaker.open(model)
+    vocoder = load_vocoder(model / BESIDE) if (model / BESIDE).is_dir() else None
+    export_zero_shot(maker.model, target)
+    if vocoder is not None:
+        export_vocoder(vocoder.model, target)
+    facts = _facts(maker, vocoder, note)
+    _write_arrays(maker, target)
+    _carry_code(target)
+    (target / BUNDLE_FILE).write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    difference = _difference(maker, Bundle(target))
+    if not difference <= BOUND:
+        raise QualityGateError(
+            f"{model}: the graphs' log-mels differ from the model's by {difference:.1e}, more than {BOUND:g}; "
+            "look for weights that are far from 0"
+        )
+    size_bytes = sum(file.stat().st_size for file in target.glob("*.onnx"))
+    parameters = count_parameters(maker.model) + maker.inverter.parameters
+    written = Written(maker.loaded.fingerprint, parameters, difference, size_bytes)
+    (target / CARD_FILE).write_text("\n".join(_card(facts, written)) + "\n")
+    return written
+
+
+def _facts(maker: ZeroShotMaker, vocoder: LoadedVocoder | None, note: str) -> dict[str, Any]:
+    lineage, config = maker.loaded.lineage, maker.loaded.model.config
+    return {
+        "format": 1,
+        "retort": __version__,
+        "fingerprint": maker.loaded.fingerprint,
+        "method": lineage.method,
+        "teacher_fingerprint": lineage.teacher_fingerprint,
+        "data_fingerprint": lineage.data_fingerprint,
+        "timbre_encoder": lineage.timbre_encoder,
+        "language": lineage.language,
+        "voice": lineage.voice,
+        "espeak": espeak.version(),
+        "phones": list(lineage.phones),
+        "voices": sorted(maker.voices),
+        "latent_dim": config.latent_dim,
+        "longest_phone": LONGEST_PHONE,
+        "mel": lineage.mel.model_dump(mode="json"),
+        "sound": _sound(vocoder),
+        "licences": list(_LICENCES),
+        "note": note,
+    }
+
+
+def _sound(vocoder: LoadedVocoder | None) -> dict[str, Any]:
+    if vocoder is None:
+        return _GRIFFIN_LIM.model_dump(mode="json")
+    config = vocoder.model.config
+    return {
+        "kind": "vocoder", "fingerprint": vocoder.fingerprint, "source": config.source, "reach": vocoder.model.reach,
+        "overhang": config.overhang,
+    }  # fmt: skip
+
+
+def _write_arrays(maker: ZeroShotMaker, target: Path) -> None:
+    mel = maker.mel
+    np.savez(target / ARRAYS_FILE, **sound_arrays(mel))
+    voices = [maker.voices[name] for name in sorted(maker.voices)]
+    arrays: dict[str, Any] = {f"mel.{n}": voice.prompt_SM.float().numpy() for n, voice in enumerate(voices)}
+    arrays |= {f"timbre.{n}": voice.timbre_E.float().numpy() for n, voice in enumerate(voices)}
+    np.savez(target / VOICES_FILE, **arrays)
+
+
+def sound_arrays(mel: MelConfig) -> dict[str, Any]:
+    """What :class:`retort.inference.bundle.sound.Shape` is made of."""
+    found = {"window": window(mel), "filters": mel_filters(mel), "between": between_bins(mel)}
+    return {name: tensor.numpy() for name, tensor in found.items()}
+
+
+def _carry_code(target: Path) -> None:
+    package = Path(retort.__file__).parent
+    for module in CARRIED:
+        path = Path(*module.split(".")).with_suffix(".py")
+        (target / "retort" / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(package / path, target / "retort" / path)
+    (target / RUNNER_FILE).write_text(_RUNNER)
+    (target / REQUIREMENTS_FILE).write_text("\n".join(_REQUIREMENTS) + "\n")
+
+
+def _difference(maker: ZeroShotMaker, bundle: Bundle) -> float:
+    """The largest, on utterances of random phones in the stored voices; infinite if the durations are others."""
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for number, count in enumerate(_CHECKED_PHONES):
+        name = bundle.voices[number % len(bundle.voices)]
+        phones = torch.randint(1, len(maker.loaded.lineage.phones) + 2, (count,), generator=generator).tolist()
+        voice = maker.voices[name]
+        mel_TM, frames_P = maker.make(MelWish(phones, voice.prompt_SM, voice.timbre_E, number, noise_scale=0.667))
+        ours_TM, ours_P = bundle.say_phones(phones, name, seed=number, noise_scale=0.667, tempo=1.0)
+        if frames_P.tolist() != ours_P.tolist():
+            return float("inf")
+        worst = max(worst, float(np.abs(ours_TM - mel_TM.numpy()).max()))
+    return worst
+
+
+def _card(facts: dict[str, Any], written: Written) -> Iterator[str]:
+    sound = facts["sound"]
+    by = f"vocoder {sound['fingerprint']}" if sound["kind"] == "vocoder" else "Griffin-Lim"
+    yield from (f"# {facts['fingerprint']}", "")
+    if facts["note"]:
+        yield from (f"> {' '.join(facts['note'].split())}", "")
+    yield "A zero-shot text-to-speech model as ONNX graphs. It needs what `requirements.txt` names, and no torch."
+    yield from ("", "```", f'python {RUNNER_FILE} "text" --voice {facts["voices"][0]} -o out.wav', "```", "")
+    yield from ("| | |", "|---|---|")
+    rows = {
+        "method": facts["method"],
+        "teacher": facts["teacher_fingerprint"],
+        "data": facts["data_fingerprint"],
+        "parameters, vocoder included": f"{written.parameters:,}",
+        "graphs": f"{written.size_bytes / 1e6:.1f} MB, fp32",
+        "largest difference of a log-mel from torch": f"{written.difference:.1e}, at most {BOUND:g} is allowed",
+        "sound": f"{by}, {facts['mel']['sample_rate']} Hz",
+        "language": f"{facts['language']}, read by {facts['espeak']} as {facts['voice']}",
+        "voices": ", ".join(facts["voices"]),
+    }
+    yield from (f"| {name} | {value} |" for name, value in rows.items() if value is not None)
+    yield from ("", "## Licences", "", *(f"- {line}" for line in facts["licences"]), "")
+    yield "The voices are those of people: have their consent. What it says carries no watermark."
+    yield from ("", f"Made with retort {facts['retort']}.")
