@@ -200,7 +200,7 @@ def _finished(config: TuneConfig, jobs: tuple[JobConfig, ...], seconds: float) -
     system = next(s for s in summary["systems"] if s["name"] == config.candidate.name)
     objectives = metrics_of(labels_of(system), OBJECTIVES).values()
     kept = {metric.field for metric in objectives}
-    kept |= {str(metric.interval) for metric in objectives if metric.interval in system}  # rounds were timed, or were not
+    kept |= {str(metric.interval) for metric in objectives if metric.interval in system}  # rounds may be too few
     kept |= {"utterances", "method", "family"}
     return TrialOutcome(
         "finished", system={key: system[key] for key in sorted(kept)}, note=summary["note"], seconds=round(seconds, 1)
