@@ -189,7 +189,7 @@ def changed(job: TrainJob, where: str, value: Any) -> dict[str, Any]:
 MELS, TOKENS = "mel_diffusion", "codec_lm"
 WRONG: list[tuple[str, str, str, Any, str]] = [
     # Job, its family, the key, its value, the whole message.
-    ("pretrain", MELS, "family", "mel_difusion", "family: it is one of codec_lm, mel_diffusion, vocoder"),
+    ("pretrain", MELS, "family", "mel_difusion", "family: it is one of codec_lm, mel_diffusion, zero_shot, vocoder"),
     ("distill", MELS, "family", "zero", "family: it is one of codec_lm, mel_diffusion"),
     ("pretrain", MELS, "training.batch.prompt_max_frames", 9, "training.batch.prompt_max_frames: unknown key"),
     ("distill", MELS, "training.batch.drop_text", 0.1, "training.batch.drop_text: unknown key"),
