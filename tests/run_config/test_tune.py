@@ -99,8 +99,8 @@ def undecoded(**changes: Any) -> list[dict[str, Any]]:
 DECODING = "evaluation.systems.0.decoding"
 TEMPERATURE = {f"{DECODING}.sampler.temperature": choice(0.5, 1.0)}
 LACKS_KIND = (
-    "evaluation.systems.0.decoding.kind: required key is missing; one of codec_lm, mel_diffusion; the file has no "
-    "systems.0.decoding, so give it this key there, or in the space"
+    "evaluation.systems.0.decoding.kind: required key is missing; one of codec_lm, mel_diffusion, zero_shot; the file "
+    "has no systems.0.decoding, so give it this key there, or in the space"
 )
 
 
