@@ -54,8 +54,8 @@ class ToyTimbre:
         self.weight_ME = torch.randn(2 * NUM_MELS, TIMBRE_DIM, generator=torch.Generator().manual_seed(1))
 
     def embed(self, samples_N: Tensor, sample_rate: int) -> Tensor:
-        """The toy has no sounds."""
-        raise NotImplementedError
+        """Nobody gives the toy a sound."""
+        raise AssertionError("a toy of mels hears no sound")
 
     def of_mels(self, log_mel_BTM: Tensor, mask_BT: Tensor) -> Tensor:
         """Of mean and mean square."""

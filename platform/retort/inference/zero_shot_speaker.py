@@ -1,4 +1,4 @@
-"""The speaker of a zero-shot model: phones in the voice of a prompt to a mel, all at once, and Griffin-Lim's sound."""
+"""The speaker of a zero-shot model: phones in a prompt's voice to a mel, all at once, and its folder's way to sound."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ _SENTENCE_AHEAD_S = 2.0
 _PIECE_FRAMES = 32
 """Mel frames that one step turns into sound."""
 _TIMED_UTTERANCES = 2
-"""Griffin-Lim takes one utterance after the other, so a few stand for all."""
+"""Sound is made of one utterance after the other, so a few stand for all."""
 
 
 @dataclass(eq=False)
