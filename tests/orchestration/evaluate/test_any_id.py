@@ -31,7 +31,7 @@ from retort.store.artifact import describe_artifact, write_artifact
 from retort.store.manifest import build_manifest
 from retort.text.front_end import CharactersConfig, build_text_front_end
 from tests.evaluation.judging import RATE, add_recordings, row, token_set
-from tests.orchestration.tiny_runs import tone
+from tests.orchestration.tiny_runs import WORDS, tone
 
 IDS = (
     "x" * 300, "x" * 299 + "y", "a\\b", "a/b", "/a", "\\\\server\\a", ".hidden", "a--b", "tab\tid", "Ü" * 200, "你好",
@@ -68,7 +68,8 @@ def evaluation(output: Path, data: Path, systems: tuple[str, ...], **changes: ob
     tree = load_tree(Path("jobs/configs/demo.yaml"))["jobs"][-1]
     named = [{"name": name, "kind": "recordings"} for name in systems]
     tree |= {"output": str(output), "data": str(data), "systems": named, "comparisons": [], "confidence_teacher": None}
-    tree |= {"speed": None, "speaker_encoder": None, "num_resamples": 100}
+    tree |= {"speed": None, "speaker_encoder": None, "num_resamples": 100, "naturalness": [], "prosody": None}
+    tree["recognisers"] = [{"kind": "pocketsphinx", "words": list(WORDS)}]
     return validate({**tree, **changes}, EvaluateConfig, where="test")
 
 

@@ -25,7 +25,7 @@ from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
 from tests.contracts.evaluation_toys import write_strings
 from tests.inference.speaking import speaking_model
-from tests.orchestration.tiny_runs import write_teacher, write_token_set
+from tests.orchestration.tiny_runs import WORDS, write_teacher, write_token_set
 
 
 def config(output: Path, data: Path, systems: list[dict[str, object]], **changes: object) -> EvaluateConfig:
@@ -148,16 +148,7 @@ def test_systems_and_comparisons_must_be_named_consistently(tmp_path: Path, fold
 def test_a_pool_that_does_not_fit_is_as_large_as_fits(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     """An actor without room would take its share of the pieces and never begin."""
     data, _ = folders
-    asked = config(
-        tmp_path / "out",
-        data,
-        [{"name": "r", "kind": "resynthesis"}],
-        batch_size=1,
-        pool={"size": 3},
-        speed=None,
-        speaker_encoder=None,
-        num_resamples=100,
-    )
+    asked = cheap(tmp_path / "out", data, [{"name": "r", "kind": "resynthesis"}], batch_size=1, pool={"size": 3})
     with ray_session(num_cpus=1):
         assert run_evaluate(asked, QuietProgress())["systems"].keys() == {"r"}
     summary = json.loads((tmp_path / "out" / "result" / "summary.json").read_text())
@@ -166,6 +157,7 @@ def test_a_pool_that_does_not_fit_is_as_large_as_fits(tmp_path: Path, folders: t
 
 def cheap(output: Path, data: Path, systems: list[dict[str, object]], **changes: object) -> EvaluateConfig:
     light = {"speed": None, "speaker_encoder": None, "num_resamples": 100, "pool": {"size": 1}, "batch_size": 2}
+    light |= {"recognisers": [{"kind": "pocketsphinx", "words": list(WORDS)}], "naturalness": [], "prosody": None}
     return config(output, data, systems, **{**light, **changes})
 
 

@@ -23,7 +23,14 @@ from retort.store.checkpoints import CheckpointFolder
 from retort.training.fit import PlainOptimizer, student_weights
 from retort.training.seam import Place, Problem
 from tests.orchestration.mel_train_runs import GUIDANCE, NUM_ROWS, distill_mels, pretrain_mels, write_world
-from tests.orchestration.train_runs import events_of, losses_of, run_ranks, weight_bytes, weights_of
+from tests.orchestration.train_runs import (
+    assert_learned_alike,
+    events_of,
+    losses_of,
+    run_ranks,
+    weight_bytes,
+    weights_of,
+)
 
 GUIDED = {"kind": "guided_distill", "guidance": GUIDANCE, "num_steps": 8, "largest_distance": 50.0}
 INTERVAL = {"kind": "interval_distill", "guidance": GUIDANCE, "teacher_steps": 2}
@@ -205,12 +212,7 @@ def plain_torch(job: TrainJob, world_size: int) -> tuple[list[float], dict[str, 
 def assert_learns_as_plain_torch(job: TrainJob, world_size: int) -> None:
     losses, weights = plain_torch(job, world_size)
     assert losses_of(job) == pytest.approx(losses, rel=1e-4)
-    found = weights_of(job)
-    assert found.keys() == weights.keys()
-    for name, weight in weights.items():
-        torch.testing.assert_close(found[name], weight, atol=1e-4, rtol=0.0, msg=lambda m, n=name: f"{n}: {m}")
-    first = student_weights(problem_of(job).objective.state_dict())
-    assert max(float((first[name] - weight).abs().max()) for name, weight in weights.items()) > 3e-3
+    assert_learned_alike(weights_of(job), weights, student_weights(problem_of(job).objective.state_dict()))
 
 
 def test_accumulated_micro_batches_are_one_batch(chain: Chain) -> None:
