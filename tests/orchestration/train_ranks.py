@@ -1,11 +1,11 @@
-"""One rank of training runs as a plain process with gloo, without Ray: the tests start this module with ``-m``.
+"""One rank of training runs as a plain process with gloo, without Ray: what :func:`begin` does in a process of its own.
 
-Arguments: a JSON file with a list of runs ``{"assignment": …}``, the rank and the number of ranks; torch's variables
-(RANK, WORLD_SIZE, ...) are set. A run may name faults, each with the batch whose fetching brings it about: ``die_at``
-kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand bytes from then on, ``leave_at``
-sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of the batches of ``nan_at`` and
-``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number; of sounds, the adversary's. A run may
-be ``is_taught_by_its_average``, which no run file can ask for, or ``begins_with_nan``.
+It reads a JSON file with a list of runs ``{"assignment": …}``. A run may name faults, each with the batch whose
+fetching brings it about: ``die_at`` kills the process with SIGKILL, ``full_at`` lets no file grow beyond a few thousand
+bytes from then on, ``leave_at`` sends SIGTERM to rank ``leaver``, ``save_at`` and ``end_at`` are words of a driver; of
+the batches of ``nan_at`` and ``bad_gradient_at`` on rank ``broken``, the loss or the gradient is not a number; of
+sounds, the adversary's. A run may be ``is_taught_by_its_average``, which no run file can ask for, or
+``begins_with_nan``.
 """
 
 import dataclasses
@@ -126,8 +126,14 @@ def main(runs: Path, rank: int, world_size: int) -> None:
     torch.distributed.destroy_process_group()
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+def begin(variables: dict[str, str], output: Path, runs: Path) -> None:
+    """Be a rank and end the process; torch's ``variables`` (RANK, WORLD_SIZE, ...) say which."""
+    os.environ.update(variables)  # noqa: TID251 - torch and DeepSpeed read it
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    main(runs, int(variables["RANK"]), int(variables["WORLD_SIZE"]))
+    sys.stderr.flush()
     # Everything is written. On the way out, a thread of torch's libraries once ended a rank with SIGABRT
     # ("terminate called without an active exception"), and with it nine tests.
     os._exit(0)
