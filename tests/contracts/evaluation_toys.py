@@ -94,9 +94,10 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     for task in tasks:
         worker.judge(task, str(folder), job.kept_of(config, tasks))
     judged = read_judged(config, folder, tasks)
+    leaks = job._leaks(config, job._leaking(config, infos), QuietProgress())
     measured, memory = job._measure(config, QuietProgress())
     infos = [job._with_speed(info, measured, memory) for info in infos]
-    found = job.Found(infos, judged, worker.confidence(), note_of(config, infos), choice)
+    found = job.Found(infos, judged, worker.confidence(), note_of(config, infos), choice, leaks)
     summary = job.summary_of(config, strings, found)
     tree = summary.tree()
     systems = [
@@ -111,7 +112,7 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
         refusal = str(error).replace(str(folder), "")
     told = {
         name: tree.get(name)
-        for name in ("comparisons", "note", "confidence", "findings", "slices", "long_text", "temperatures")
+        for name in ("comparisons", "note", "confidence", "findings", "slices", "long_text", "leakage", "temperatures")
     }
     rows = [dataclasses.asdict(item) for item in summary.items]
     return {**told, "systems": systems, "items": rows, "tasks": tasks, "refusal": refusal}

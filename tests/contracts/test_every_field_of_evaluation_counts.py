@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from retort.config import Config
+from retort.data.phone_mels import PhoneMelRow
 from retort.evaluation.asr import FasterWhisperConfig, PocketSphinxConfig
+from retort.evaluation.leakage import LeakageConfig
 from retort.evaluation.service import ServiceConfig
 from retort.evaluation.speaker import TransformersSpeakerConfig
 from retort.evaluation.speed import SpeedCase
@@ -23,6 +25,7 @@ from retort.evaluation.wheels import WHISPER_WEIGHTS, folder_of, missing
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speaker import Timing
+from retort.models.weights import load_zero_shot
 from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.run_config import EvaluateConfig, ReportConfig, SystemConfig
@@ -33,11 +36,12 @@ from tests.contracts.scorer_fields import SCORER_CASES
 from tests.contracts.service_fields import REASONS_OF_SERVICES, SERVICE_CASES
 from tests.contracts.test_every_field_counts import changing_nothing
 from tests.contracts.test_every_field_of_decoding_counts import kinds_in
+from tests.evaluation.leaking import tilted_rows, write_tilted
 from tests.evaluation.test_asr import write_ctc, write_whisper
 from tests.evaluation.test_listening import data_of
 from tests.evaluation.test_speaker import write_wavlm_sv
 from tests.evaluation.test_turns import Clock
-from tests.inference.speaking import speaking_denoiser, speaking_model
+from tests.inference.speaking import speaking_denoiser, speaking_model, speaking_zero_shot
 from tests.orchestration.evaluate.test_report_with_votes import ballot, finished
 
 REASONS = {
@@ -65,6 +69,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         write_whisper(root / f"whisper_{seed}", (8, 6)[seed])
         write_ctc(root / f"ctc_{seed}", "hubert", seed)
         write_wavlm_sv(root / f"wavlm_{seed}", seed)
+    zero_shot = speaking_zero_shot(root)
+    for seed in (1, 2):
+        write_tilted(root / f"mels_{seed}", zero_shot, sources(load_zero_shot(zero_shot).lineage.phones, seed))
     if missing(WHISPER_WEIGHTS) is None:
         (root / "tiny").symlink_to(folder_of(*WHISPER_WEIGHTS) / "model")
     return World(root)
@@ -155,6 +162,25 @@ def of_temperatures(world: World, temperatures: Any, folder: Path) -> Any:
     return evaluated(of_systems(world, *systems, temperatures=temperatures.model_dump(mode="json")), folder)
 
 
+def sources(phones: tuple[str, ...], seed: int) -> list[PhoneMelRow]:
+    """Of two speakers, in two splits."""
+    return [row for split in ("train", "test") for row in tilted_rows(phones, "ab", each=8, split=split, seed=seed)]
+
+
+def leakage(world: World) -> LeakageConfig:
+    return LeakageConfig(mels=Path(world / "mels_1"), num_utterances=12, folds=2, num_revoiced=3)
+
+
+def of_leakage(world: World, leakage: Any, folder: Path) -> Any:
+    encoder = {"kind": "wavlm_sv", "path": world / "wavlm_0"}
+    asked = leakage.model_dump(mode="json")
+    return evaluated(zero_shot(world, leakage=asked, speaker_encoder=encoder), folder)
+
+
+def zero_shot(world: World, **changes: Any) -> EvaluateConfig:
+    return of_systems(world, model("z", world / "zero_shot"), **changes)
+
+
 SLOW = ("evaluation", "naturalness", "faster_whisper")
 CASES: dict[str, Callable[[World], Case]] = {
     **SCORER_CASES,
@@ -189,6 +215,14 @@ CASES: dict[str, Callable[[World], Case]] = {
         TEMPERATURES,
         {"values": (0.25, 1.0), "split": "validation", "num_strings": 5, "metric": "failure_rate"},
         of_temperatures,
+    ),
+    "leakage": lambda world: Case(
+        leakage(world),
+        {"mels": world / "mels_2", "split": "train", "num_utterances": 13, "folds": 3, "num_revoiced": 4},
+        of_leakage,
+    ),
+    "leakage of an evaluation": lambda world: Case(
+        zero_shot(world), {"leakage": leakage(world)}, lambda world, config, folder: evaluated(config, folder)
     ),
     "margins": lambda world: Case(
         of_comparison_config(world), {"margins": {"wer": 0.5}}, lambda world, config, folder: evaluated(config, folder)

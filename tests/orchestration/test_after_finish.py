@@ -121,6 +121,7 @@ GO_ON = {
         "slices": ["cut_prompt"],
         "temperatures": {"num_strings": 7},
         "long_text": {"minutes": 1.0},
+        "leakage": {"mels": "runs/mels"},
         "speed.rounds": 5,
     },
 }

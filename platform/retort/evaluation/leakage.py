@@ -7,21 +7,64 @@ S4).
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from retort.data.phone_mels import PhoneMelRow
+from retort.config import Config
+from retort.data.phone_mels import PhoneMelRow, PhoneMelSet
+from retort.data.tokens import refuse_mismatch
 from retort.errors import DataError
-from retort.evaluation.bootstrap import Interval, confidence_interval, rate_interval
+from retort.evaluation.bootstrap import Interval, confidence_interval, paired_comparison, rate_interval
+from retort.evaluation.findings import Finding
+from retort.evaluation.speaker import SpeakerEncoder, embed
+from retort.inference.zero_shot_making import ZeroShotMaker
+from retort.location import Location
 from retort.models.zero_shot.model import ZeroShot
+from retort.nn.phone_conditions import voice_prompts
 from retort.nn.phone_numbers import phone_numbers
 
 _STEPS = 200
 _SPREAD = 1e-6
+
+
+class LeakageConfig(Config):
+    """What the content of zero-shot models tells of the speaker that it was heard from."""
+
+    mels: Location
+    """A phone mel set of recordings: the sources, and the prompts of other speakers."""
+    split: Literal["test", "validation", "train"] = "test"
+    num_utterances: int = Field(default=200, ge=2)
+    """Sources that the probe is fitted to and judged by."""
+    folds: int = Field(default=5, ge=2)
+    """Parts of the sources; each is named by a probe that was fitted to the others."""
+    num_revoiced: int = Field(default=40, ge=0)
+    """Sources that are said again in the voice of another speaker."""
+
+
+def sources_of(mels: PhoneMelSet, config: LeakageConfig) -> list[PhoneMelRow]:
+    """The rows that a model's content is read off from, the same for every model.
+
+    Raises:
+        DataError: the split has fewer rows, fewer than two speakers, or too few rows of one of them.
+    """
+    rows = mels.split(config.split)
+    if len(rows) < config.num_utterances:
+        raise DataError(
+            f"{config.mels} has {len(rows)} {config.split} rows; leakage.num_utterances asks for "
+            f"{config.num_utterances}"
+        )
+    ids = rows.column("id")
+    places = sorted(range(len(ids)), key=lambda place: _hash(ids[place]))[: config.num_utterances]
+    found: list[PhoneMelRow] = [rows[place] for place in places]
+    _refuse_few([row.speaker for row in found], config.folds)
+    return found
 
 
 @torch.inference_mode()
@@ -34,17 +77,13 @@ def mean_content(model: ZeroShot, inventory: Sequence[str], rows: Sequence[Phone
         rows: the sources.
     """
     device = next(model.parameters()).device
-    means = []
-    for row in rows:
-        phones_1P = torch.tensor([phone_numbers(row.phones, inventory)], device=device)
-        mask_11P = torch.ones_like(phones_1P, dtype=torch.bool)[:, None]
-        mel_1TM = model.config.scales.mel_in(row.mel_TM)[None].to(device)
-        mask_1T = torch.ones(mel_1TM.shape[:2], dtype=torch.bool, device=device)
-        heard_1DP = model.mel(mel_1TM, mask_1T, row.frames_P[None].to(device))
-        no_noise_1PC = torch.zeros(1, phones_1P.shape[1], model.config.latent_dim, device=device)
-        content = model.content(model.linguistic(phones_1P, mask_11P), heard_1DP, no_noise_1PC, mask_11P)
-        means.append(content.content_BDP[0].mean(1).float().cpu())
-    return torch.stack(means)
+    return torch.stack([model.hear(*_heard(row, inventory, device))[0].mean(1).float().cpu() for row in rows])
+
+
+def _heard(row: PhoneMelRow, inventory: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Phones, mel and durations of a row as a batch of one."""
+    phones_1P = torch.tensor([phone_numbers(row.phones, inventory)], device=device)
+    return phones_1P, row.mel_TM[None].to(device), row.frames_P[None].to(device)
 
 
 @dataclass(frozen=True)
@@ -56,14 +95,14 @@ class Probed:
         interval: of the accuracy, over utterances.
         chance: share that the most frequent speaker has.
         speakers: how many there are to choose from.
-        utterances: how many were held out in their turn: all of them.
+        right: of each utterance whether its speaker was named; all were held out in their turn.
     """
 
     accuracy: float
     interval: Interval
     chance: float
     speakers: int
-    utterances: int
+    right: tuple[bool, ...]
 
 
 def probe_speakers(
@@ -93,15 +132,8 @@ def probe_speakers(
     Raises:
         DataError: fewer than two speakers, or one of them has fewer utterances than folds; it is named.
     """
-    names = sorted(set(speakers))
-    counts = [sum(speaker == name for speaker in speakers) for name in names]
-    if len(names) < 2:
-        raise DataError(f"a probe for speakers needs two of them, got {names}; give utterances of more")
-    fewest = min(range(len(names)), key=counts.__getitem__)
-    if counts[fewest] < folds:
-        raise DataError(
-            f"{names[fewest]} has {counts[fewest]} utterances, fewer than {folds} folds; give more, or leave it out"
-        )
+    counts = _refuse_few(speakers, folds)
+    names = sorted(counts)
     labels_U = torch.tensor([names.index(speaker) for speaker in speakers])
     fold_U = _folds(speakers, ids, folds)
     is_right_U = torch.zeros(len(ids))
@@ -110,11 +142,28 @@ def probe_speakers(
         predicted = _predict(content_UD[~held_U], labels_U[~held_U], content_UD[held_U], len(names), weight_decay)
         is_right_U[held_U] = (predicted == labels_U[held_U]).float()
     interval = rate_interval(is_right_U.tolist(), num_resamples=num_resamples, seed=seed)
-    return Probed(float(is_right_U.mean()), interval, max(counts) / len(ids), len(names), len(ids))
+    right = tuple(value == 1.0 for value in is_right_U.tolist())
+    return Probed(float(is_right_U.mean()), interval, max(counts.values()) / len(ids), len(names), right)
+
+
+def _refuse_few(speakers: Sequence[str], folds: int) -> Counter[str]:
+    counts = Counter(speakers)
+    if len(counts) < 2:
+        raise DataError(f"a probe for speakers needs two of them, got {sorted(counts)}; give utterances of more")
+    fewest = min(sorted(counts), key=counts.__getitem__)
+    if counts[fewest] < folds:
+        raise DataError(
+            f"{fewest} has {counts[fewest]} utterances, fewer than {folds} folds; give more, or leave it out"
+        )
+    return counts
+
+
+def _hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode()).digest()
 
 
 def _folds(speakers: Sequence[str], ids: Sequence[str], folds: int) -> Tensor:
-    order = sorted(range(len(ids)), key=lambda u: hashlib.blake2b(ids[u].encode()).digest())
+    order = sorted(range(len(ids)), key=lambda u: _hash(ids[u]))
     turn: dict[str, int] = {}
     fold_U = torch.zeros(len(ids), dtype=torch.int64)
     for u in order:
@@ -151,12 +200,14 @@ class Likeness:
         to_source: of the source's voice.
         gain: of their differences, in pairs, over utterances: above 0 where the voice asked for is heard.
         share_nearer_prompt: of the utterances.
+        utterances: how many.
     """
 
     to_prompt: float
     to_source: float
     gain: Interval
     share_nearer_prompt: float
+    utterances: int
 
 
 def likeness(
@@ -183,4 +234,160 @@ def likeness(
         float(to_source_U.mean()),
         confidence_interval(gain_U.tolist(), num_resamples=num_resamples, seed=seed),
         float((gain_U > 0).double().mean()),
+        len(made_UE),
     )
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What leaks of the source's speaker into a model's content.
+
+    Attributes:
+        system: its name.
+        probed: what the probe found.
+        likeness: of what was said again in other voices: those of the model's training, ``seen``, and ``unseen`` ones;
+            a kind without utterances is left out.
+    """
+
+    system: str
+    probed: Probed
+    likeness: Mapping[str, Likeness]
+
+    def tree(self) -> dict[str, Any]:
+        """A row of ``summary.json``."""
+        probed = self.probed
+        return {
+            "system": self.system,
+            "probe_accuracy": probed.accuracy,
+            "probe_accuracy_ci95": _ends(probed.interval),
+            "chance": probed.chance,
+            "speakers": probed.speakers,
+            "utterances": len(probed.right),
+            "revoiced": [
+                {
+                    "voices": voices,
+                    "to_prompt": like.to_prompt,
+                    "to_source": like.to_source,
+                    "gain": like.to_prompt - like.to_source,
+                    "gain_ci95": _ends(like.gain),
+                    "share_nearer_prompt": like.share_nearer_prompt,
+                    "utterances": like.utterances,
+                }
+                for voices, like in self.likeness.items()
+            ],
+        }
+
+
+def measure_leakage(
+    system: str,
+    maker: ZeroShotMaker,
+    mels: PhoneMelSet,
+    encoder: SpeakerEncoder | None,
+    config: LeakageConfig,
+    *,
+    num_resamples: int,
+    seed: int,
+) -> Leak:
+    """Probe a model's content, and say some sources again in the voices of other speakers.
+
+    Sources and prompts are heard as the model's own way to sound has them, so that it favours neither.
+
+    Args:
+        system: name of the model.
+        maker: the model.
+        mels: the phone mel set that ``config`` names.
+        encoder: judges voices; None leaves them out.
+        config: which rows, and how many.
+        num_resamples: of the intervals.
+        seed: of the intervals.
+
+    Raises:
+        DataError: the set has other mels or phones than the model, or too few rows.
+    """
+    lineage = maker.loaded.lineage
+    cure = "name the set that the model was trained on, or one that was made alike"
+    refuse_mismatch("mel", f"system {system}", str(lineage.mel), "leakage.mels", str(mels.description.mel), cure)
+    unknown = sorted(set(mels.description.phones) - set(lineage.phones))
+    if unknown:
+        raise DataError(f"leakage.mels: system {system} does not know its phones {' '.join(unknown)}; {cure}")
+    rows = sources_of(mels, config)
+    speakers, ids = [row.speaker for row in rows], [row.id for row in rows]
+    content_UD = mean_content(maker.model, lineage.phones, rows)
+    draws = {"num_resamples": num_resamples, "seed": seed}
+    probed = probe_speakers(content_UD, speakers, ids, folds=config.folds, **draws)
+    voices: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"seen": [], "unseen": []}
+    for place in range(config.num_revoiced if encoder is not None else 0):
+        source = rows[place % len(rows)]
+        prompt = next(row for row in (*rows[place:], *rows) if row.speaker != source.speaker)
+        mel_TM = _revoiced(maker, source, prompt)
+        try:
+            heard = [_voice(encoder, maker, mel) for mel in (mel_TM, prompt.mel_TM, source.mel_TM)]
+        except DataError:  # silence has no voice
+            continue
+        voices["seen" if prompt.speaker in maker.voices else "unseen"].append((heard[0], heard[1], heard[2]))
+    found: dict[str, Likeness] = {}
+    for kind, trios in voices.items():
+        if trios:
+            made_UE, prompt_UE, source_UE = (torch.stack(column) for column in zip(*trios, strict=True))
+            found[kind] = likeness(made_UE, prompt_UE, source_UE, **draws)
+    return Leak(system, probed, found)
+
+
+@torch.inference_mode()
+def _revoiced(maker: ZeroShotMaker, source: PhoneMelRow, prompt: PhoneMelRow) -> Tensor:
+    """Natural-log mel [T, M] of a source in another's voice."""
+    voice = voice_prompts([prompt.mel_TM[: maker.prompt_max_frames]], [prompt.timbre_E]).to(maker.device)
+    heard = _heard(source, maker.loaded.lineage.phones, maker.device)
+    return maker.model.revoice(*heard, voice)[0].float().cpu()
+
+
+def _voice(encoder: SpeakerEncoder | None, maker: ZeroShotMaker, mel_TM: Tensor) -> Tensor:
+    assert encoder is not None
+    return embed(encoder, maker.inverter.sound(mel_TM.T), maker.mel.sample_rate)
+
+
+def leakage_tree(
+    leaks: Sequence[Leak], pairs: Iterable[tuple[str, str]], *, num_resamples: int = 10_000, seed: int = 0
+) -> dict[str, Any] | None:
+    """``leakage`` of ``summary.json``: a row for each model, and how much less the second of each pair leaks.
+
+    Returns None where there are no models.
+    """
+    if not leaks:
+        return None
+    by_name = {leak.system: leak for leak in leaks}
+    differences = []
+    for a, b in dict.fromkeys(pair for pair in pairs if set(pair) <= set(by_name)):
+        right_a, right_b = by_name[a].probed.right, by_name[b].probed.right
+        found = paired_comparison(right_a, right_b, num_resamples=num_resamples, seed=seed)
+        span = [found.low, found.high] if found.reliable else None
+        differences.append({"a": a, "b": b, "difference": found.difference, "ci95": span, "utterances": len(right_a)})
+    return {"systems": [leak.tree() for leak in leaks], "differences": differences}
+
+
+def leakage_findings(tree: Mapping[str, Any] | None) -> tuple[Finding, ...]:
+    """What the probe says of each pair."""
+    if tree is None:
+        return ()
+    accuracy = {row["system"]: row["probe_accuracy"] for row in tree["systems"]}
+    return tuple(_finding(row, accuracy) for row in tree["differences"])
+
+
+def _finding(row: Mapping[str, Any], accuracy: Mapping[str, float]) -> Finding:
+    a, b, span = row["a"], row["b"], row["ci95"]
+    told = (
+        f"from {b}'s content a probe names the speaker of {100 * accuracy[b]:.1f} % of {row['utterances']} recordings, "
+        f"from {a}'s of {100 * accuracy[a]:.1f} %"
+    )
+    if span is None:
+        return Finding("neutral", f"Leakage: {told}; n too small to judge.")
+    ends = f"difference {100 * span[0]:+.1f} to {100 * span[1]:+.1f} points"
+    if span[1] < 0.0:
+        return Finding("good", f"{b} lets less of the speaker into its content than {a}: {told} ({ends}).")
+    if span[0] > 0.0:
+        return Finding("bad", f"{b} lets more of the speaker into its content than {a}: {told} ({ends}).")
+    return Finding("neutral", f"Leakage: {told}, which may be chance ({ends}).")
+
+
+def _ends(interval: Interval) -> list[float] | None:
+    return [interval.low, interval.high] if interval.reliable else None

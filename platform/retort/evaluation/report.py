@@ -77,6 +77,7 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
             }
             for found in _list(summary, "long_text")
         ],
+        "leakage": _leakage(summary.get("leakage")),
         "wer_chart": _wer_chart(systems),
         "trade_off": trade_off([(s, _point_of(s, index)) for index, s in enumerate(systems)]),
         "temperatures": _temperatures(summary.get("temperatures"), series),
@@ -203,6 +204,14 @@ def trade_off(rows: Sequence[tuple[Mapping[str, Any], Callable[[float], figures.
             chart = figures.trade_off_chart(points, title=title, x_label=metric.noun, y_label="corpus WER")
             return {"chart": chart, "best": "lower right" if metric.higher_is_better else "lower left"}
     return None
+
+
+def _leakage(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Rows of the table: of each model one for seen and one for unseen voices, where there are both."""
+    if not found:
+        return None
+    rows = [(system, voices) for system in found["systems"] for voices in system["revoiced"] or [None]]
+    return {"rows": [{"system": system, "voices": voices} for system, voices in rows], "of": found["systems"][0]}
 
 
 def _temperatures(found: Mapping[str, Any] | None, series: Mapping[str, int]) -> dict[str, Any] | None:

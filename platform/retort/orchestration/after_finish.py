@@ -65,8 +65,8 @@ against the checkpoint, so that a step stays the same step)."""
 SWEEP_MAY_CHANGE = ("before", "num_trials", "early_stopping", "max_concurrent", "max_failures", "gate", "objectives")
 """What may differ when a sweep goes on: none of it changes what a finished trial measured."""
 EVALUATION_MAY_CHANGE = (
-    "systems", "comparisons", "margins", "confidence_teacher", "temperatures", "slices", "long_text", "num_resamples",
-    "cluster_by_speaker", "speed",
+    "systems", "comparisons", "margins", "confidence_teacher", "temperatures", "slices", "long_text", "leakage",
+    "num_resamples", "cluster_by_speaker", "speed",
 )  # fmt: skip
 """What may differ when an evaluation goes on: none of it changes what was judged of the systems that it has."""
 _IDLE_IN_SWEEPS = ("max_concurrent", "max_failures")

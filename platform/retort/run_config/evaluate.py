@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from retort.config import Config
 from retort.evaluation.asr import AnyRecogniserConfig, RecogniserConfig, label_of
+from retort.evaluation.leakage import LeakageConfig
 from retort.evaluation.long_text import LongTextConfig
 from retort.evaluation.naturalness import NaturalnessConfig
 from retort.evaluation.prosody import ProsodyConfig
@@ -156,6 +157,8 @@ class EvaluateConfig(Config):
     breaks off in the middle of a word."""
     long_text: LongTextConfig | None = None
     """A text of many minutes, said by models and services in parts, and judged by the minute."""
+    leakage: LeakageConfig | None = None
+    """What the content of zero-shot models tells of the speaker that it was heard from."""
     stability: StabilityConfig = StabilityConfig()
     max_missing_fraction: float = Field(default=0.0, ge=0, le=1)
     """Share of its strings that a system may fail to deliver. They are failures in every table; beyond this share the

@@ -10,21 +10,25 @@ from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError
 from retort.evaluation.items import Expected, failed_item
 from retort.evaluation.judge import TestStrings
+from retort.evaluation.lm_confidence import Sureness
 from retort.evaluation.medians import Median
 from retort.evaluation.noise_floor import Ratio
 from retort.evaluation.report import write_report
 from retort.evaluation.results import BootstrapConfig, SystemInfo, summarise
 from retort.evaluation.speed import Measured, SpeedCase
+from retort.models.weights import load_zero_shot
 from retort.orchestration.cluster import ray_session
+from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.job import _with_speed, run_evaluate
 from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.system_facts import describe_system
-from retort.orchestration.evaluate.tasks import BestTask, PlainTask
+from retort.orchestration.evaluate.tasks import BestTask, Judged, PlainTask
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
 from tests.contracts.evaluation_toys import write_strings
-from tests.inference.speaking import speaking_model
+from tests.evaluation.leaking import tilted_rows, write_tilted
+from tests.inference.speaking import speaking_model, speaking_zero_shot
 from tests.orchestration.tiny_runs import WORDS, write_teacher, write_token_set
 
 
@@ -121,6 +125,32 @@ def test_what_was_timed_is_in_the_summary_with_its_interval_and_the_floor_beside
     assert "rtf_ci95" not in b
     ratios = {"rtf": {"ratio": 1.0, "ci95": [0.9, 1.1], "factor": 1.2}}
     assert tree["speed_noise_floor"] == {"system": "a", "ratios": ratios}
+
+
+def test_leakage_is_for_zero_shot_models_and_told_in_the_report(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    data, teacher = folders
+    zero_shot = speaking_zero_shot(tmp_path)
+    rows = tilted_rows(load_zero_shot(zero_shot).lineage.phones, ("s0", "s1"), each=10, split="test")
+    mels = write_tilted(tmp_path / "mels", zero_shot, rows)
+    leakage = {"mels": str(mels), "num_utterances": 20, "num_revoiced": 2}
+    asked = cheap(tmp_path / "out", data, [model(teacher), model(zero_shot, name="z")], leakage=leakage)
+    with pytest.raises(ConfigError, match="leakage is for zero-shot models, and no system is one"):
+        run_evaluate(asked.replace(systems=asked.systems[:1]), QuietProgress())
+    few = cheap(tmp_path / "few", data, [model(zero_shot, name="z")], leakage={**leakage, "num_utterances": 21})
+    with pytest.raises(DataError, match=r"has 20 test rows; leakage\.num_utterances asks for 21"):
+        run_evaluate(few, QuietProgress())
+    strings = TestStrings(data, split="test", count=3)
+    infos = [describe_system(system, asked, strings) for system in asked.systems]
+    assert job._leaking(asked, infos) == ["z"]
+    leak = EvaluationWorker(asked.model_dump(mode="json"), 1).leakage("z")
+    rows_of_items = [failed_item(info.name, expected) for info in infos for expected in strings.expected]
+    found = job.Found(infos, Judged(rows_of_items, {}, {}), Sureness({}), None, leaks=[leak])
+    summary = job.summary_of(asked, strings, found).tree()
+    assert summary["leakage"]["systems"] == [leak.tree()]
+    page = write_report(tmp_path / "report", summary, rows_of_items).read_text()
+    assert "What content tells of the speaker" in page
+    again = write_report(tmp_path / "again", {**summary, "leakage": None}, rows_of_items).read_text()
+    assert 'id="leakage"' not in again
 
 
 def test_a_model_of_another_codec_is_refused_with_both_fingerprints(tmp_path: Path, folders: tuple[Path, Path]) -> None:

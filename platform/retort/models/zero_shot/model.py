@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from retort.models.zero_shot.adapter import Variation, VariationAdapter
 from retort.models.zero_shot.config import ZeroShotConfig
-from retort.models.zero_shot.content import ContentModel
+from retort.models.zero_shot.content import Content, ContentModel
 from retort.models.zero_shot.decoder import LengthRegulator, MelDecoder
 from retort.models.zero_shot.encoders import LinguisticEncoder, MelEncoder, StyleEncoder
 from retort.nn.phone_conditions import SpokenPhones, VoicePrompt, frames_of
@@ -129,6 +129,35 @@ class ZeroShot(nn.Module):
         mask_BT = frames_of(frames_BP)
         mel_BTM = self.render(adapted_BDP, timbre_BE, frames_BP, mask_BT)
         return Spoken(mel_BTM * mask_BT[..., None], mask_BT, frames_BP)
+
+    @torch.no_grad()
+    def hear(self, phones_BP: Tensor, source_BTM: Tensor, frames_BP: Tensor) -> Tensor:
+        """Content [B, D, P] of a source mel: the posterior's mean, no noise.
+
+        Args:
+            phones_BP: numbers of the phones, 0 beyond a row's end.
+            source_BTM: natural-log mel that says them.
+            frames_BP: how long each lasts in it; 0 beyond a row's end.
+        """
+        mask_B1P = (phones_BP != 0)[:, None]
+        heard_BDP = self.mel(self._scaled(source_BTM), frames_of(frames_BP), frames_BP)
+        no_noise_BPC = heard_BDP.new_zeros(*phones_BP.shape, self.config.latent_dim)
+        said_BDP = self.linguistic(phones_BP, mask_B1P)
+        content: Content = self.content(said_BDP, heard_BDP, no_noise_BPC, mask_B1P)
+        return content.content_BDP
+
+    @torch.no_grad()
+    def revoice(self, phones_BP: Tensor, source_BTM: Tensor, frames_BP: Tensor, voice: VoicePrompt) -> Tensor:
+        """What a source mel says, in the prompt's voice and the source's durations: a log-mel [B, T, M].
+
+        Melody and loudness are predicted; arguments are those of :meth:`hear`, and the prompt.
+        """
+        content_BDP = self.hear(phones_BP, source_BTM, frames_BP)
+        styled_BDP, timbre_BE = self._styled(content_BDP, voice)
+        predicted = self.adapter.predict(styled_BDP, timbre_BE, (phones_BP != 0)[:, None], gradient=1.0)
+        mask_BT = frames_of(frames_BP)
+        mel_BTM = self.render(self.adapter.adapt(styled_BDP, predicted), timbre_BE, frames_BP, mask_BT)
+        return mel_BTM * mask_BT[..., None]
 
     def plan(self, phones_BP: Tensor, voice: VoicePrompt, noise_BPC: Tensor) -> tuple[Tensor, Tensor, Variation]:
         """What is said of each phone: adapted content [B, D, P], scaled timbre [B, E], and the predictions."""

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from retort.config import validate
+from retort.data.phone_mels import PhoneMelSet
+from retort.errors import ConfigError
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import TestStrings
+from retort.evaluation.leakage import Leak, leakage_findings, leakage_tree, sources_of
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import Sureness
 from retort.evaluation.metrics import METRICS, TARGET_KL
@@ -60,7 +63,8 @@ def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
     Raises:
         DataError: a model or the token set is missing, or they do not belong together; or, after the report is written,
             a system did not deliver more strings than ``max_missing_fraction`` allows.
-        ConfigError: a guidance is not valid for its model, or ``mel_reference`` shares no codes with a denoiser.
+        ConfigError: a guidance is not valid for its model, ``mel_reference`` shares no codes with a denoiser, or
+            ``leakage`` is asked for and no system is a zero-shot model.
     """
     artifact, _ = run_once(config, progress, lambda: _evaluate(config, progress), after_finish(config))
     refuse_missing(artifact, config)
@@ -76,6 +80,7 @@ class Found:
     sureness: Sureness
     note: str | None
     choice: Choice | None = None
+    leaks: Sequence[Leak] = ()
 
 
 def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
@@ -89,6 +94,7 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         if config.speaker_encoder is not None:
             strings.refuse_other_encoder(encoder_name(config.speaker_encoder))
         infos = [describe_system(system, config, strings) for system in config.systems]
+        leaking = _leaking(config, infos)
         tasks, choosing = tasks_of(config, strings), choosing_tasks(config, infos)
         pieces = output / _PIECES
         drop_what_changed(pieces, config)
@@ -99,10 +105,11 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
             place.run(lambda heard: _judge_all(given, pieces, tasks, heard, kept=kept_of(config, tasks)))
             threads = config.pool.threads_per_worker
             sureness = place.run(lambda _: _on_one_actor(given, "confidence", threads))
+            leaks = place.run(lambda heard: _leaks(given, leaking, heard))
             measured, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, measured, memory) for info in infos]
         judged = read_judged(config, pieces, tasks)
-        found = Found(infos, judged, sureness, note_of(config, infos, absent), choice)
+        found = Found(infos, judged, sureness, note_of(config, infos, absent), choice, leaks)
         folders = dict.fromkeys(task.piece(pieces).folder for task in tasks if isinstance(task, PlainTask | BestTask))
         return _write(config, output, strings, found, sounds=[folder / SOUNDS for folder in folders])
 
@@ -200,6 +207,27 @@ def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments:
         ray.kill(actor)
 
 
+def _leaking(config: EvaluateConfig, infos: Sequence[SystemInfo]) -> list[str]:
+    """Systems whose content is probed; whatever is wrong with what they are to be probed by is told now."""
+    if config.leakage is None:
+        return []
+    names = [info.name for info in infos if info.family == "zero_shot"]
+    if not names:
+        raise ConfigError("leakage is for zero-shot models, and no system is one; leave it out")
+    sources_of(PhoneMelSet.open(config.leakage.mels), config.leakage)
+    return names
+
+
+def _leaks(config: EvaluateConfig, names: Sequence[str], progress: Progress) -> list[Leak]:
+    leaks: list[Leak] = []
+    with ThreadPoolExecutor(config.pool.size) as pool:
+        threads = config.pool.threads_per_worker
+        for leak in pool.map(lambda name: _on_one_actor(config, "leakage", threads, name), names):
+            leaks.append(leak)
+            progress.update(len(leaks), len(names), f"probing the content of {leak.system}")
+    return leaks
+
+
 def _measure(config: EvaluateConfig, progress: Progress) -> tuple[Measured, dict[str, float]]:
     """Speed of all models in turns, and the peak memory of each in a process of its own."""
     if config.speed is None:
@@ -246,8 +274,12 @@ def summary_of(
         confidence=found.sureness.confidence,
         bootstrap=bootstrap,
     )
+    draws = {"num_resamples": bootstrap.num_resamples, "seed": bootstrap.seed}
+    leakage = leakage_tree(found.leaks, [(pair.a, pair.b) for pair in config.comparisons], **draws)
     return dataclasses.replace(
         plain,
+        findings=(*plain.findings, *leakage_findings(leakage)),
+        leakage=leakage,
         slices=found.judged.summary_of_slices(bootstrap),
         long_text=found.judged.summary_of_long_text(),
         temperatures=None if found.choice is None else found.choice.tree(),

@@ -9,13 +9,16 @@ from typing import Any
 import torch
 
 from retort.config import validate
+from retort.data.phone_mels import PhoneMelSet
 from retort.evaluation.judge import Judge, System, TestStrings
+from retort.evaluation.leakage import Leak, measure_leakage
 from retort.evaluation.lm_confidence import Sureness, measure_confidence
 from retort.evaluation.long_text import judge_long
 from retort.evaluation.service import Service
 from retort.evaluation.speed import Measured, SpeedCase, measure_all, measure_peak_memory
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
+from retort.inference.zero_shot_speaker import ZeroShotSpeaker
 from retort.orchestration.api_key import api_key_of
 from retort.orchestration.evaluate.scorers import open_scorers
 from retort.orchestration.evaluate.tasks import BestTask, ChoosingTask, LongTask, PlainTask, Task
@@ -84,6 +87,21 @@ class EvaluationWorker:
         systems = [self._system(system.name) for system in self.config.systems]
         teacher, size = self.config.confidence_teacher, self.config.batch_size
         return measure_confidence(self.strings, systems, teacher=teacher, batch_size=size)
+
+    def leakage(self, name: str) -> Leak:
+        """What a zero-shot model's content tells of speakers."""
+        config, speaker = self.config, self._system(name).speaker
+        assert config.leakage is not None
+        assert isinstance(speaker, ZeroShotSpeaker), f"{name} is no zero-shot model"
+        return measure_leakage(
+            name,
+            speaker.maker,
+            PhoneMelSet.open(config.leakage.mels),
+            self._judge_of_all.scorers.encoder,
+            config.leakage,
+            num_resamples=config.num_resamples,
+            seed=config.seed,
+        )
 
     def speed(self) -> Measured:
         """Speed of every model at each batch size, and of the first one opened again."""
