@@ -5,8 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from retort.audio.files import wav_bytes
 from retort.evaluation.long_text import LongTextConfig
 from retort.evaluation.service import Service, ServiceConfig
+from retort.inference.black_box.command import CommandConfig
 from retort.inference.speaker import Request
 from retort.run_config import SystemConfig
 from tests.contracts.evaluation_toys import Case, World, evaluated, model, of_systems
@@ -39,6 +43,13 @@ def of_long_text(world: World, config: Any, folder: Path) -> Any:
     return evaluated(of_systems(world, model("lm", world / "model"), long_text=config.model_dump(mode="json")), folder)
 
 
+def teacher(world: World, name: str) -> CommandConfig:
+    """A program whose sounds are as long as its name."""
+    file = world.root / f"{name}.wav"
+    file.write_bytes(wav_bytes(0.1 * torch.sin(0.3 * torch.arange(1000.0 * len(name))), 16_000))
+    return CommandConfig(kind="command", arguments=("cat", str(file)), name=name, licence="ours")
+
+
 SERVICE_CASES: dict[str, Callable[[World], Case]] = {
     "service": lambda world: Case(
         SERVICE,
@@ -57,6 +68,11 @@ SERVICE_CASES: dict[str, Callable[[World], Case]] = {
         SystemConfig(name="a", kind="endpoint", role="teacher", endpoint=SERVICE),
         {"endpoint": SERVICE.replace(model="b")},
         of_its_system,
+    ),
+    "system of a teacher": lambda world: Case(
+        SystemConfig(name="a", kind="black_box", role="control", teacher=teacher(world, "one")),
+        {"teacher": teacher(world, "other")},
+        lambda world, system, folder: evaluated(of_systems(world, system.model_dump(mode="json")), folder),
     ),
     "long text": lambda world: Case(
         LongTextConfig(minutes=0.02, part_characters=20), {"minutes": 0.05, "part_characters": 9}, of_long_text

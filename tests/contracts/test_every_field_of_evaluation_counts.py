@@ -22,6 +22,7 @@ from retort.evaluation.speed import SpeedCase
 from retort.evaluation.stability import StabilityConfig, assess
 from retort.evaluation.temperatures import TemperaturesConfig
 from retort.evaluation.wheels import WHISPER_WEIGHTS, folder_of, missing
+from retort.inference.black_box.opening import LocalBlackBoxConfig
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.sampling import SamplerConfig
 from retort.inference.speaker import Timing
@@ -287,7 +288,8 @@ def of_comparison_config(world: World) -> EvaluateConfig:
 
 def test_every_field_has_a_case_or_a_reason(world: World) -> None:
     cases = [make(world) for make in CASES.values()]
-    kinds = (kinds_in(EvaluateConfig) | kinds_in(ReportConfig)) - kinds_in(Decoding) - {PoolConfig}
+    elsewhere = kinds_in(Decoding) | kinds_in(LocalBlackBoxConfig) | {PoolConfig}
+    kinds = (kinds_in(EvaluateConfig) | kinds_in(ReportConfig)) - elsewhere
     assert {type(case.plain) for case in cases} == kinds
     covered = [(type(case.plain), name) for case in cases for name in case.values]
     wanted = {(kind, name) for kind in kinds for name in set(kind.model_fields) - NAMES_OF_UNIONS}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,17 @@ from fastapi import Response
 
 from retort.audio.files import wav_bytes
 from retort.config import validate
-from retort.errors import ConfigError, StorageError
+from retort.errors import ConfigError, DataError, StorageError
 from retort.evaluation.asr import PocketSphinxConfig, open_recogniser
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.scoring import Scorers
-from retort.evaluation.service import Service, ServiceConfig
+from retort.evaluation.service import BlackBoxService, Service, ServiceConfig
+from retort.inference.black_box.command import CommandConfig
 from retort.inference.opening import open_speaker
-from retort.inference.speaker import Request
+from retort.inference.speaker import Request, Spoken
+from retort.run_config import SystemConfig
 from tests.evaluation.asked import TEXTS, WORDS, own_server, service_config, world
 from tests.evaluation.judging import scorers
 from tests.inference.test_endpoint import TONE, refusal
@@ -144,3 +147,51 @@ def test_every_field_either_decides_what_is_said_or_how_it_is_asked_for(field: s
     other = validate({**BASE, field: OTHERS[field]}, ServiceConfig, where="test")
     assert other != plain
     assert (other.asked != plain.asked) is (field not in OF_THE_ASKING)
+
+
+SPEAKER = """
+import sys, wave
+text, voice, seed, output = sys.argv[1:]
+if "mute" in text:
+    sys.exit("it has no sound")
+with wave.open(output, "wb") as file:
+    file.setparams((1, 2, 16000, 0, "NONE", ""))
+    loud = {"ann": 40, "s1": 80}[voice]
+    file.writeframes(b"".join((loud * (n * int(seed) % 100)).to_bytes(2, "little") for n in range(8000)))
+"""
+
+
+def program(folder: Path) -> CommandConfig:
+    (folder / "speak.py").write_text(SPEAKER)
+    arguments = [sys.executable, str(folder / "speak.py"), "{text}", "{voice}", "{seed}", "{output}"]
+    tree = {"kind": "command", "arguments": arguments, "name": "loud 1", "licence": "ours", "voices": ["ann", "s1"]}
+    return validate(tree, CommandConfig, where="test")
+
+
+def test_a_teacher_of_this_machine_speaks_in_the_rows_voice_or_in_its_first_one(tmp_path: Path) -> None:
+    teacher = BlackBoxService(program(tmp_path))
+    own, other, mute = teacher.speak([Request("one", "s1", 3), Request("one", "s0", 3), Request("mute", "s1", 3)])
+    assert isinstance(own, Spoken)
+    assert isinstance(other, Spoken)
+    assert (own.sample_rate, own.samples_N.numel()) == (16_000, 8000)
+    assert float(own.samples_N.max()) == pytest.approx(2 * float(other.samples_N.max()), rel=0.01)
+    assert isinstance(mute, DataError)
+    assert "it has no sound" in str(mute)
+
+
+def test_a_teacher_is_judged_like_any_other_system(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    strings = strings_of(folders)
+    judge = Judge(strings, scorers(), max_frames=400, seed=3)
+    asked = System("t", "black_box", service=BlackBoxService(program(tmp_path)))
+    items = [verdict.item for verdict in judge.judge(asked, list(strings.rows))]
+    assert [item.id for item in items] == list(strings.rows)
+    assert all(item.error is None and item.duration_s == pytest.approx(0.5) for item in items)
+
+
+def test_a_system_that_is_a_teacher_says_which_and_no_other_does(tmp_path: Path) -> None:
+    teacher = program(tmp_path).model_dump(mode="json")
+    tree = {"name": "t", "kind": "black_box", "role": "control", "teacher": teacher}
+    assert validate(tree, SystemConfig, where="test").said_by["teacher"] == teacher
+    for changes in ({"teacher": None}, {"kind": "endpoint"}, {"kind": "recordings"}):
+        with pytest.raises(ConfigError):
+            validate({**tree, **changes}, SystemConfig, where="test")

@@ -40,7 +40,7 @@ class System:
     """What speaks: the recordings, their way through the codec, a model that is decoded in one way, or a service."""
 
     name: str
-    kind: Literal["recordings", "resynthesis", "model", "endpoint"]
+    kind: Literal["recordings", "resynthesis", "model", "endpoint", "black_box"]
     speaker: Speaker | None = None
     decoding: Decoding | None = None
     """None is the plain one of the model's family."""
@@ -256,14 +256,14 @@ class Judge:
                 return _one_by_one(lambda some: [_resynthesis(codec, row) for row in some], rows)
             case "model":
                 return _one_by_one(lambda some: self._synthesise(system, some, again, slice_name), rows)
-            case "endpoint":
+            case "endpoint" | "black_box":
                 assert system.service is not None
                 return system.service.speak([self._request(row, again) for row in rows])
 
     def _again(self, system: System, rows: Sequence[TokenRow]) -> Mapping[str, Sequence[Spoken]]:
         """What a model or a service makes of the same texts with other seeds, by id."""
         found: dict[str, list[Spoken]] = {row.id: [] for row in rows}
-        has_others = bool(rows) and system.kind in ("model", "endpoint")
+        has_others = bool(rows) and system.kind in ("model", "endpoint", "black_box")
         for number in range(1, self._samples if has_others else 1):
             for row, spoken in zip(rows, self._speak(system, rows, again=f" again {number}"), strict=True):
                 if isinstance(spoken, Spoken):

@@ -1,7 +1,8 @@
-"""A speech service as a system: somebody else's or our own, asked over HTTP for what a model here would be asked for.
+"""What only speaks as a system: a service that is asked over HTTP, somebody else's or our own, or a black-box teacher.
 
-Nothing is known of it but what it says: it has no tokens, no speed of its own and no end of speech, and no fingerprint,
-so what it said yesterday may not be what it says today.
+Each is asked for what a model here would be asked for. Nothing is known of a service but what it says: it has no
+tokens, no speed of its own and no end of speech, and no fingerprint, so what it said yesterday may not be what it says
+today.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,8 +11,14 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
+from retort.audio.files import AudioRejected
 from retort.errors import DataError, RetortError, StorageError
 from retort.evaluation.sounds import ANY_SOUND
+from retort.inference.black_box.callable import CallableConfig
+from retort.inference.black_box.command import CommandConfig
+from retort.inference.black_box.hibari import HibariConfig
+from retort.inference.black_box.opening import facts_of, open_black_box
+from retort.inference.black_box.teacher import Line, Unspoken
 from retort.inference.endpoint import EndpointConfig, Pace, SpeechEndpoint
 from retort.inference.speaker import Request, Spoken
 
@@ -80,3 +87,31 @@ class Service:
         except (DataError, StorageError) as error:
             return error
         return Spoken(answer.audio.samples_N, answer.audio.sample_rate)
+
+
+class BlackBoxService:
+    """Asks a black-box teacher of this machine: in a row's own voice where it has that one, else in its first.
+
+    Args:
+        config: which.
+
+    Raises:
+        RetortError: it is not there, or not what it should be.
+    """
+
+    def __init__(self, config: HibariConfig | CommandConfig | CallableConfig) -> None:
+        self._teacher, self._voices = open_black_box(config), facts_of(config).voices
+
+    def speak(self, requests: Sequence[Request]) -> list[Spoken | RetortError]:
+        """See :class:`Asked`."""
+        return [self._say(request) for request in requests]
+
+    def _say(self, request: Request) -> Spoken | RetortError:
+        voice = request.speaker if request.speaker in self._voices else self._voices[0]
+        try:
+            said = self._teacher.speak(Line(request.text, voice, request.seed % (1 << 31)))
+        except AudioRejected as fault:
+            return fault
+        except Unspoken as fault:
+            return DataError(f"{fault.code}: {fault.detail}")
+        return Spoken(said.samples_N, said.sample_rate)

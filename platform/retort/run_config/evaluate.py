@@ -19,48 +19,47 @@ from retort.evaluation.speaker import SpeakerEncoderConfig
 from retort.evaluation.stability import StabilityConfig
 from retort.evaluation.temperatures import TemperaturesConfig
 from retort.evaluation.turns import Turns
+from retort.inference.black_box.opening import LocalBlackBoxConfig
 from retort.inference.decoding import Decoding
 from retort.location import Location
 from retort.run_config.machines import PoolConfig
 from retort.run_config.metric_names import ComparableName
 from retort.run_config.output import Output
 
-_SPEAKING = ("model", "endpoint")
+SPEAKING = ("model", "endpoint", "black_box")
+"""Kinds of systems that say any text."""
 
 
 class SystemConfig(Config):
     """One system of an evaluation."""
 
     name: str = Field(min_length=1)
-    kind: Literal["recordings", "resynthesis", "model", "endpoint"]
-    role: Role
+    kind: Literal["recordings", "resynthesis", "model", "endpoint", "black_box"]
+    role: Role = "reference"
     """What it is there for. Recordings and their resynthesis are references; of what speaks the file must say it."""
     model: Location | None = None
     endpoint: ServiceConfig | None = None
     """A speech service, asked over HTTP for the same texts."""
+    teacher: LocalBlackBoxConfig | None = None
+    """A teacher of this machine that only speaks, as ``retort generate`` asks it for a corpus."""
     decoding: Decoding | None = None
     """``None`` is the plain way of the model's family."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_role(cls, tree: Any) -> Any:
-        if not isinstance(tree, dict) or "role" in tree:
-            return tree
-        if tree.get("kind") in _SPEAKING:
-            raise ValueError(
-                f"system {tree.get('name')!r} does not say its role; add `role: teacher`, `role: student`, or "
-                "`role: control` for one that is there to be beaten"
-            )
-        return {**tree, "role": "reference"}
-
     @model_validator(mode="after")
     def _consistent(self) -> "SystemConfig":
-        if self.kind not in _SPEAKING and self.role != "reference":
+        if self.kind in SPEAKING and "role" not in self.model_fields_set:
+            raise ValueError(
+                f"system {self.name!r} does not say its role; add `role: teacher`, `role: student`, or "
+                "`role: control` for one that is there to be beaten"
+            )
+        if self.kind not in SPEAKING and self.role != "reference":
             raise ValueError(f"`role` of {self.kind} is reference, not {self.role}; leave it out")
         if (self.kind == "model") != (self.model is not None):
             raise ValueError("`model` is the path of a system of kind: model, and of no other")
         if (self.kind == "endpoint") != (self.endpoint is not None):
             raise ValueError("`endpoint` says how a system of kind: endpoint is asked, and no other")
+        if (self.kind == "black_box") != (self.teacher is not None):
+            raise ValueError("`teacher` is what speaks as a system of kind: black_box, and as no other")
         if self.decoding is not None and self.model is None:
             raise ValueError("`decoding` belongs to a system of kind: model, and to no other")
         return self
@@ -223,11 +222,12 @@ class EvaluateConfig(Config):
                 "on others"
             )
         kinds = {system.name: system.kind for system in self.systems}
-        spoken = set(kinds.values()) & set(_SPEAKING)
+        spoken = set(kinds.values()) & set(SPEAKING)
         if "cut_prompt" in self.slices and "model" not in spoken:
             raise ValueError("slices: cut_prompt is for systems of kind: model, and there is none")
         if (self.slices or self.long_text is not None) and not spoken:
-            raise ValueError("slices and long_text are for systems of kind: model or endpoint, and there is none")
+            kinds_that_do = " or ".join(SPEAKING)
+            raise ValueError(f"slices and long_text are for systems of kind: {kinds_that_do}, and there is none")
         if self.mel_reference is not None and kinds.get(self.mel_reference) != "model":
             raise ValueError(
                 f"mel_reference names {self.mel_reference!r}, which is no system of kind: model; the systems are "

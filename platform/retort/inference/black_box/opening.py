@@ -13,6 +13,8 @@ from retort.inference.black_box.teacher import BlackBox, TeacherFacts
 BlackBoxConfig = Annotated[
     HibariConfig | CommandConfig | CallableConfig | EndpointTeacherConfig, Field(discriminator="kind")
 ]
+LocalBlackBoxConfig = Annotated[HibariConfig | CommandConfig | CallableConfig, Field(discriminator="kind")]
+"""Those that speak on this machine."""
 
 
 def facts_of(config: HibariConfig | CommandConfig | CallableConfig | EndpointTeacherConfig) -> TeacherFacts:

@@ -11,6 +11,10 @@ from retort.errors import ConfigError
 from retort.evaluation.asr import recogniser_name
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import SystemInfo
+from retort.inference.black_box.callable import CallableConfig
+from retort.inference.black_box.command import CommandConfig
+from retort.inference.black_box.hibari import HibariConfig
+from retort.inference.black_box.opening import facts_of
 from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding
 from retort.inference.opening import open_speaker
 from retort.methods.codec_lm_data import check_made_with
@@ -25,6 +29,8 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
     """What is known of a system before it speaks; refuses a foreign codec or text front-end, and bad decoding."""
     if system.endpoint is not None:
         api_key_of(system.endpoint)  # a missing key is told before anything starts
+    if system.teacher is not None:
+        facts_of(system.teacher)  # and so is one that is not installed
     if system.model is None:
         return SystemInfo(name=system.name, method=system.kind, role=system.role)
     speaker = open_speaker(system.model)
@@ -136,8 +142,14 @@ def environment_of(config: EvaluateConfig, strings: TestStrings) -> dict[str, An
         "text": strings.description.text_fingerprint,
         "seed": config.seed,
         "endpoints": {s.name: s.endpoint.asked for s in config.systems if s.endpoint is not None},
+        "teachers": {s.name: _teacher_of(s.teacher) for s in config.systems if s.teacher is not None},
         "decodings": {s.name: s.decoding.model_dump(mode="json") for s in config.systems if s.decoding is not None},
     }
+
+
+def _teacher_of(config: HibariConfig | CommandConfig | CallableConfig) -> str:
+    facts = facts_of(config)
+    return f"{facts.name} {facts.fingerprint}"
 
 
 def _processor() -> str:

@@ -12,6 +12,7 @@ from retort.evaluation.slices import SliceName, sum_up
 from retort.evaluation.temperatures import TemperaturesConfig, at, at_best
 from retort.orchestration.evaluate.pieces import Piece
 from retort.run_config import EvaluateConfig, SystemConfig
+from retort.run_config.evaluate import SPEAKING
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,14 @@ def tasks_of(config: EvaluateConfig, strings: TestStrings) -> list[Task]:
         ids = [i for i in every if i in among]
         tasks += [task for s in config.systems if _takes(s, name) for task in _in_pieces(config, s.name, ids, name)]
     if config.long_text is not None:
-        tasks += [LongTask(s.name, config.long_text) for s in config.systems if s.kind in ("model", "endpoint")]
+        tasks += [LongTask(s.name, config.long_text) for s in config.systems if s.kind in SPEAKING]
     return tasks
 
 
 def _takes(system: SystemConfig, name: SliceName) -> bool:
     match name:
         case "no_final_punctuation":
-            return system.kind in ("model", "endpoint")
+            return system.kind in SPEAKING
         case "cut_prompt":
             return system.kind == "model"
 

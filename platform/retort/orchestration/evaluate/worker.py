@@ -14,7 +14,7 @@ from retort.evaluation.judge import Judge, System, TestStrings
 from retort.evaluation.leakage import Leak, measure_leakage
 from retort.evaluation.lm_confidence import Sureness, measure_confidence
 from retort.evaluation.long_text import judge_long
-from retort.evaluation.service import Service
+from retort.evaluation.service import Asked, BlackBoxService, Service
 from retort.evaluation.speed import Measured, SpeedCase, measure_all, measure_peak_memory
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Request, Speaker
@@ -147,11 +147,13 @@ class EvaluationWorker:
         if name not in self._systems:
             config = next(system for system in self.config.systems if system.name == name)
             speaker: Speaker | None = None
-            service: Service | None = None
+            service: Asked | None = None
             if config.model is not None:
                 speaker = self._open(config)
             if config.endpoint is not None:
                 service = Service(config.endpoint, api_key_of(config.endpoint), 1 / self.config.pool.size)
+            if config.teacher is not None:
+                service = BlackBoxService(config.teacher)
             self._systems[name] = System(name, config.kind, speaker, config.decoding, service)
         return self._systems[name]
 
