@@ -223,7 +223,9 @@ CASES: dict[str, Callable[[World], Case]] = {
         of_leakage,
     ),
     "leakage of an evaluation": lambda world: Case(
-        zero_shot(world), {"leakage": leakage(world)}, lambda world, config, folder: evaluated(config, folder)
+        zero_shot(world),
+        {"leakage": leakage(world).replace(num_revoiced=0)},
+        lambda world, config, folder: evaluated(config, folder),
     ),
     "margins": lambda world: Case(
         of_comparison_config(world), {"margins": {"wer": 0.5}}, lambda world, config, folder: evaluated(config, folder)

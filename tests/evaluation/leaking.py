@@ -38,7 +38,9 @@ def tilted_rows(
 def write_tilted(folder: Path, model: Path, rows: Sequence[PhoneMelRow]) -> Path:
     """The rows as a committed set that fits the model; returns the result folder."""
     lineage = load_zero_shot(model).lineage
-    told = describe(FromRecordings(), mel=lineage.mel, phones=lineage.phones, timbre_dim=256)
+    told = describe(
+        FromRecordings(), mel=lineage.mel, phones=lineage.phones, timbre_dim=256, timbre_encoder=lineage.timbre_encoder
+    )
     info = describe_artifact("phone_mels", folder.name, "1", inputs={}, config={})
 
     def fill(target: Path) -> None:

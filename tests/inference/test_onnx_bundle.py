@@ -145,6 +145,9 @@ def test_it_tells_what_is_wrong(bundle, tmp_path):
     assert not (tmp_path / "x.wav").exists()
     with pytest.raises(DataError, match="nothing to speak"):
         Bundle(bundle).speak("...")
+    for tempo in (0.0, -1.0, 0.2, 4.1, float("nan")):
+        with pytest.raises(ConfigError, match=r"tempo is .*; give a number from 0\.25 to 4"):
+            Bundle(bundle).speak("one", tempo=tempo)
     with pytest.raises(ConfigError, match=r"no bundle\.json"):
         Bundle(tmp_path)
     (tmp_path / "bundle.json").write_text("{")

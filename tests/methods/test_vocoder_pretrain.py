@@ -8,14 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from retort.audio.mel import MelConfig
 from retort.audio.spectra import resolutions_at
 from retort.data.sound_stream import SoundBatch
+from retort.errors import ConfigError
 from retort.methods.vocoder_pretrain import (
     AdversaryConfig,
     DiscriminatorObjective,
     Made,
     VocoderObjective,
+    VocoderPreset,
     VocoderPretrainConfig,
+    vocoder_of,
 )
 from retort.models.vocoder import VocoderConfig
 from retort.models.vocoder_discriminators import (
@@ -224,3 +228,9 @@ def test_a_segment_longer_than_its_recording_goes_on_in_silence() -> None:
     batch = toy_stream(model, frames=200).batch(0)
     assert not bool(batch.samples_BN[:, 180 * MEL.hop_samples :].any())
     assert bool((batch.mel_BMT[..., -10:] < -11.5).all())
+
+
+def test_a_preset_that_does_not_fit_the_mels_is_refused_in_words() -> None:
+    long = MelConfig(hop_samples=128, window_samples=2048, fft_size=2048)
+    with pytest.raises(ConfigError, match="the model's size does not work"):
+        vocoder_of(VocoderPreset(kind="preset", name="tiny"), long)

@@ -12,7 +12,7 @@ from torch import Tensor
 from retort.data.phone_mel_stream import PhoneMelBatch, PhoneMelStream
 from retort.data.phone_mels import FromRecordings, FromSwaps
 from retort.errors import ConfigError, DataError
-from retort.methods.self_distill import SelfDistillation, SelfDistillConfig
+from retort.methods.self_distill import SelfDistillation, SelfDistillConfig, student_config
 from retort.methods.zero_shot_data import scales_of
 from retort.methods.zero_shot_learning import (
     ContrastiveConfig,
@@ -235,6 +235,16 @@ def test_a_student_starts_as_its_teacher_or_anew(world: dict[str, Any]) -> None:
     assert (lineage.self_distilled.sigma, lineage.self_distilled.init) == (0.5, "random")
     assert lineage.self_distilled.teacher_fingerprint == fingerprints["teacher"]
     assert bool(torch.cat([warm.batches.batch(n).swapped_B for n in range(6)]).any())
+
+
+def test_a_student_of_its_teachers_shape_has_the_dropout_that_the_file_says(world: dict[str, Any]) -> None:
+    """None by default, whatever the teacher was trained with (METHODS.md, trap 23)."""
+    teacher = TOY.replace(dropout=0.1)
+    for init in ("teacher", "random"):
+        for size, dropout in ((SameAsTeacher(), 0.0), (SameAsTeacher(dropout=0.3), 0.3)):
+            assert student_config(teacher, size, init) == TOY.replace(dropout=dropout)  # type: ignore[arg-type]
+    student = distillation(world, student=SameAsTeacher(dropout=0.3)).build(Place()).objective.student
+    assert student.config.dropout == 0.3
 
 
 def weights_of(problem: Problem) -> dict[str, torch.Tensor]:

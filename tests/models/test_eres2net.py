@@ -86,3 +86,21 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.ckpt").write_bytes(b"nothing")
     with pytest.raises(DataError, match="no weights of ERes2NetV2"):
         ERes2NetTimbre(tmp_path / "broken.ckpt", MelConfig())
+
+
+def test_it_pools_the_deviation_of_a_sample_as_its_checkpoints_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = ERes2NetV2().eval()
+    pooled: list[torch.Tensor] = []
+    monkeypatch.setattr(network.fuse34, "forward", lambda x, _: x[..., : network.width])
+    monkeypatch.setattr(network.seg_1, "forward", lambda x: pooled.append(x) or x)
+    seen: list[torch.Tensor] = []
+    network.layer4.register_forward_hook(lambda _, __, out: seen.append(out))
+    for width in (4, 1):
+        network.width = width  # type: ignore[assignment]
+        with torch.no_grad():
+            network(torch.randn(1, 64, 80, generator=torch.Generator().manual_seed(0)))
+        deviation = pooled[-1][0].chunk(2)[1]
+        frames = seen[-1][0, ..., :width]
+        variance = frames.var(-1, correction=1) if width > 1 else torch.zeros(frames.shape[:-1])
+        wanted = (variance + 1e-8).sqrt()
+        torch.testing.assert_close(deviation, wanted.flatten(), rtol=1e-3, atol=1e-6)

@@ -161,23 +161,30 @@ class TestStrings:
         """The voice that a row asks for, as a speaker takes it: :meth:`prompt_for` in its space.
 
         None where there is no prompt; then the speaker's own voice of that name counts. ``is_cut`` breaks the prompt
-        off in the middle of a word. To a model that hears recordings, a prompt whose recording is kept is that one.
+        off in the middle of a word. A model that hears recordings gets that of the longest other string of the speaker,
+        where it is kept, and no prompt that went through the codec.
         """
         prompt_KP, space = self.prompt_for(row), self.description.codec_fingerprint
         if prompt_KP is None:
             return None
+        whole = prompt_KP.shape[1]
         if is_cut:
             prompt_KP = cut_in_a_word(self.codec, prompt_KP)
         if speaker.voice_space == space:
             return voice_of_codes(space, prompt_KP)
-        recording = None if is_cut else self._recorded_prompt(row)
-        return speaker.voice_of(recording or Audio(self.codec.decode(prompt_KP), self.codec.sample_rate))
+        recording = self._recorded_prompt(row)
+        if recording is None:
+            recording = Audio(self.codec.decode(prompt_KP), self.codec.sample_rate)
+        elif is_cut:
+            left = recording.samples_N.numel() * prompt_KP.shape[1] // whole
+            recording = Audio(recording.samples_N[:left], recording.sample_rate)
+        return speaker.voice_of(recording)
 
     def _recorded_prompt(self, row: TokenRow) -> Audio | None:
-        """The recording of the prompt of a speaker without training rows, where it is kept."""
+        """The recording of the longest other string of the row's speaker, where it is kept; training rows have none."""
         import pyarrow.parquet as pq
 
-        other = None if row.speaker in self.voices else self._longest_other(row)
+        other = self._longest_other(row)
         if other is None:
             return None
         for shard in sorted((self.folder / "audio").glob("*.parquet")):

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from retort.config import Config
-from retort.data.phone_mels import PhoneMelRow, PhoneMelSet
+from retort.data.phone_mels import PhoneMelRow, PhoneMelSet, PhoneMelSetDescription
 from retort.data.tokens import refuse_mismatch
 from retort.errors import DataError
 from retort.evaluation.bootstrap import Interval, confidence_interval, paired_comparison, rate_interval
@@ -27,6 +27,7 @@ from retort.evaluation.speaker import SpeakerEncoder, embed
 from retort.inference.zero_shot_making import ZeroShotMaker
 from retort.location import Location
 from retort.models.zero_shot.model import ZeroShot
+from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.nn.phone_conditions import voice_prompts
 from retort.nn.phone_numbers import phone_numbers
 
@@ -45,7 +46,7 @@ class LeakageConfig(Config):
     folds: int = Field(default=5, ge=2)
     """Parts of the sources; each is named by a probe that was fitted to the others."""
     num_revoiced: int = Field(default=40, ge=0)
-    """Sources that are said again in the voice of another speaker."""
+    """Of them, how many are said again in the voice of another speaker; needs a speaker encoder."""
 
 
 def sources_of(mels: PhoneMelSet, config: LeakageConfig) -> list[PhoneMelRow]:
@@ -65,6 +66,21 @@ def sources_of(mels: PhoneMelSet, config: LeakageConfig) -> list[PhoneMelRow]:
     found: list[PhoneMelRow] = [rows[place] for place in places]
     _refuse_few([row.speaker for row in found], config.folds)
     return found
+
+
+def check_set(system: str, lineage: ZeroShotLineage, description: PhoneMelSetDescription) -> None:
+    """Refuse a phone mel set that a model cannot hear, or whose voices it does not understand.
+
+    Raises:
+        DataError: mels, phones or timbre encoder differ; both are named.
+    """
+    cure = "name the set that the model was trained on, or one that was made alike"
+    theirs, who = "leakage.mels", f"system {system}"
+    refuse_mismatch("mel", who, str(lineage.mel), theirs, str(description.mel), cure)
+    refuse_mismatch("timbre encoder", who, lineage.timbre_encoder, theirs, description.timbre_encoder, cure)
+    unknown = sorted(set(description.phones) - set(lineage.phones))
+    if unknown:
+        raise DataError(f"{theirs}: {who} does not know its phones {' '.join(unknown)}; {cure}")
 
 
 @torch.inference_mode()
@@ -302,14 +318,9 @@ def measure_leakage(
         seed: of the intervals.
 
     Raises:
-        DataError: the set has other mels or phones than the model, or too few rows.
+        DataError: the set has too few rows.
     """
     lineage = maker.loaded.lineage
-    cure = "name the set that the model was trained on, or one that was made alike"
-    refuse_mismatch("mel", f"system {system}", str(lineage.mel), "leakage.mels", str(mels.description.mel), cure)
-    unknown = sorted(set(mels.description.phones) - set(lineage.phones))
-    if unknown:
-        raise DataError(f"leakage.mels: system {system} does not know its phones {' '.join(unknown)}; {cure}")
     rows = sources_of(mels, config)
     speakers, ids = [row.speaker for row in rows], [row.id for row in rows]
     content_UD = mean_content(maker.model, lineage.phones, rows)
@@ -317,7 +328,7 @@ def measure_leakage(
     probed = probe_speakers(content_UD, speakers, ids, folds=config.folds, **draws)
     voices: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {"seen": [], "unseen": []}
     for place in range(config.num_revoiced if encoder is not None else 0):
-        source = rows[place % len(rows)]
+        source = rows[place]
         prompt = next(row for row in (*rows[place:], *rows) if row.speaker != source.speaker)
         mel_TM = _revoiced(maker, source, prompt)
         try:

@@ -1,8 +1,8 @@
 """Confidence of the systems that are codec language models, on the real tokens of the test strings.
 
-And how far each is from the target: KL(target || model), utterance by utterance. The target is what ``teacher`` says as
-it is decoded, guided if it is; that model without guidance is the untouched copy, and a student that is no nearer to
-the target than that has learned nothing of it.
+And how far each is from the target: KL(target || model), utterance by utterance. The target is what ``teacher`` says,
+guided if it is decoded so, at temperature 1; that model without guidance is the untouched copy, and a student that is
+no nearer to the target than that has learned nothing of it.
 """
 
 import dataclasses

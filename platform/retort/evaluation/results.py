@@ -66,6 +66,7 @@ class SystemInfo:
         noise: of the system whose weights were opened twice, the ratios between its openings, by names of facts.
         listeners: names of the recognisers that had a part in making it, and which: one that chose or filtered may be
             pleased by its own choice.
+        timbre_encoder: name of the speaker encoder that it was trained with, None where there was none.
     """
 
     name: str
@@ -76,6 +77,7 @@ class SystemInfo:
     intervals: Mapping[str, tuple[float, float] | None] = field(default_factory=dict)
     noise: Mapping[str, Ratio] = field(default_factory=dict)
     listeners: Mapping[str, str] = field(default_factory=dict)
+    timbre_encoder: str | None = None
 
     def __post_init__(self) -> None:
         odd = sorted(set(self.facts) - set(FACTS))

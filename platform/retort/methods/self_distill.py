@@ -172,7 +172,7 @@ def student_config(
     """
     match size:
         case SameAsTeacher():
-            return teacher
+            return teacher.replace(dropout=size.dropout)
         case _:
             config = zero_shot_config(
                 size,

@@ -98,14 +98,14 @@ def vocoder_of(size: VocoderShape | VocoderPreset, mel: MelConfig) -> VocoderCon
     Raises:
         ConfigError: the numbers do not make a model.
     """
-    match size:
-        case VocoderPreset(name=name):
-            return vocoder_preset(name)(mel)
-        case VocoderShape():
-            try:
+    try:
+        match size:
+            case VocoderPreset(name=name):
+                return vocoder_preset(name)(mel)
+            case VocoderShape():
                 return VocoderConfig(mel=mel, **{key: value for key, value in size if key != "kind"})
-            except ValidationError as error:
-                raise ConfigError(f"the model's size does not work: {first_fault(error)}") from None
+    except ValidationError as error:
+        raise ConfigError(f"the model's size does not work: {first_fault(error)}") from None
 
 
 @dataclass(frozen=True)

@@ -67,8 +67,12 @@ class SystemConfig(Config):
     @property
     def said_by(self) -> Mapping[str, Any]:
         """What decides what it says, but for the weights behind its path: not its role, nor how fast it is asked."""
-        told = self.model_dump(mode="json", exclude={"role", "endpoint"})
-        return told if self.endpoint is None else {**told, "endpoint": self.endpoint.asked}
+        told = self.model_dump(mode="json", exclude={"role", "endpoint", "teacher"})
+        if self.endpoint is not None:
+            told["endpoint"] = self.endpoint.asked
+        if self.teacher is not None:
+            told["teacher"] = self.teacher.model_dump(mode="json", exclude={"timeout_s", "concurrency"})
+        return told
 
 
 class SpeedConfig(Config):
@@ -130,8 +134,8 @@ class EvaluateConfig(Config):
     """How much worse still counts as good, by metric, as ``summary.json`` has it (``wer: 0.02`` is two points). Only
     with one is it said that two systems are equally good."""
     confidence_teacher: str | None = None
-    """System whose distribution, as it is decoded, the others' confidence is compared with. It is the target of
-    ``target_kl``, to which every student should be nearer than the same model without guidance."""
+    """System whose distribution, guided as it is decoded and at temperature 1, the others' confidence is compared with.
+    It is the target of ``target_kl``, to which every student should be nearer than the same model without guidance."""
     temperatures: TemperaturesConfig | None = None
     """Also judge each model at a temperature of its own, chosen on other strings, under the name ``SYSTEM@best``; the
     comparisons are then made at the file's settings and at each one's best."""
@@ -204,6 +208,20 @@ class EvaluateConfig(Config):
         if unknown:
             there = f"there are {', '.join(labels)}" if labels else "one recogniser has no label: leave it out"
             raise ValueError(f"{unknown[0]!r} names no recogniser of several; {there}")
+
+    @model_validator(mode="after")
+    def _leakage_can_be_measured(self) -> "EvaluateConfig":
+        leakage = self.leakage
+        if leakage is not None and leakage.num_revoiced > leakage.num_utterances:
+            raise ValueError(
+                f"leakage.num_revoiced is {leakage.num_revoiced}, more than num_utterances {leakage.num_utterances}, "
+                "of which they are; lower it"
+            )
+        if leakage is not None and leakage.num_revoiced and self.speaker_encoder is None:
+            raise ValueError(
+                "leakage.num_revoiced needs a `speaker_encoder`, who judges voices; give one, or make it 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _known_systems(self) -> "EvaluateConfig":

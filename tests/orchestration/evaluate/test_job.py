@@ -21,7 +21,7 @@ from retort.orchestration.cluster import ray_session
 from retort.orchestration.evaluate import job
 from retort.orchestration.evaluate.job import _with_speed, run_evaluate
 from retort.orchestration.evaluate.kept import drop_what_changed
-from retort.orchestration.evaluate.system_facts import describe_system
+from retort.orchestration.evaluate.system_facts import describe_system, note_of
 from retort.orchestration.evaluate.tasks import BestTask, Judged, PlainTask
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.progress import QuietProgress
@@ -132,15 +132,24 @@ def test_leakage_is_for_zero_shot_models_and_told_in_the_report(tmp_path: Path, 
     zero_shot = speaking_zero_shot(tmp_path)
     rows = tilted_rows(load_zero_shot(zero_shot).lineage.phones, ("s0", "s1"), each=10, split="test")
     mels = write_tilted(tmp_path / "mels", zero_shot, rows)
-    leakage = {"mels": str(mels), "num_utterances": 20, "num_revoiced": 2}
+    leakage = {"mels": str(mels), "num_utterances": 20, "num_revoiced": 0}
     asked = cheap(tmp_path / "out", data, [model(teacher), model(zero_shot, name="z")], leakage=leakage)
     with pytest.raises(ConfigError, match="leakage is for zero-shot models, and no system is one"):
         run_evaluate(asked.replace(systems=asked.systems[:1]), QuietProgress())
     few = cheap(tmp_path / "few", data, [model(zero_shot, name="z")], leakage={**leakage, "num_utterances": 21})
     with pytest.raises(DataError, match=r"has 20 test rows; leakage\.num_utterances asks for 21"):
         run_evaluate(few, QuietProgress())
+    for changes, message in (({"num_revoiced": 2}, "needs a `speaker_encoder`"), ({"num_revoiced": 21}, "lower it")):
+        with pytest.raises(ConfigError, match=message):
+            cheap(tmp_path / "odd", data, [model(zero_shot, name="z")], leakage={**leakage, **changes})
     strings = TestStrings(data, split="test", count=3)
     infos = [describe_system(system, asked, strings) for system in asked.systems]
+    assert [info.timbre_encoder for info in infos] == [None, "resemblyzer-0.1"]
+    heard = asked.replace(speaker_encoder={"kind": "resemblyzer"})
+    assert "resemblyzer-0.1 judges voices, and z learned from it: their likeness by it is no proof" in str(
+        note_of(heard, infos)
+    )
+    assert "is no proof" not in str(note_of(heard, infos[:1])) + str(note_of(asked, infos))
     assert job._leaking(asked, infos) == ["z"]
     leak = EvaluationWorker(asked.model_dump(mode="json"), 1).leakage("z")
     rows_of_items = [failed_item(info.name, expected) for info in infos for expected in strings.expected]
@@ -252,6 +261,26 @@ def test_pieces_that_were_judged_otherwise_do_not_get_between(tmp_path: Path, fo
     assert left(cheap(tmp_path, data, [systems[0]], seed=9)) == {*names} - {"r-0000.jsonl", "r--u001.wav"}
     (tmp_path / "pieces" / "judged.json").unlink()
     assert left(first) == set(), "nobody knows under what they were judged"
+
+
+def test_what_a_program_said_before_it_changed_is_dropped(tmp_path: Path, folders: tuple[Path, Path]) -> None:
+    program = tmp_path / "speak"
+
+    def left(*, contents: str, timeout_s: float = 9.0) -> bool:
+        program.write_text(contents)
+        program.chmod(0o755)
+        teacher = {"kind": "command", "arguments": [str(program)], "name": "p", "licence": "ours"}
+        system = {"name": "t", "kind": "black_box", "role": "reference"}
+        asked = cheap(tmp_path, folders[0], [{**system, "teacher": {**teacher, "timeout_s": timeout_s}}])
+        drop_what_changed(tmp_path / "pieces", asked)
+        was_there = (tmp_path / "pieces" / "t-0000.jsonl").is_file()
+        (tmp_path / "pieces" / "t-0000.jsonl").touch()
+        return was_there
+
+    assert not left(contents="one")
+    assert left(contents="one")
+    assert left(contents="one", timeout_s=5.0), "how long it may take says nothing of what it says"
+    assert not left(contents="other")
 
 
 def test_pieces_of_a_system_whose_name_no_file_can_have_are_dropped_too(

@@ -1,3 +1,4 @@
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -247,6 +248,22 @@ def test_rows_that_are_no_nearer_to_the_voice_asked_for_are_dropped_by_reason(ma
     hearing = {"max_cer": 0.1, "recogniser": {"kind": "pocketsphinx"}, "min_similarity_gain": None}
     with pytest.raises(DataError, match=r"no row is left \(\{'cer': "):
         in_process(config_of(tmp_path / "heard", swapped(made, filters=hearing)))
+
+
+def test_a_sound_that_the_recogniser_cannot_take_is_a_reject_and_ends_nothing(made, tmp_path, monkeypatch):
+    calls = itertools.count()
+
+    def transcribe(self, samples_N, sample_rate):
+        if next(calls) == 2:
+            raise ValueError("what a library raises")
+        return "one"
+
+    monkeypatch.setattr("retort.evaluation.asr.PocketSphinx.transcribe", transcribe)
+    hearing = {"max_cer": 99.0, "recogniser": {"kind": "pocketsphinx"}, "min_similarity_gain": None}
+    summary = in_process(config_of(tmp_path / "out", swapped(made, filters=hearing)))
+    assert summary["dropped"] == {"cer": 1}
+    (reject,) = [json.loads(line) for line in (result_of(tmp_path / "out") / "rejects.jsonl").read_text().splitlines()]
+    assert "what a library raises" in reject["detail"]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from retort.inference.phone_reading import PhoneReader
 from retort.text.sentences import split_text
 
 BUNDLE_FILE, ARRAYS_FILE, VOICES_FILE = "bundle.json", "arrays.npz", "voices.npz"
+SLOWEST, FASTEST = 0.25, 4.0
+"""Tempos, as :class:`retort.inference.decoding.ZeroShotDecoding` has them."""
 _PART_CHARACTERS = 240
 _PART_STRIDE = 0x2545F4914F6CDD1D
 # As in retort.nn.random.
@@ -90,8 +92,10 @@ class Bundle:
         """Natural-log mel [T, M] and the frames of each phone [P].
 
         Raises:
-            ConfigError: there is no such voice.
+            ConfigError: there is no such voice, or no such tempo.
         """
+        if not SLOWEST <= tempo <= FASTEST:
+            raise ConfigError(f"tempo is {tempo:g}; give a number from {SLOWEST:g} to {FASTEST:g}")
         found = self._voices.get(self.voices[0] if voice is None else voice)
         if found is None:
             raise ConfigError(f"no voice {voice!r}; the bundle has {', '.join(self.voices)}")

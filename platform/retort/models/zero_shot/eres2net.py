@@ -113,7 +113,9 @@ class ERes2NetV2(nn.Module):
         x = functional.relu(self.bn1(self.conv1(features_BTK.transpose(1, 2)[:, None])))
         third = self.layer3(self.layer2(self.layer1(x)))
         fused_BCKT = self.fuse34(self.layer4(third), self.layer3_ds(third))
-        mean, deviation = fused_BCKT.mean(-1), (fused_BCKT.var(-1, unbiased=False) + 1e-8).sqrt()
+        # The checkpoints' own pooling has the deviation of a sample, which one frame has none of.
+        correction = min(1, fused_BCKT.shape[-1] - 1)
+        mean, deviation = fused_BCKT.mean(-1), (fused_BCKT.var(-1, correction=correction) + 1e-8).sqrt()
         return self.seg_1(torch.cat([mean.flatten(1), deviation.flatten(1)], dim=1))  # type: ignore[no-any-return]
 
 

@@ -12,7 +12,7 @@ from retort.data.phone_mels import PhoneMelSet
 from retort.errors import ConfigError
 from retort.evaluation.items import ItemResult, read_results, write_results
 from retort.evaluation.judge import TestStrings
-from retort.evaluation.leakage import Leak, leakage_findings, leakage_tree, sources_of
+from retort.evaluation.leakage import Leak, check_set, leakage_findings, leakage_tree, sources_of
 from retort.evaluation.listening import pairs_of, trials_of
 from retort.evaluation.lm_confidence import Sureness
 from retort.evaluation.metrics import METRICS, TARGET_KL
@@ -23,13 +23,14 @@ from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Measured
 from retort.evaluation.temperatures import Choice
 from retort.evaluation.votes import preferences, read_votes
+from retort.models.weights import load_zero_shot
 from retort.nn.random import seed_of
 from retort.orchestration.after_finish import after_finish
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.evaluate.kept import drop_what_changed
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
-from retort.orchestration.evaluate.pieces import SOUNDS, sounds_of
+from retort.orchestration.evaluate.pieces import SOUNDS, sound_name, sounds_of
 from retort.orchestration.evaluate.scorers import with_installed
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system, environment_of, note_of
 from retort.orchestration.evaluate.tasks import BestTask, ChoosingTask, Judged, PlainTask, Task, read_judged, tasks_of
@@ -214,7 +215,11 @@ def _leaking(config: EvaluateConfig, infos: Sequence[SystemInfo]) -> list[str]:
     names = [info.name for info in infos if info.family == "zero_shot"]
     if not names:
         raise ConfigError("leakage is for zero-shot models, and no system is one; leave it out")
-    sources_of(PhoneMelSet.open(config.leakage.mels), config.leakage)
+    mels = PhoneMelSet.open(config.leakage.mels)
+    for system in config.systems:
+        if system.name in names and system.model is not None:
+            check_set(system.name, load_zero_shot(system.model).lineage, mels.description)
+    sources_of(mels, config.leakage)
     return names
 
 
@@ -313,7 +318,8 @@ def _write(
                 write_results(folder / f"{name}.jsonl", rows)
         write_summary(folder / "summary.json", summary)
         (folder / SOUNDS).mkdir()
-        for sound in sorted(path for place in sounds for path in place.glob("*.wav")):
+        kept = {sound_name(item) for item in summary.items}
+        for sound in sorted(path for place in sounds for path in place.glob("*.wav") if path.name in kept):
             (folder / SOUNDS / sound.name).write_bytes(sound.read_bytes())
         samples = sounds_of(folder, summary.items)
         write_report(folder, tree, summary.items, samples=samples, title="Retort: teacher and students")

@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from retort.inference.black_box.opening import facts_of
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import read_artifact
 from retort.store.commit import write_json_atomic
@@ -51,6 +52,7 @@ def _key(config: EvaluateConfig, system: SystemConfig) -> str:
         "listening": [recogniser.model_dump(mode="json") for recogniser in config.listening],
         "system": {key: value for key, value in system.said_by.items() if key != "model"},
         "model": None if system.model is None else read_artifact(system.model, verify=False).fingerprint,
+        "teacher": None if system.teacher is None else facts_of(system.teacher).fingerprint,
         "data": read_artifact(config.data, verify=False).fingerprint,
         "mels": config.mel_reference is not None,
     }

@@ -80,13 +80,17 @@ def _read_mels(piece: Piece) -> dict[str, torch.Tensor]:
     return mels_from_bytes(piece.mels.read_bytes()) if piece.mels.is_file() else {}
 
 
+def sound_name(item: ItemResult) -> str:
+    """File of a row's sound, if it was kept; rows from before they said it have it under their names."""
+    return Path(item.audio_path).name if item.audio_path else f"{item.system}--{item.id}.wav"
+
+
 def sounds_of(result: Path, items: Sequence[ItemResult]) -> list[AudioSample]:
     """The sounds that an evaluation kept, whatever is in them, in the order of its rows."""
     there = {path.name: path for path in (result / SOUNDS).glob("*.wav")}
     samples = []
     for item in items:
-        # Rows from before they said it have their sound under their names; of a path only its last part counts.
-        name = Path(item.audio_path).name if item.audio_path else f"{item.system}--{item.id}.wav"
+        name = sound_name(item)
         if name in there:
             audio = read_any_sound(there[name].read_bytes())
             samples.append(AudioSample(item.id, item.system, audio.samples_N, audio.sample_rate))

@@ -11,6 +11,7 @@ from retort.errors import ConfigError
 from retort.evaluation.asr import recogniser_name
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import SystemInfo
+from retort.evaluation.speaker import encoder_name
 from retort.inference.black_box.callable import CallableConfig
 from retort.inference.black_box.command import CommandConfig
 from retort.inference.black_box.hibari import HibariConfig
@@ -19,6 +20,7 @@ from retort.inference.decoding import CodecLMDecoding, MelDiffusionDecoding
 from retort.inference.opening import open_speaker
 from retort.methods.codec_lm_data import check_made_with
 from retort.models.weights import Lineage, SavedMelDiffusion, read_saved
+from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.orchestration.api_key import api_key_of
 from retort.orchestration.evaluate.listeners import listeners_of
 from retort.run_config import EvaluateConfig, SystemConfig
@@ -52,6 +54,7 @@ def describe_system(system: SystemConfig, config: EvaluateConfig, strings: TestS
             **decoding.guidance_apart,
         },
         listeners=listeners_of(system.model, facts.lineage),
+        timbre_encoder=facts.lineage.timbre_encoder if isinstance(facts.lineage, ZeroShotLineage) else None,
     )
 
 
@@ -120,6 +123,13 @@ def note_of(config: EvaluateConfig, infos: Sequence[SystemInfo], absent: Sequenc
         cure = " No other recogniser listened: add one to `recognisers`." if alone else ""
         notes.append(
             f"Judges had a part in what they judge, on other strings ({told}): it may be fitted to them.{cure}"
+        )
+    voices_by = None if config.speaker_encoder is None else encoder_name(config.speaker_encoder)
+    taught = [info.name for info in infos if voices_by is not None and info.timbre_encoder == voices_by]
+    if taught:
+        notes.append(
+            f"{voices_by} judges voices, and {', '.join(taught)} learned from it: their likeness by it is no proof. "
+            "Give another `speaker_encoder`."
         )
     if config.naturalness:
         notes.append(

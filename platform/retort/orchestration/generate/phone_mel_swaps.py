@@ -198,7 +198,10 @@ class SwappedPhoneMelsWorker:
         max_cer = self.source.filters.max_cer
         if self.recogniser is None or max_cer is None:
             return None
-        heard = hear(self.recogniser, sound_N, self.description.mel.sample_rate)
+        try:
+            heard = hear(self.recogniser, sound_N, self.description.mel.sample_rate)
+        except DataError as fault:  # others may be heard all the same
+            return str(fault)
         cer = character_errors(text, heard).wer
         return f"CER {cer:.2f}: heard {heard!r}" if cer > max_cer else None
 

@@ -259,7 +259,9 @@ def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict
         ]
         trees = [system.model_dump(mode="json") for system in systems]
         measured = measure_speeds(
-            config.evaluation.replace(systems=trees, comparisons=(), confidence_teacher=None, speed=settings)
+            config.evaluation.replace(
+                systems=trees, comparisons=(), confidence_teacher=None, mel_reference=None, speed=settings
+            )
         )
         speeds |= {int(name): figures for name, figures in measured.items()}
     progress.update(len(finished), len(finished), "measuring speed with nothing beside it")
