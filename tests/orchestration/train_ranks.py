@@ -127,8 +127,9 @@ def main(runs: Path, rank: int, world_size: int) -> None:
 
 
 def begin(variables: dict[str, str], output: Path, runs: Path) -> None:
-    """Be a rank and end the process; torch's ``variables`` (RANK, WORLD_SIZE, ...) say which."""
-    os.environ.update(variables)  # noqa: TID251 - torch and DeepSpeed read it
+    """Be a rank and end the process; ``variables`` are its environment, in which torch's (RANK, ...) say which."""
+    os.environ.clear()  # noqa: TID251 - torch and DeepSpeed read it
+    os.environ.update(variables)  # noqa: TID251
     with output.open("ab") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())

@@ -152,7 +152,8 @@ def run_ranks(
         names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size}
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "DS_ACCELERATOR": "cpu"}
         names |= {"XDG_CACHE_HOME": caches[rank]} if caches else {}
-        variables = {name: str(value) for name, value in names.items()}
+        # The server has the environment in which it was started; a test may have another one by now.
+        variables = {**os.environ, **{name: str(value) for name, value in names.items()}}  # noqa: TID251
         processes.append(_SERVER.Process(target=begin, args=(variables, root / f"rank-{rank}.txt", plan)))
         processes[-1].start()
     for process in processes:
