@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from retort.audio.librosa_parts import open_pitch_tracker
 from retort.audio.mel import MelConfig
 
 LOWEST_HZ, HIGHEST_HZ = 60.0, 500.0
@@ -67,10 +68,8 @@ def f0_track(samples_N: Tensor, sample_rate: int, *, hop_samples: int, resolutio
         hop_samples: frame ``t`` is centred on sample ``t * hop_samples``, as those of a log-mel are.
         resolution: of the tracker's pitches, in semitones; halving it takes three times as long.
     """
-    import librosa
-
     frame = 2 ** round(torch.tensor(_TRACKED_FRAME_S * sample_rate).log2().item())
-    f0_T, voiced_T, _ = librosa.pyin(
+    f0_T, voiced_T, _ = open_pitch_tracker().pyin(
         samples_N.detach().cpu().float().numpy(),
         fmin=LOWEST_HZ,
         fmax=_TRACKED_HZ,

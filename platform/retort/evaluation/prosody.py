@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from retort.audio.librosa_parts import open_librosa, open_time_warping
 from retort.audio.pitch import f0_track
 from retort.config import Config
 from retort.evaluation.hearing import RECOGNISER_RATE, audible_16k
@@ -80,8 +81,7 @@ def sample_spread(sounds: Sequence[tuple[Tensor, int]]) -> float | None:
 
 def _log_mel(samples_16k_N: Tensor) -> NDArray[np.float64]:
     """Mel [M, T] in dB, nothing lower than 60 dB below its loudest cell."""
-    import librosa
-
+    librosa = open_librosa()
     power_MT = librosa.feature.melspectrogram(
         y=samples_16k_N.numpy(), sr=RECOGNISER_RATE, n_fft=_FRAME, hop_length=2 * _HOP, n_mels=_MELS
     )
@@ -89,11 +89,10 @@ def _log_mel(samples_16k_N: Tensor) -> NDArray[np.float64]:
 
 
 def _warped_distance(a_MT: NDArray[np.float64], b_MT: NDArray[np.float64]) -> float:
-    from librosa.sequence import dtw
     from scipy.spatial.distance import cdist
 
     cost_TT = cdist(a_MT.T, b_MT.T) / np.sqrt(len(a_MT))
-    _, path = dtw(C=cost_TT)
+    _, path = open_time_warping().sequence.dtw(C=cost_TT)
     return float(np.mean([cost_TT[i, j] for i, j in path]))
 
 

@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from retort.audio.librosa_parts import open_librosa
 from retort.config import Config
 from retort.errors import ConfigError, DataError, MissingRequirementError, RetortError
 from retort.evaluation.hearing import loudest_frame_dbfs
@@ -138,6 +139,7 @@ class Resemblyzer:
             with warnings.catch_warnings():
                 # It still imports scipy.ndimage.morphology, which SciPy has deprecated.
                 warnings.simplefilter("ignore", DeprecationWarning)
+                open_librosa()
                 import resemblyzer
         except ImportError as error:
             raise MissingRequirementError(
