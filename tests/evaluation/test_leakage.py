@@ -10,16 +10,14 @@ from retort.evaluation.bootstrap import Interval
 from retort.evaluation.leakage import (
     Leak,
     LeakageConfig,
-    Probed,
     check_set,
     leakage_findings,
     leakage_tree,
-    likeness,
     mean_content,
     measure_leakage,
-    probe_speakers,
     sources_of,
 )
+from retort.evaluation.speaker_probe import Probed, likeness, probe_speakers
 from retort.inference.zero_shot_making import ZeroShotMaker
 from retort.models.zero_shot.model import ZeroShot
 from retort.nn.phone_conditions import voice_prompts
