@@ -19,12 +19,17 @@ import numpy as np
 _RATE = 16_000
 
 
+def lock_file() -> Path:
+    """Whose lock whoever compiles holds."""
+    return Path(tempfile.gettempdir()) / f"retort-numba-{os.getuid()}.lock"
+
+
 @contextlib.contextmanager
 def compiling() -> Iterator[None]:
     """Keep the other processes of this user and machine from compiling inside the block; the kernel ends it, too."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):  # where no file can be written, Numba writes none
-            file = stack.enter_context((Path(tempfile.gettempdir()) / f"retort-numba-{os.getuid()}.lock").open("a"))
+            file = stack.enter_context(lock_file().open("a"))
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
