@@ -6,6 +6,7 @@ its message says, ends with exit code 0. Nothing else is judged by the message: 
 """
 
 import argparse
+import contextlib
 import json
 import random
 import shutil
@@ -119,13 +120,10 @@ def disk_full(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
         raise SystemExit(f"disk: needs the right to mount a small file system: {mounted.stderr.decode().strip()}")
     process = _begun(job, moment)
     filler = job.output / "filler"
-    with filler.open("wb") as file:
-        try:
-            while True:
-                file.write(b"\0" * (1 << 16))
-                file.flush()
-        except OSError:
-            pass  # full: that is the fault
+    with filler.open("wb") as file, contextlib.suppress(OSError):  # full: that is the fault
+        while True:
+            file.write(b"\0" * (1 << 16))
+            file.flush()
     _expect(process, outcome, ResourceError.exit_code)
     filler.unlink()
 

@@ -67,12 +67,10 @@ def cache_folder() -> Path:
     """Where this node keeps copies: ``XDG_CACHE_HOME/retort`` or ``~/.cache/retort``, else a temporary folder."""
     given = os.environ.get("XDG_CACHE_HOME")
     folder = (Path(given) if given else Path.home() / ".cache") / "retort"
-    try:
+    with contextlib.suppress(OSError):  # no home, or one that cannot be written: the temporary folder does
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
-        pass  # no home, or one that cannot be written: the temporary folder does
     folder = Path(tempfile.gettempdir()) / f"retort-{os.getuid()}"
     with os_error_as_storage_error(folder, "make the cache folder"):
         folder.mkdir(mode=0o700, exist_ok=True)
