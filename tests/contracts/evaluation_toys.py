@@ -94,7 +94,7 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
     for task in tasks:
         worker.judge(task, str(folder), job.kept_of(config, tasks))
     judged = read_judged(config, folder, tasks)
-    leaks = job._leaks(config, job._leaking(config, infos), QuietProgress())
+    leaks = job._leaks(config, job._leaking(config), QuietProgress())
     measured, memory = job._measure(config, QuietProgress())
     infos = [job._with_speed(info, measured, memory) for info in infos]
     found = job.Found(infos, judged, worker.confidence(), note_of(config, infos), choice, leaks)

@@ -150,7 +150,7 @@ def test_leakage_is_for_zero_shot_models_and_told_in_the_report(tmp_path: Path, 
         note_of(heard, infos)
     )
     assert "is no proof" not in str(note_of(heard, infos[:1])) + str(note_of(asked, infos))
-    assert job._leaking(asked, infos) == ["z"]
+    assert job._leaking(asked) == ["z"]
     leak = EvaluationWorker(asked.model_dump(mode="json"), 1).leakage("z")
     rows_of_items = [failed_item(info.name, expected) for info in infos for expected in strings.expected]
     found = job.Found(infos, Judged(rows_of_items, {}, {}), Sureness({}), None, leaks=[leak])

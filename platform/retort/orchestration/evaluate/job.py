@@ -23,7 +23,7 @@ from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Measured
 from retort.evaluation.temperatures import Choice
 from retort.evaluation.votes import preferences, read_votes
-from retort.models.weights import load_zero_shot
+from retort.models.weights import SavedZeroShot, read_saved
 from retort.nn.random import seed_of
 from retort.orchestration.after_finish import after_finish
 from retort.orchestration.cluster import ray_session, worker_environment
@@ -95,7 +95,7 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         if config.speaker_encoder is not None:
             strings.refuse_other_encoder(encoder_name(config.speaker_encoder))
         infos = [describe_system(system, config, strings) for system in config.systems]
-        leaking = _leaking(config, infos)
+        leaking = _leaking(config)
         tasks, choosing = tasks_of(config, strings), choosing_tasks(config, infos)
         pieces = output / _PIECES
         drop_what_changed(pieces, config)
@@ -208,19 +208,19 @@ def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments:
         ray.kill(actor)
 
 
-def _leaking(config: EvaluateConfig, infos: Sequence[SystemInfo]) -> list[str]:
+def _leaking(config: EvaluateConfig) -> list[str]:
     """Systems whose content is probed; whatever is wrong with what they are to be probed by is told now."""
     if config.leakage is None:
         return []
-    names = [info.name for info in infos if info.family == "zero_shot"]
-    if not names:
+    saved = {system.name: read_saved(system.model) for system in config.systems if system.model is not None}
+    lineages = {name: model.lineage for name, model in saved.items() if isinstance(model, SavedZeroShot)}
+    if not lineages:
         raise ConfigError("leakage is for zero-shot models, and no system is one; leave it out")
     mels = PhoneMelSet.open(config.leakage.mels)
-    for system in config.systems:
-        if system.name in names and system.model is not None:
-            check_set(system.name, load_zero_shot(system.model).lineage, mels.description)
+    for name, lineage in lineages.items():
+        check_set(name, lineage, mels.description)
     sources_of(mels, config.leakage)
-    return names
+    return list(lineages)
 
 
 def _leaks(config: EvaluateConfig, names: Sequence[str], progress: Progress) -> list[Leak]:
