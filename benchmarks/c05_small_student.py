@@ -1,7 +1,8 @@
-"""C5: a zero-shot student from text to sound on one thread, vocoder included, beside hibari; C6: what ONNX gains.
+"""C5: a zero-shot student from text to sound on one thread, vocoder included, beside hibari; C6: what graphs gain.
 
 Models of the presets with random weights, which take the time of trained ones: through torch as `retort say` has them,
-and through the graphs of a bundle. Their mels are compared while the bundle is written. hibari is of an extra.
+and through the graphs of a bundle by ONNX Runtime ("onnx") and, where it is installed, OpenVINO. Their mels are
+compared while the bundle is written. hibari is of an extra.
 """
 
 import tempfile
@@ -14,6 +15,7 @@ import torch
 from benchmarks.protocol import Gate, Run, conclude, interleave, parse_arguments, prepare, print_table
 from retort.audio.hibari import IN_THE_WHEEL, Voices
 from retort.audio.mel import MelConfig
+from retort.inference.bundle.runtimes import RUNTIMES, Runtime, is_installed
 from retort.inference.bundle.speak import Bundle
 from retort.inference.inversion import carry_vocoder
 from retort.inference.onnx_bundle import write_bundle
@@ -91,9 +93,9 @@ def in_torch(folder: Path) -> Callable[[str], Part]:
     return say
 
 
-def in_onnx(folder: Path) -> Callable[[str], Part]:
+def in_graphs(folder: Path, runtime: Runtime) -> Callable[[str], Part]:
     """What says a sentence as a bundle does."""
-    bundle = Bundle(folder)
+    bundle = Bundle(folder, runtime=runtime)
 
     def say(text: str) -> Part:
         begin = time.perf_counter()
@@ -128,7 +130,7 @@ def of_hibari() -> Callable[[], Mapping[str, float]]:
 
 
 def verdicts(run: Run) -> Iterator[str]:
-    """C5 of both sizes through ONNX, and C6 of model and vocoder."""
+    """C5 of both sizes through ONNX Runtime, and C6 of model and vocoder through every runtime."""
     yield Gate("C5 RTF of hibari / small", 0.5, 1.0, at_least=True).judge(
         *run.ratios("hibari, all", "small, onnx, all")
     )
@@ -138,8 +140,14 @@ def verdicts(run: Run) -> Iterator[str]:
     print(f"RTF of paper: {run.best('paper, onnx, all'):.4f} / {run.median('paper, onnx, all'):.4f}")
     for size in SIZES:
         for part in ("mel", "vocoder"):
-            ratios = run.ratios(f"{size}, torch, {part}", f"{size}, onnx, {part}")
-            yield Gate(f"C6 torch / ONNX, {part} of {size}, fp32", 1.2, 2.5, at_least=True).judge(*ratios)
+            for name in runtimes():
+                ratios = run.ratios(f"{size}, torch, {part}", f"{size}, {name}, {part}")
+                yield Gate(f"C6 torch / {name}, {part} of {size}, fp32", 1.2, 2.5, at_least=True).judge(*ratios)
+
+
+def runtimes() -> dict[str, Runtime]:
+    """Those that are installed, by what the table calls them."""
+    return {"onnx" if name == "onnxruntime" else name: name for name in RUNTIMES if is_installed(name)}
 
 
 def main() -> None:
@@ -153,7 +161,9 @@ def main() -> None:
             bundle.mkdir()
             written = write_bundle(model, bundle)
             print(f"{size}: {written.parameters / 1e6:.1f}M parameters, log-mels differ by {written.difference:.1e}")
-            for way, say in (("torch", in_torch(model)), ("onnx", in_onnx(bundle))):
+            print(f"the export chose {written.runtime} of {dict(written.rtf)}")
+            graphs = {way: in_graphs(bundle, runtime) for way, runtime in runtimes().items()}
+            for way, say in {"torch": in_torch(model), **graphs}.items():
                 peers[f"{size}, {way}"] = lambda say=say: rtf(say)  # type: ignore[misc]
         run = interleave(peers, args)
     print_table(run, "of real time x 1000", 1000.0)

@@ -5,9 +5,11 @@ Usage: ``python -m benchmarks.results_table runs/demo``
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from retort.evaluation.metrics import labels_of
 from retort.evaluation.noise_floor import sentence
 
 
@@ -30,34 +32,44 @@ def main(folder: Path) -> None:
 
 
 def systems_table(systems: list[dict[str, Any]]) -> str:
-    """One row per system; summaries of old have no intervals of speed."""
+    """One row per system, with the columns that some system has a value for."""
+    columns = [column for column in _columns(systems[0]) if any(s.get(column.field) is not None for s in systems)]
     lines = [
-        "| system | parameters | WER (95 % interval) | failures | similarity | entropy | top-1 | tokens/s, batch 1 | "
-        "tokens/s, saturated | RTF | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| system | parameters | {' | '.join(column.title for column in columns)} |",
+        "|---" * (2 + len(columns)) + "|",
     ]
     for s in systems:
-        low, high = s["wer_ci95"]
-        cells = [
-            s["name"],
-            "" if s["parameters"] is None else f"{s['parameters'] / 1e6:.2f}M",
-            f"{s['wer_corpus']:.3f} ({low:.3f} to {high:.3f})",
-            f"{s['failure_rate']:.3f}",
-            *(_number(s[key], digits) + _interval(s.get(f"{key}_ci95"), digits) for key, digits in _COLUMNS),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        parameters = "" if s["parameters"] is None else f"{s['parameters'] / 1e6:.2f}M"
+        cells = [_number(s.get(c.field), c.digits) + _interval(s.get(c.interval), c.digits) for c in columns]
+        lines.append("| " + " | ".join([f"`{s['name']}`", parameters, *cells]) + " |")
     return "\n".join(lines)
 
 
-_COLUMNS = (
-    ("speaker_similarity", 3),
-    ("entropy", 2),
-    ("top1_probability", 2),
-    ("tokens_per_second_batch1", 0),
-    ("tokens_per_second", 0),
-    ("rtf", 3),
-    ("peak_memory_mb", 0),
-)
+class _Column(NamedTuple):
+    title: str
+    field: str
+    digits: int
+    interval: str = ""
+
+
+def _columns(system: Mapping[str, Any]) -> list[_Column]:
+    """Words by every recogniser, where there are several; summaries of old have no intervals of speed."""
+    words = [
+        _Column(f"WER by {label}, capped (95 % interval)", f"wer_capped@{label}", 3, f"wer_capped@{label}_ci95")
+        for label in labels_of(system)
+    ]
+    return [
+        *(words or [_Column("WER (95 % interval)", "wer_corpus", 3, "wer_ci95")]),
+        _Column("failures", "failure_rate", 3),
+        _Column("DistillMOS", "distillmos", 2),
+        _Column("DNSMOS", "dnsmos", 2),
+        _Column("voice similarity", "speaker_similarity", 3),
+        _Column("KL from the target, nats", "target_kl", 3),
+        _Column("tokens/s at batch 1", "tokens_per_second_batch1", 0, "tokens_per_second_batch1_ci95"),
+        _Column("tokens/s, saturated", "tokens_per_second", 0, "tokens_per_second_ci95"),
+        _Column("RTF", "rtf", 3, "rtf_ci95"),
+        _Column("peak MB", "peak_memory_mb", 0),
+    ]
 
 
 def comparisons_table(comparisons: list[dict[str, Any]]) -> str:
@@ -68,19 +80,17 @@ def comparisons_table(comparisons: list[dict[str, Any]]) -> str:
     ]
     for c in comparisons:
         interval = "" if c["ci95"] is None else f" ({c['ci95'][0]:+.3f} to {c['ci95'][1]:+.3f})"
-        lines.append(
-            f"| {c['a']} | {c['b']} | {c['metric']} | {c['difference']:+.3f}{interval} | "
-            f"{c['probability_of_improvement']:.3f} |"
-        )
+        better = _number(c["probability_of_improvement"], 3)
+        lines.append(f"| {c['a']} | {c['b']} | {c['metric']} | {c['difference']:+.3f}{interval} | {better} |")
     return "\n".join(lines)
 
 
 def _interval(ends: list[float] | None, digits: int) -> str:
-    return "" if ends is None else f" ({ends[0]:.{digits}f} to {ends[1]:.{digits}f})"
+    return "" if ends is None else f" ({ends[0]:,.{digits}f} to {ends[1]:,.{digits}f})"
 
 
 def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+    return "" if value is None else f"{value:,.{digits}f}"
 
 
 if __name__ == "__main__":

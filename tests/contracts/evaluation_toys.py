@@ -112,7 +112,17 @@ def evaluated(config: EvaluateConfig, folder: Path) -> dict[str, Any]:
         refusal = str(error).replace(str(folder), "")
     told = {
         name: tree.get(name)
-        for name in ("comparisons", "note", "confidence", "findings", "slices", "long_text", "leakage", "temperatures")
+        for name in (
+            "comparisons",
+            "note",
+            "confidence",
+            "findings",
+            "slices",
+            "long_text",
+            "voices",
+            "leakage",
+            "temperatures",
+        )
     }
     rows = [dataclasses.asdict(item) for item in summary.items]
     return {**told, "systems": systems, "items": rows, "tasks": tasks, "refusal": refusal}

@@ -126,6 +126,10 @@ def test_rows_without_a_swapped_one_stay_real(tmp_path: Path) -> None:
     stream = PhoneMelStream(opened, BATCHES, seed=0, swaps=swaps_of(tmp_path / "swapped", rows[:5], 1.0))
     found = {stream.rows[int(i)].id for n in range(6) for i in stream.batch(n).row_B[stream.batch(n).swapped_B]}
     assert found == {row.id for row in rows[:5]}
+    assert stream.swapped_share == 5 / len(rows)
+    half = PhoneMelStream(opened, BATCHES, seed=0, swaps=swaps_of(tmp_path / "half", rows[:5], 0.5))
+    assert half.swapped_share == 2.5 / len(rows)
+    assert PhoneMelStream(opened, BATCHES, seed=0).swapped_share == 0.0
 
 
 def test_ranks_share_the_batches(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -168,10 +169,21 @@ def test_a_zero_shot_model_says_the_strings_of_a_token_set_in_the_voices_of_its_
         assert verdict.item.error is None
 
 
+def test_a_model_without_its_speaker_encoder_speaks_in_its_own_voices(judge: Judge, tmp_path: Path) -> None:
+    deaf = open_speaker(speaking_zero_shot(tmp_path, timbre_encoder="other-1"))
+    own = [one for one in judge.strings.rows.values() if one.speaker in deaf.voices]
+    assert own
+    assert all(judge.strings.voice_for(one, deaf) is None for one in own)
+    for verdict in judge.judge(System("zero_shot", "model", deaf), [one.id for one in own]):
+        assert verdict.item.error is None
+        assert verdict.samples_N.numel()
+
+
 class _Listener:
     """Takes recordings, and codes of no codec."""
 
     voice_space = "recordings"
+    abilities = SimpleNamespace(takes_voices=True)
 
     def voice_of(self, audio: Audio) -> Voice:
         """The recording itself."""
@@ -234,6 +246,7 @@ def test_a_speaker_of_another_space_gets_the_prompt_as_sound(judge: Judge, speak
 
     class Elsewhere:
         voice_space = "elsewhere"
+        abilities = SimpleNamespace(takes_voices=True)
 
         def voice_of(self, audio: Audio) -> object:
             return audio

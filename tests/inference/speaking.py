@@ -121,7 +121,7 @@ def speaking_denoiser(
     return write_artifact(root / "denoiser", info, fill).path
 
 
-def speaking_zero_shot(root: Path, **lineage: Any) -> Path:
+def speaking_zero_shot(root: Path, *, timbre_dim: int = 256, **lineage: Any) -> Path:
     """A zero-shot model with random weights that knows the phones of digits, and two voices, as a model folder."""
     words = ["zero one two three four five six seven eight nine a"]
     known = sorted({phone for text in espeak.phones_of_all(words, voice="en-us") for phone in text})
@@ -132,7 +132,9 @@ def speaking_zero_shot(root: Path, **lineage: Any) -> Path:
         style_layers=1, predictor_dim=8, decoder_dim=16, decoder_dilations=(1,), dropout=0.0,
     )  # fmt: skip
     scales = FeatureScales(log_frames_mean=1.8, log_frames_std=0.3)
-    config = zero_shot_config(shape, num_phones=len(phones), num_mels=mel.num_mels, timbre_dim=256, scales=scales)
+    config = zero_shot_config(
+        shape, num_phones=len(phones), num_mels=mel.num_mels, timbre_dim=timbre_dim, scales=scales
+    )
     torch.manual_seed(5)
     random = ZeroShot(config)
     with torch.no_grad():  # at its start it says the same of everything
@@ -142,7 +144,7 @@ def speaking_zero_shot(root: Path, **lineage: Any) -> Path:
         "method": "zero_shot_pretrain", "phones": phones, "voice": "en-us", "language": "en", "mel": mel,
         "timbre_encoder": "resemblyzer-0.1", "data_fingerprint": "p-0", "durations_fingerprint": "d-0", **lineage,
     })  # fmt: skip
-    timbres = torch.nn.functional.normalize(torch.rand(2, 256), dim=1)
+    timbres = torch.nn.functional.normalize(torch.rand(2, timbre_dim), dim=1)
     voices = [StoredVoice(f"s{n}", 2.0 * torch.randn(40 + n, mel.num_mels) - 5.0, timbres[n]) for n in range(2)]
 
     def fill(target: Path) -> None:

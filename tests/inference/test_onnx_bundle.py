@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from retort.audio.mel import MelConfig, log_mel
-from retort.errors import ConfigError, DataError
+from retort.errors import ConfigError, DataError, MissingRequirementError, QualityGateError
+from retort.inference import onnx_bundle
+from retort.inference.bundle import runtimes
+from retort.inference.bundle.runtimes import REQUIREMENTS, RUNTIMES, Runtime, is_installed
 from retort.inference.bundle.sound import Shape, Source, filtered, griffin_lim, pulse_train, said_outright
 from retort.inference.bundle.speak import Bundle, normal
 from retort.inference.inversion import carry_vocoder
@@ -58,6 +61,11 @@ def bundle(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundle")
     write_bundle(model, folder, note="of noise")
     return folder
+
+
+def needed(runtime: Runtime) -> None:
+    if not is_installed(runtime):
+        pytest.skip(f"{runtime} is not installed")
 
 
 def with_vocoder(model: Path, root: Path, **shape) -> Path:
@@ -109,8 +117,11 @@ def test_noise_is_what_it_is_in_torch():
         np.testing.assert_allclose(normal(seed, (50, 4)), expected, atol=2e-6)
 
 
-def test_a_bundle_says_the_mels_of_the_model(model, bundle):
-    maker, ours = ZeroShotMaker.open(model), Bundle(bundle)
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_bundle_says_the_mels_of_the_model(model, bundle, runtime):
+    needed(runtime)
+    maker, ours = ZeroShotMaker.open(model), Bundle(bundle, runtime=runtime)
+    assert ours.runtime == runtime
     assert ours.voices == ("s0", "s1")
     phones = ours.reader.spoken(TEXT).ids
     lineage = maker.loaded.lineage
@@ -123,12 +134,82 @@ def test_a_bundle_says_the_mels_of_the_model(model, bundle):
         assert np.abs(ours_TM - mel_TM.numpy()).max() < BOUND
 
 
-def test_a_bundle_speaks_without_torch_and_the_same_seed_is_the_same_bytes(bundle, tmp_path):
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_one_run_leaves_what_another_found_as_it_was(bundle, runtime):
+    needed(runtime)
+    ours = Bundle(bundle, runtime=runtime)
+    options = {"seed": 0, "noise_scale": 0.667, "tempo": 1.0}
+    first, _ = ours.say_phones([1, 2, 3], None, **options)
+    kept = first.copy()
+    ours.say_phones([3, 2, 1], None, **options)
+    assert first.tobytes() == kept.tobytes()
+    assert ours.say_phones([1, 2, 3], None, **options)[0].tobytes() == kept.tobytes()
+
+
+def test_the_faster_runtime_is_chosen_unless_one_is_asked_for(model, tmp_path):
+    installed = [name for name in RUNTIMES if is_installed(name)]
+    written = write_bundle(model, tmp_path)
+    assert list(written.rtf) == installed
+    assert written.rtf[written.runtime] == min(written.rtf.values())
+    assert Bundle(tmp_path).runtime == written.runtime
+    assert REQUIREMENTS[written.runtime] in (tmp_path / "requirements.txt").read_text().splitlines()
+    card = (tmp_path / CARD_FILE).read_text()
+    assert all(f"{name} {rtf:.4f}" in card for name, rtf in written.rtf.items())
+    for name in installed:
+        folder = tmp_path / name
+        folder.mkdir()
+        assert write_bundle(model, folder, runtime=name).runtime == Bundle(folder).runtime == name
+
+
+def test_a_runtime_that_says_something_else_is_not_chosen(model, tmp_path, monkeypatch):
+    wrong = {"onnxruntime": 0.5, "openvino": 1e-6}
+    monkeypatch.setattr(onnx_bundle, "_difference", lambda _, bundle: wrong[bundle.runtime])
+    needed("openvino")
+    written = write_bundle(model, tmp_path)
+    assert (written.runtime, written.difference, list(written.rtf)) == ("openvino", 1e-6, ["openvino"])
+    with pytest.raises(QualityGateError, match=r"differ from the model's by 5\.0e-01, more than 0\.001"):
+        write_bundle(model, tmp_path, runtime="onnxruntime")
+
+
+def test_a_runtime_that_is_not_installed_is_refused_with_its_cure(bundle, monkeypatch):
+    monkeypatch.setattr(runtimes, "is_installed", lambda name: name == "onnxruntime")
+    assert Bundle(bundle, runtime="onnxruntime").voices
+    with pytest.raises(MissingRequirementError, match="openvino is not installed; run: pip install 'openvino>="):
+        Bundle(bundle, runtime="openvino")
+
+
+def test_openvino_comes_without_telemetry_and_leaves_logging_alone(bundle):
+    needed("openvino")
+    program = f"""
+import logging, sys
+from pathlib import Path
+from retort.inference.bundle.speak import Bundle
+Bundle(Path({str(bundle)!r}), runtime="openvino")
+assert not {{"openvino_telemetry", "absl", "openvino.tools.ovc"}} & set(sys.modules), "its tools were imported"
+import openvino.tools.ovc  # whoever wants them still can
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_bundle_from_before_there_was_a_choice_is_of_onnx_runtime(bundle, tmp_path):
+    old = tmp_path / "old"
+    shutil.copytree(bundle, old)
+    facts = json.loads((old / "bundle.json").read_text())
+    del facts["runtime"]
+    (old / "bundle.json").write_text(json.dumps(facts))
+    assert Bundle(old).runtime == "onnxruntime"
+    (old / "bundle.json").write_text(json.dumps({**facts, "runtime": "tensorrt"}))
+    with pytest.raises(DataError, match="no runtime 'tensorrt'; it is one of onnxruntime, openvino: export again"):
+        Bundle(old)
+
+
+@pytest.mark.parametrize("runtime", [[], ["--runtime", "onnxruntime"]], ids=["chosen", "onnxruntime"])
+def test_a_bundle_speaks_without_torch_and_the_same_seed_is_the_same_bytes(bundle, tmp_path, runtime):
     outputs = [tmp_path / f"{n}.wav" for n in range(4)]
     for output, options in zip(
         outputs, (["--seed", "1"], ["--seed", "1"], ["--seed", "2"], ["--voice", "s1"]), strict=True
     ):
-        done = say(bundle, output, *options)
+        done = say(bundle, output, *options, *runtime)
         assert done.returncode == 0, done.stderr
     first, again, other_seed, other_voice = (output.read_bytes() for output in outputs)
     assert first == again

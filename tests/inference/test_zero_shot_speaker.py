@@ -11,10 +11,18 @@ from retort.inference.inversion import carry_vocoder
 from retort.inference.opening import Room, open_speaker
 from retort.inference.speaker import Request, Wish
 from retort.inference.speech import GuardConfig
-from retort.inference.zero_shot_making import TIMBRE_ENCODER, ZeroShotMaker
+from retort.inference.zero_shot_making import ZeroShotMaker
+from retort.inference.zero_shot_speaker import PROMPT
 from retort.models.vocoder_lineage import VocoderLineage
 from retort.models.weights import load_zero_shot, save_model
-from retort.models.zero_shot.timbre import open_timbre_encoder
+from retort.models.zero_shot.eres2net import ERes2NetV2
+from retort.models.zero_shot.timbre import (
+    ERes2NetTimbreConfig,
+    ResemblyzerTimbreConfig,
+    carry_timbre_encoder,
+    open_timbre_encoder,
+    timbre_encoder_name,
+)
 from tests.inference.speaking import speaking_zero_shot
 from tests.methods.vocoder_toys import TOY, toy_vocoder
 
@@ -145,15 +153,52 @@ def test_what_is_counted_is_the_model_and_beside_it_the_frozen_encoder(speaker):
     facts = speaker.facts
     assert (facts.family, facts.lineage.method) == ("zero_shot", "zero_shot_pretrain")
     assert facts.parameters == sum(p.numel() for p in speaker.maker.model.parameters())
-    encoder = open_timbre_encoder(TIMBRE_ENCODER, speaker.maker.mel)
+    encoder = open_timbre_encoder(ResemblyzerTimbreConfig(), speaker.maker.mel)
     assert facts.frozen_parameters == sum(p.numel() for p in encoder._network.parameters())
+
+
+def test_a_recording_is_brought_to_the_loudness_of_those_that_were_trained_on(speaker, tmp_path):
+    levelled = open_speaker(speaking_zero_shot(tmp_path, target_lufs=-23.0))
+    loud = recording(120.0)
+    quiet = Audio(0.05 * loud.samples_N, loud.sample_rate)
+    as_it_is, levelled_prompts = (
+        [one.voice_of(audio).tensor(PROMPT, one.voice_space) for audio in (loud, quiet)] for one in (speaker, levelled)
+    )
+    assert float((as_it_is[0] - as_it_is[1]).abs().max()) > 2.0
+    torch.testing.assert_close(*levelled_prompts, atol=1e-3, rtol=0)
+    assert levelled.voice_space != speaker.voice_space
 
 
 def test_a_model_of_another_timbre_encoder_takes_no_recordings_but_its_own_voices(tmp_path):
     other = open_speaker(speaking_zero_shot(tmp_path, timbre_encoder="other-1"))
     assert said(other).samples_N.numel()
+    assert not other.abilities.takes_voices
     with pytest.raises(DataError, match=r"timbre encoder differs.*other-1.*resemblyzer-0\.1"):
         other.voice_of(recording(120.0))
+
+
+def test_a_model_whose_encoder_is_a_file_carries_it_and_can_be_told_new_voices(tmp_path):
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(ERes2NetV2().state_dict(), tmp_path / "weights.safetensors")
+    encoder = ERes2NetTimbreConfig(path=tmp_path / "weights.safetensors")
+    folder = speaking_zero_shot(tmp_path, timbre_encoder=timbre_encoder_name(encoder), timbre_dim=192)
+    without = open_speaker(folder)
+    assert without.facts.frozen_parameters == 0
+    assert not without.abilities.takes_voices
+    with pytest.raises(DataError, match=r"timbre encoder differs.*its folder then carries it"):
+        without.voice_of(recording(120.0))
+    carry_timbre_encoder(encoder, folder)
+    (tmp_path / "weights.safetensors").unlink()
+    cloning = open_speaker(folder)
+    assert cloning.facts.frozen_parameters == sum(p.numel() for p in ERes2NetV2().parameters())
+    assert cloning.abilities.takes_voices
+    voices = [cloning.voice_of(recording(hertz)) for hertz in (120.0, 220.0)]
+    first, other = (said(cloning, voice=voice) for voice in voices)
+    assert first.samples_N.numel()
+    assert not torch.equal(first.mel_TM, other.mel_TM)
+    assert cloning.time([Request("one", "s0", 1)], ZeroShotDecoding(), seconds=0.5).figures["timbre_seconds"] > 0.0
 
 
 def test_a_folder_without_its_voices_cannot_speak(folder, tmp_path):

@@ -27,7 +27,7 @@ from retort.models.vocoder_lineage import VocoderLineage
 from retort.models.weights import WEIGHTS_FILE, load_zero_shot, save_model
 from retort.models.zero_shot.model import ZeroShot
 from retort.models.zero_shot.presets import ZeroShotShape
-from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig
+from retort.models.zero_shot.timbre import ERes2NetTimbreConfig, ResemblyzerTimbreConfig, timbre_encoder_beside
 from retort.models.zero_shot.voices import read_voices
 from retort.store.artifact import Artifact, describe_artifact, read_artifact, write_artifact
 from retort.training.fit import PlainOptimizer, fit
@@ -234,6 +234,7 @@ def test_a_student_starts_as_its_teacher_or_anew(world: dict[str, Any]) -> None:
     assert lineage.method == "self_distill"
     assert (lineage.self_distilled.sigma, lineage.self_distilled.init) == (0.5, "random")
     assert lineage.self_distilled.teacher_fingerprint == fingerprints["teacher"]
+    assert lineage.self_distilled.swapped_share == anew.batches.swapped_share > 0.0  # type: ignore[attr-defined]
     assert bool(torch.cat([warm.batches.batch(n).swapped_B for n in range(6)]).any())
 
 
@@ -266,6 +267,22 @@ def test_a_vocoder_goes_along_and_from_a_teacher_to_its_student(world: dict[str,
     assert not (world["root"] / "teacher" / "vocoder").exists()
     with pytest.raises(DataError, match=r"hop_samples 160, and here they have hop_samples 200"):
         replace(world["task"], vocoder=tmp_path / "other").check()
+
+
+@pytest.mark.parametrize("name", ["eres2netv2.safetensors", "pretrained_eres2netv2.ckpt", "weights"])
+def test_a_speaker_encoder_that_is_a_file_goes_along(world: dict[str, Any], tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"weights")
+    trained = world["task"].build(Place()).trained(weights_of(world["task"].build(Place())))
+    for encoder in (ResemblyzerTimbreConfig(), ERes2NetTimbreConfig(path=file)):
+        folder = tmp_path / encoder.kind
+        folder.mkdir()
+        replace(trained, timbre=encoder).save(folder)
+        found = timbre_encoder_beside(folder)
+        assert found.kind == encoder.kind
+        if isinstance(found, ERes2NetTimbreConfig):
+            assert (found.path.parent, found.path.suffix) == (folder, file.suffix)
+            assert found.path.read_bytes() == b"weights"
 
 
 def test_inputs_that_do_not_belong_together_are_refused(world: dict[str, Any], tmp_path: Path) -> None:

@@ -106,6 +106,23 @@ def test_outputs_inside_outputs_are_found_and_results_are_not(tmp_path: Path) ->
     assert lines[5].split()[1:5] == ["distill", "finished", "30/100", "1"]
 
 
+@pytest.mark.parametrize("where", ["runs/tour", "s3://bucket/tour"])
+def test_a_tour_is_finished_when_all_of_its_jobs_are(tmp_path: Path, where: str) -> None:
+    names = ["tour/teacher", "tour/student", "earlier/corpus"]
+    for name in ("tour", *names):
+        output(tmp_path / name)
+    jobs = [{"job": "distill", "output": f"{where}/../{name}"} for name in names]
+    (tmp_path / "tour" / "run.yaml").write_text(json.dumps({"job": "demo", "output": where, "jobs": jobs}))
+    for name in names:
+        assert look_at(tmp_path / "tour").state == "stopped"
+        finish(tmp_path / name)
+    assert look_at(tmp_path / "tour").state == "finished"
+    with OutputLock(tmp_path / "tour"):
+        assert look_at(tmp_path / "tour").state == "running"
+    (tmp_path / "tour" / "run.yaml").write_text(json.dumps({"job": "demo", "output": where, "jobs": [{}]}))
+    assert look_at(tmp_path / "tour").state == "stopped"
+
+
 @pytest.mark.parametrize("text", ["", "[1]", "job: [", "\x00\xff", "job: distill\ntraining: 3\n"])
 def test_a_broken_run_file_hides_nothing_else(tmp_path: Path, text: str) -> None:
     folder = output(tmp_path / "run")

@@ -175,6 +175,13 @@ class PhoneMelStream:
         """What :meth:`num_valid` counts."""
         return "mel_frames"
 
+    @property
+    def swapped_share(self) -> float:
+        """Of the rows, how many a swapped one stands for on average: a row whose swaps were all dropped has none."""
+        if self.swaps is None:
+            return 0.0
+        return self.swaps.share * sum(name in self._swapped for name in self._ids) / len(self._ids)
+
     def batch(self, n: int) -> PhoneMelBatch:
         """Batch ``n`` (0-based) of this rank."""
         number = n * self.world_size + self.rank

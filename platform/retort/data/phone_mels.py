@@ -65,6 +65,8 @@ class PhoneMelSetDescription(Config):
     timbre_dim: int
     """E."""
     durations_fingerprint: str
+    target_lufs: float | None = None
+    """Loudness that the recordings were brought to; None where they were left as they were, or nobody wrote it down."""
     seed: int
     code_version: str
 

@@ -87,6 +87,8 @@ class TestStrings:
         self.folder, self.description = folder, tokens.description
         self.rows = {row.id: row for row in sorted(rows[:count], key=lambda row: row.id)}
         self._others = rows
+        self._prompts: dict[str, Audio | None] = {}
+        """Recordings of prompts by their ids: a speaker has one or two of them."""
 
     @property
     def by_length(self) -> list[str]:
@@ -117,6 +119,11 @@ class TestStrings:
                 f"speaker_encoder is {name}, but the voices of {self.folder} were embedded by {theirs}; similarities "
                 "of different encoders do not compare: evaluate with that one, or prepare the data with this one"
             )
+
+    @property
+    def trained_speakers(self) -> frozenset[str]:
+        """Who has training rows."""
+        return frozenset(self.voices)
 
     @property
     def expected(self) -> list[Expected]:
@@ -160,9 +167,9 @@ class TestStrings:
     def voice_for(self, row: TokenRow, speaker: Speaker, *, is_cut: bool = False) -> Voice | None:
         """The voice that a row asks for, as a speaker takes it: :meth:`prompt_for` in its space.
 
-        None where there is no prompt; then the speaker's own voice of that name counts. ``is_cut`` breaks the prompt
-        off in the middle of a word. A model that hears recordings gets that of the longest other string of the speaker,
-        where it is kept, and no prompt that went through the codec.
+        None where there is no prompt, or the speaker cannot be told a recording's voice; then its own voice of that
+        name counts. ``is_cut`` breaks the prompt off in the middle of a word. A model that hears recordings gets that
+        of the longest other string of the speaker, where it is kept, and no prompt that went through the codec.
         """
         prompt_KP, space = self.prompt_for(row), self.description.codec_fingerprint
         if prompt_KP is None:
@@ -172,6 +179,8 @@ class TestStrings:
             prompt_KP = cut_in_a_word(self.codec, prompt_KP)
         if speaker.voice_space == space:
             return voice_of_codes(space, prompt_KP)
+        if not speaker.abilities.takes_voices:
+            return None
         recording = self._recorded_prompt(row)
         if recording is None:
             recording = Audio(self.codec.decode(prompt_KP), self.codec.sample_rate)
@@ -182,13 +191,18 @@ class TestStrings:
 
     def _recorded_prompt(self, row: TokenRow) -> Audio | None:
         """The recording of the longest other string of the row's speaker, where it is kept; training rows have none."""
-        import pyarrow.parquet as pq
-
         other = self._longest_other(row)
         if other is None:
             return None
+        if other.id not in self._prompts:
+            self._prompts[other.id] = self._kept_recording(other.id)
+        return self._prompts[other.id]
+
+    def _kept_recording(self, name: str) -> Audio | None:
+        import pyarrow.parquet as pq
+
         for shard in sorted((self.folder / "audio").glob("*.parquet")):
-            kept = pq.read_table(shard, columns=["wav"], filters=[("id", "=", other.id)]).to_pylist()
+            kept = pq.read_table(shard, columns=["wav"], filters=[("id", "=", name)]).to_pylist()
             if kept:
                 return read_any_sound(kept[0]["wav"])
         return None

@@ -77,6 +77,7 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
             }
             for found in _list(summary, "long_text")
         ],
+        "voices": _voices(_list(summary, "voices")),
         "leakage": _leakage(summary.get("leakage")),
         "wer_chart": _wer_chart(systems),
         "trade_off": trade_off([(s, _point_of(s, index)) for index, s in enumerate(systems)]),
@@ -204,6 +205,11 @@ def trade_off(rows: Sequence[tuple[Mapping[str, Any], Callable[[float], figures.
             chart = figures.trade_off_chart(points, title=title, x_label=metric.noun, y_label="corpus WER")
             return {"chart": chart, "best": "lower right" if metric.higher_is_better else "lower left"}
     return None
+
+
+def _voices(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The table of quality with a row for each system and kind of voice; None where all voices are of one kind."""
+    return {"about": rows, **_table("quality", rows)} if rows else None
 
 
 def _leakage(found: Mapping[str, Any] | None) -> dict[str, Any] | None:

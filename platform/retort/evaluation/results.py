@@ -130,6 +130,8 @@ class Summary:
     """Of :func:`retort.evaluation.slices.sum_up`."""
     long_text: tuple[dict[str, Any], ...] = ()
     """Of :func:`retort.evaluation.long_text.by_minute`."""
+    voices: tuple[dict[str, Any], ...] = ()
+    """Of :func:`retort.evaluation.unseen_voices.by_voices`."""
     leakage: Mapping[str, Any] | None = None
     """Of :func:`retort.evaluation.leakage.leakage_tree`."""
     temperatures: Mapping[str, Any] | None = None
@@ -140,9 +142,8 @@ class Summary:
     def tree(self) -> dict[str, Any]:
         """The contents of ``summary.json``; numbers that are not finite become null."""
         fields = ("systems", "comparisons", "environment", "bootstrap", "note", "confidence", "recognisers", "slices")
-        tree = {
-            name: getattr(self, name) for name in (*fields, "long_text", "leakage", "temperatures", "speed_noise_floor")
-        }
+        more = ("long_text", "voices", "leakage", "temperatures", "speed_noise_floor")
+        tree = {name: getattr(self, name) for name in (*fields, *more)}
         tree["findings"] = [dataclasses.asdict(finding) for finding in self.findings]
         plain: dict[str, Any] = _plain(tree)
         return plain

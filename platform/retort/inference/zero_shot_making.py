@@ -8,18 +8,23 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from retort.audio.files import Audio, resample
+from retort.audio.files import Audio, normalise_loudness, resample
 from retort.audio.mel import log_mel
 from retort.data.tokens import refuse_mismatch
 from retort.inference.inversion import Inverter, SoundStream, inversion_beside
 from retort.models.weights import LoadedZeroShot, load_zero_shot
-from retort.models.zero_shot.timbre import ResemblyzerTimbreConfig, TimbreEncoder, open_timbre_encoder
+from retort.models.zero_shot.timbre import (
+    TimbreEncoder,
+    TimbreEncoderConfig,
+    has_timbre_encoder,
+    open_timbre_encoder,
+    timbre_encoder_beside,
+    timbre_encoder_name,
+    timbre_encoder_parameters,
+)
 from retort.models.zero_shot.voices import StoredVoice, read_voices
 from retort.nn.phone_conditions import voice_prompts
 from retort.nn.phone_numbers import phone_numbers
-
-TIMBRE_ENCODER = ResemblyzerTimbreConfig()
-"""That voices of recordings are told by; a model of another one is refused."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,21 @@ class ZeroShotMaker:
         loaded: the model.
         voices: of its folder, by name.
         inverter: makes sound of its mels, on the CPU.
+        timbre: the frozen speaker encoder, by which voices of recordings are told.
         device: where it runs.
     """
 
     def __init__(
-        self, loaded: LoadedZeroShot, voices: dict[str, StoredVoice], inverter: Inverter, *, device: str = "cpu"
+        self,
+        loaded: LoadedZeroShot,
+        voices: dict[str, StoredVoice],
+        inverter: Inverter,
+        timbre: TimbreEncoderConfig,
+        *,
+        device: str = "cpu",
     ) -> None:
         self.loaded, self.voices, self.inverter, self.device = loaded, voices, inverter, torch.device(device)
+        self.timbre = timbre
         self.model = loaded.model.to(self.device).eval()
         self.mel = loaded.lineage.mel
         self.prompt_max_frames = max(len(voice.prompt_SM) for voice in voices.values())
@@ -76,7 +89,8 @@ class ZeroShotMaker:
             DataError: a part is missing or damaged.
         """
         loaded = load_zero_shot(folder)
-        return cls(loaded, read_voices(folder), inversion_beside(folder, loaded.lineage.mel), device=device)
+        inverter = inversion_beside(folder, loaded.lineage.mel)
+        return cls(loaded, read_voices(folder), inverter, timbre_encoder_beside(folder), device=device)
 
     def numbers(self, phones: Sequence[str]) -> list[int]:
         """Of phones of the model's inventory, in IPA with stress; an empty string is a pause."""
@@ -101,25 +115,43 @@ class ZeroShotMaker:
         return self.inverter.whole()
 
     @cached_property
+    def encoder_parameters(self) -> int:
+        """Of the frozen speaker encoder, where the one that it would be told new voices by is its own; else 0."""
+        return timbre_encoder_parameters(self.timbre) if self._is_own_encoder else 0
+
+    @cached_property
+    def has_encoder(self) -> bool:
+        """Whether the speaker encoder that it was trained with is at hand, so that it can be told new voices."""
+        return has_timbre_encoder(self.timbre) and self._is_own_encoder
+
+    @cached_property
+    def _is_own_encoder(self) -> bool:
+        return timbre_encoder_name(self.timbre) == self.loaded.lineage.timbre_encoder
+
+    @cached_property
     def encoder(self) -> TimbreEncoder:
         """The frozen speaker encoder.
 
         Raises:
-            DataError: this version has another one.
+            DataError: it is another one than the model was trained with.
             MissingRequirementError: it is not installed.
         """
-        found = open_timbre_encoder(TIMBRE_ENCODER, self.mel, device=self.device)
-        cure = "use the version that the model was trained with"
-        wanted = self.loaded.lineage.timbre_encoder
-        refuse_mismatch("timbre encoder", "the model", wanted, "this installation", found.name, cure)
-        return found
+        wanted, found = self.loaded.lineage.timbre_encoder, timbre_encoder_name(self.timbre)
+        cure = "use the version that the model was trained with, or train the model again: its folder then carries it"
+        refuse_mismatch("timbre encoder", "the model", wanted, "this installation", found, cure)
+        return open_timbre_encoder(self.timbre, self.mel, device=self.device)
 
     def voice_of(self, audio: Audio) -> tuple[Tensor, Tensor]:
         """Prompt [S, M] and timbre [E] of a recording: its beginning, as far as a prompt reaches, and all of it.
+
+        It is as loud as the recordings that the model was trained on.
 
         Raises:
             DataError: no voice is heard in it.
         """
         samples_N = resample(audio.samples_N, audio.sample_rate, self.mel.sample_rate)
+        target_lufs = self.loaded.lineage.target_lufs
+        if target_lufs is not None:
+            samples_N = normalise_loudness(samples_N, self.mel.sample_rate, target_lufs)
         timbre_E = self.encoder.embed(samples_N, self.mel.sample_rate)
         return log_mel(samples_N, self.mel).T[: self.prompt_max_frames].contiguous(), timbre_E

@@ -20,7 +20,6 @@ from retort.inference.timing import wait_for
 from retort.inference.voices import Voice
 from retort.inference.zero_shot_making import MelWish, ZeroShotMaker
 from retort.models.codec_lm import count_parameters
-from retort.models.zero_shot.timbre import ResemblyzerTimbre
 from retort.text.reading import Reading
 
 PROMPT, TIMBRE = "prompt", "timbre"
@@ -100,14 +99,13 @@ class ZeroShotSpeaker:
         """What it is; the frozen timbre encoder, which listens to new voices only, is counted by itself."""
         loaded, config = self.maker.loaded, self.maker.loaded.model.config
         layers = config.num_layers + config.style_layers + len(config.decoder_dilations)
-        frozen = ResemblyzerTimbre.num_parameters if loaded.lineage.timbre_encoder == ResemblyzerTimbre.name else 0
         return Facts(
             loaded.fingerprint,
             config.type,
             loaded.lineage,
             count_parameters(loaded.model),
             layers,
-            frozen,
+            self.maker.encoder_parameters,
             self.maker.inverter.parameters,
         )
 
@@ -116,7 +114,7 @@ class ZeroShotSpeaker:
         """What may be asked of it."""
         return Abilities(
             streams="by_sentence",
-            takes_voices=True,
+            takes_voices=self.maker.has_encoder,
             guidance_scales=(),
             max_seconds=self._max_seconds,
             max_text_tokens=self._max_text_tokens,
@@ -139,9 +137,10 @@ class ZeroShotSpeaker:
 
     @property
     def voice_space(self) -> str:
-        """Fingerprint of the mels and the speaker encoder that voices are told in."""
+        """Fingerprint of the mels, the speaker encoder and the loudness that voices are told in."""
         lineage = self.maker.loaded.lineage
-        told = json.dumps([lineage.mel.model_dump(mode="json"), lineage.timbre_encoder], sort_keys=True)
+        parts = [lineage.mel.model_dump(mode="json"), lineage.timbre_encoder]
+        told = json.dumps(parts if lineage.target_lufs is None else [*parts, lineage.target_lufs], sort_keys=True)
         return f"zero_shot-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
 
     def voice_of(self, audio: Audio) -> Voice:

@@ -96,11 +96,13 @@ class SelfDistillation(Task):
                 teacher_fingerprint=teacher.fingerprint,
                 swaps_fingerprint=swaps.fingerprint,
                 sigma=self.method.sigma,
+                swapped_share=batches.swapped_share,
                 direction=self.method.direction,
                 init=self.method.init,
             ),
         )
-        result = ZeroShotResult(student.config, lineage, rows, self.batch.prompt_max_frames, self._vocoder())
+        longest = self.batch.prompt_max_frames
+        result = ZeroShotResult(student.config, lineage, rows, longest, self.timbre, self._vocoder())
         return Problem(ZeroShotObjective(student, losses, timbre), draws, batches, result)
 
     def _vocoder(self) -> Path | None:

@@ -13,6 +13,7 @@ from retort.models.codec_lm import count_parameters
 from retort.models.weights import fingerprint_of, save_model
 from retort.models.zero_shot.config import ZeroShotConfig
 from retort.models.zero_shot.model import ZeroShot
+from retort.models.zero_shot.timbre import TimbreEncoderConfig, carry_timbre_encoder
 from retort.models.zero_shot.voices import StoredVoice, write_voices
 from retort.models.zero_shot_lineage import ZeroShotLineage
 from retort.training.seam import Trained
@@ -27,6 +28,7 @@ class TrainedZeroShot(Trained):
         lineage: what they stand for.
         rows: what it was trained on, of which the voices are taken.
         prompt_max_frames: longest prompt.
+        timbre: the frozen speaker encoder, which goes along where it is a file.
         vocoder: that goes along; None speaks by Griffin-Lim.
     """
 
@@ -34,6 +36,7 @@ class TrainedZeroShot(Trained):
     lineage: ZeroShotLineage
     rows: PhoneMelSet
     prompt_max_frames: int
+    timbre: TimbreEncoderConfig
     vocoder: Path | None = None
 
     @cached_property
@@ -50,6 +53,7 @@ class TrainedZeroShot(Trained):
         """Write the model folder."""
         save_model(folder, self.model, self.lineage)
         write_voices(folder, stored_voices(self.rows, self.prompt_max_frames))
+        carry_timbre_encoder(self.timbre, folder)
         if self.vocoder is not None:
             carry_vocoder(self.vocoder, folder)
 
@@ -78,6 +82,7 @@ class ZeroShotResult:
         lineage: what its weights will stand for.
         rows: see :class:`TrainedZeroShot`.
         prompt_max_frames: see :class:`TrainedZeroShot`.
+        timbre: see :class:`TrainedZeroShot`.
         vocoder: see :class:`TrainedZeroShot`.
     """
 
@@ -85,10 +90,11 @@ class ZeroShotResult:
     lineage: ZeroShotLineage
     rows: PhoneMelSet
     prompt_max_frames: int
+    timbre: TimbreEncoderConfig
     vocoder: Path | None = None
 
     def __call__(self, weights: Mapping[str, Tensor]) -> TrainedZeroShot:
         """The model with these weights."""
         model = ZeroShot(self.config)
         model.load_state_dict(weights)
-        return TrainedZeroShot(model.eval(), self.lineage, self.rows, self.prompt_max_frames, self.vocoder)
+        return TrainedZeroShot(model.eval(), self.lineage, self.rows, self.prompt_max_frames, self.timbre, self.vocoder)

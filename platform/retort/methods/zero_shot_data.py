@@ -87,6 +87,7 @@ def lineage_of(
         timbre_encoder=made.timbre_encoder,
         data_fingerprint=data_fingerprint,
         durations_fingerprint=made.durations_fingerprint,
+        target_lufs=made.target_lufs,
         self_distilled=self_distilled,
     )
 

@@ -82,5 +82,5 @@ class ZeroShotPretraining(Task):
         timbre = timbre_for(self.timbre, made, place.device, weight=losses.contrastive.weight)
         batches = PhoneMelStream(rows, self.batch, seed=self.seed, rank=place.rank, world_size=place.world_size)
         lineage = lineage_of(self.method.kind, made, read_artifact(result_of(self.data)).fingerprint)
-        result = ZeroShotResult(config, lineage, rows, self.batch.prompt_max_frames, self.vocoder)
+        result = ZeroShotResult(config, lineage, rows, self.batch.prompt_max_frames, self.timbre, self.vocoder)
         return Problem(ZeroShotObjective(student, losses, timbre), teacher, batches, result)

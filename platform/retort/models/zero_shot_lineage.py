@@ -15,7 +15,9 @@ class SelfDistilled(Config):
     swaps_fingerprint: str
     """Of the phone mel set that the teacher spoke."""
     sigma: float = Field(ge=0, le=1)
-    """Share of the rows whose source or target the teacher spoke."""
+    """Probability that the source or target of a row is one that the teacher spoke, where the row has one."""
+    swapped_share: float | None = Field(default=None, ge=0, le=1)
+    """Of the rows: sigma times the share of the rows that have one. None where it was not written down."""
     direction: Literal["synth_source", "synth_target"]
     init: Literal["teacher", "random"]
 
@@ -37,6 +39,8 @@ class ZeroShotLineage(Config):
     data_fingerprint: str
     """Of the phone mel set of recordings."""
     durations_fingerprint: str
+    target_lufs: float | None = None
+    """Loudness of its recordings, to which prompts are brought; None where they were left as they were."""
     self_distilled: SelfDistilled | None = None
     """None for a teacher."""
 

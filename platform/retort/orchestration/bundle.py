@@ -18,7 +18,7 @@ def run_bundle(config: BundleConfig, progress: Progress) -> dict[str, Any]:
     """Write a model as a bundle, which is the job's ``result``; returns at once if it is done.
 
     Returns the summary: ``result`` (folder), ``fingerprint``, ``parameters``, ``difference``, ``megabytes``,
-    ``seconds``.
+    ``runtime``, ``rtf`` of each runtime that was tried, ``seconds``.
 
     Raises:
         ConfigError: the model is of another family, which is named.
@@ -33,7 +33,7 @@ def run_bundle(config: BundleConfig, progress: Progress) -> dict[str, Any]:
         "output": str(config.output),
         "result": str(artifact.path),
         "fingerprint": artifact.info.version,
-        **{name: metrics[name] for name in ("parameters", "difference", "megabytes")},
+        **{name: metrics[name] for name in ("parameters", "difference", "megabytes", "runtime", "rtf")},
         "seconds": round(seconds, 1),
     }
 
@@ -41,7 +41,7 @@ def run_bundle(config: BundleConfig, progress: Progress) -> dict[str, Any]:
 def _bundle(config: BundleConfig) -> Artifact:
     model = result_of(config.model)
     with job_output(config) as output, tempfile.TemporaryDirectory() as scratch:
-        written = write_bundle(model, Path(scratch), note=config.note)
+        written = write_bundle(model, Path(scratch), note=config.note, runtime=config.runtime)
         info = describe_artifact(
             "bundle",
             config.job,
@@ -52,6 +52,8 @@ def _bundle(config: BundleConfig) -> Artifact:
                 "parameters": written.parameters,
                 "difference": written.difference,
                 "megabytes": round(written.size_bytes / 1e6, 2),
+                "runtime": written.runtime,
+                "rtf": {name: round(rtf, 5) for name, rtf in written.rtf.items()},
             },
         )
 

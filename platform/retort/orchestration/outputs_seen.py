@@ -104,7 +104,7 @@ def look_at(output: Path) -> OutputSeen:
         state = "damaged"
     elif _is_held(output):
         state = "running"  # a finished job may go on
-    elif artifact is not None:
+    elif artifact is not None or _is_finished_tour(config, output):
         state = "finished"
     elif failure:
         state = "failed"
@@ -194,6 +194,19 @@ def _result_of(output: Path) -> tuple[Artifact | None, str | None]:
         return read_artifact(output / RESULT, verify=False), None
     except RetortError as error:
         return None, str(error)
+
+
+def _is_finished_tour(config: Mapping[str, Any], output: Path) -> bool:
+    """Whether every job of a tour has a result; a tour has none of its own."""
+    jobs = config.get("jobs")
+    if not isinstance(jobs, list) or not jobs:
+        return False
+    try:
+        # Where they lie beside the tour's own folder, which may have been moved with them.
+        places = [os.path.relpath(job["output"], config["output"]) for job in jobs]
+    except (KeyError, TypeError, ValueError):
+        return False
+    return all(is_committed(output / place / RESULT) for place in places)
 
 
 def _failure_of(output: Path) -> str | None:

@@ -56,7 +56,7 @@ class FilterConfig(Config):
 
 
 class GenerateConfig(Config):
-    """Teacher → synthetic data: guided top-k for real tokens, and sequences sampled from the guided teacher."""
+    """Teacher → synthetic data: guided top-k for real tokens, and for sequences sampled from it or from a student."""
 
     job: Literal["generate"] = "generate"
     makes: Literal["tokens"] = "tokens"
@@ -73,6 +73,10 @@ class GenerateConfig(Config):
     num_sampled: int = Field(default=0, ge=0)
     """Sequences to sample, before filters."""
     texts: TextSource = CorpusTexts()
+    sampled_by: Location | None = None
+    """A model that the sequences are sampled from, without guidance; ``None`` is the guided teacher. Those of a student
+    are on-policy (GKD, Agarwal et al., arXiv 2306.13649): the guided teacher says what it would have said in each place
+    of what the student says."""
     sampler: SamplerConfig = SamplerConfig()
     max_frames: int = Field(default=400, ge=1)
     """Longest sampled sequence, in codec frames; longer ones are runaways."""

@@ -53,6 +53,9 @@ class GenerateSpeechConfig(Config):
     output: Output
     teacher: BlackBoxConfig
     texts: Annotated[TextFiles | EnglishTexts, Field(discriminator="kind")]
+    held_out_voices: tuple[str, ...] = ()
+    """Of the teacher's voices, those that say test texts alone, as the others do too: a model that is trained on the
+    corpus never hears them."""
     filters: SpeechFilterConfig = SpeechFilterConfig()
     audio_format: Literal["flac", "wav"] = "flac"
     """Of the recordings in the corpus; both keep 16 bits of each sample."""

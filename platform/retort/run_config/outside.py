@@ -8,6 +8,7 @@ from pydantic import Discriminator, Field, Tag
 from retort.audio.codec import OutsideCodecConfig
 from retort.config import Config
 from retort.config_faults import UNKNOWN_BRANCH
+from retort.inference.bundle.runtimes import Runtime
 from retort.location import Location
 from retort.models.outside.beside import NumberFormat
 from retort.run_config.output import Output
@@ -74,6 +75,8 @@ class BundleConfig(Config):
     model: Location
     note: str = ""
     """Stands in the card, such as what the licence of the recordings allows."""
+    runtime: Runtime | None = None
+    """Of the graphs; None tries those that are installed and takes the fastest here."""
 
 
 _EXPORTS = ("hugging_face", "bundle")

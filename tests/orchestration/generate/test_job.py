@@ -64,7 +64,7 @@ def _config(made, output, **changes):
 def _worker(made, tmp_path, **changes):
     """A worker as an actor makes it, in this process."""
     tree = _tree(made, tmp_path / "out", **changes)
-    tree |= {"teacher": str(result_of(made / "teacher")), "data": str(result_of(made / "data"))}
+    tree |= {"teacher": changes.get("teacher", str(result_of(made / "teacher"))), "data": str(result_of(made / "data"))}
     config = validate(tree, GenerateConfig, where="test")
     tokens = TokenSet.open(config.data)
     plan_generation(config, tokens).write(tmp_path / "plan.json")
@@ -153,6 +153,35 @@ def test_sampled_targets_are_those_of_teacher_forcing_the_sampled_tokens(made, t
         assert torch.allclose(top.log_probs.exp()[mask], expected[mask], atol=5e-4)
         assert record["split"] == "train"
         assert record["kind"] == "sampled"
+
+
+def test_on_policy_sequences_are_the_students_and_their_targets_the_guided_teachers(made, tmp_path):
+    student = write_teacher(tmp_path / "student", result_of(made / "data"), seed=1)
+    changes = {"teacher_forced": False, "sampled_by": str(student)}
+    records, rejects = _work(_worker(made, tmp_path, **changes), SAMPLED)
+    assert len(records) + len(rejects) == 12
+    # What the student says by itself, asked for by the same ids without guidance.
+    alone = {"teacher_forced": False, "guidance": {"kind": "none"}, "teacher": str(student)}
+    own, _ = _work(_worker(made, tmp_path, **alone), SAMPLED)
+    assert {name: record["codes"] for name, record in records.items()} == {n: r["codes"] for n, r in own.items()}
+    rows = [record_to_row(record) for record in records.values()]
+    for row, record, logits in zip(
+        rows, records.values(), _guided_alone(made, rows, _prompt_crops(made, records.values())), strict=True
+    ):
+        top = decode_top_k(record["top_k"])
+        mask = lay_out([row.codes_KT], CodebookLayout(16, (0, 1)))[2][0].T
+        expected = legal_log_softmax(logits)[0].gather(-1, top.ids).exp()
+        assert torch.allclose(top.log_probs.exp()[mask], expected[mask], atol=5e-4)
+
+
+def test_a_student_that_cannot_be_sampled_from_is_refused(made, tmp_path):
+    student = write_teacher(tmp_path / "student", result_of(made / "data"), seed=1)
+    with pytest.raises(ConfigError, match="sampled_by samples sequences, and num_sampled is 0"):
+        run_generate(_config(made, tmp_path / "out", sampled_by=str(student), num_sampled=0), Lines())
+    other = write_teacher(tmp_path / "other", result_of(made / "data"), codec_fingerprint="other-1")
+    with pytest.raises(DataError, match=r"sampled_by .*other-1.*mel_rvq-"):
+        run_generate(_config(made, tmp_path / "out", sampled_by=str(other)), Lines())
+    assert not ray.is_initialized()
 
 
 def test_a_sequence_depends_on_its_id_and_the_seed_not_on_its_batch(made, tmp_path):

@@ -4,10 +4,12 @@ import pytest
 
 from retort.config import validate
 from retort.data.digits import DIGIT_WORDS
+from retort.data.english import EnglishTexts
 from retort.data.tokens import TokenSet, write_shard
-from retort.errors import DataError
+from retort.errors import ConfigError, DataError
 from retort.evaluation.wer import score_text
 from retort.orchestration.generate.plan import BATCHES_PER_CHUNK, GenerationPlan, plan_generation
+from retort.orchestration.generate.speech_plan import plan_lines
 from retort.run_config import GenerateConfig
 from tests.orchestration.tiny_runs import write_token_set
 
@@ -98,3 +100,21 @@ def test_a_plan_survives_its_file(data, tmp_path):
     plan = _plan(data)
     plan.write(tmp_path / "plan.json")
     assert GenerationPlan.read(tmp_path / "plan.json") == plan
+
+
+def test_voices_that_are_held_out_say_test_lines_alone():
+    texts, voices = EnglishTexts(kind="english", train=60, validation=10, test=60), ("a", "b", "c", "d")
+    plain, _ = plan_lines(texts, voices, 0)
+    lines, _ = plan_lines(texts, voices, 0, ["d", "b"])
+    assert [(line.id, line.text, line.split) for line in lines] == [(p.id, p.text, p.split) for p in plain]
+    said = {split: {line.voice for line in lines if line.split == split} for split in ("train", "validation", "test")}
+    assert said == {"train": {"a", "c"}, "validation": {"a", "c"}, "test": set(voices)}
+    # Whose test lines were whose does not depend on who is held out.
+    assert [p for p in plain if p.split == "test"] == [line for line in lines if line.split == "test"]
+
+
+@pytest.mark.parametrize(("held_out", "told"), [(["e"], "no voice 'e'; it has a, b"), (["b", "a"], "no voice is left")])
+def test_voices_that_cannot_be_held_out_are_refused(held_out, told):
+    texts = EnglishTexts(kind="english", train=2, validation=0, test=0)
+    with pytest.raises(ConfigError, match=f"held_out_voices: .*{told}"):
+        plan_lines(texts, ("a", "b"), 0, held_out)

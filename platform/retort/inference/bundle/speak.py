@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retort.errors import ConfigError, DataError, MissingRequirementError, RetortError
+from retort.errors import ConfigError, DataError, RetortError
+from retort.inference.bundle.runtimes import RUNTIMES, Graph, Runtime, open_graph
 from retort.inference.bundle.sound import MEL_FLOOR, Floats, Shape, Source, filtered, griffin_lim, said_outright
 from retort.inference.phone_reading import PhoneReader
 from retort.text.sentences import split_text
@@ -34,15 +35,16 @@ class Bundle:
 
     Args:
         folder: that ``retort export`` wrote.
-        threads: of ONNX Runtime; with one, the same request gives the same bits on one machine.
+        threads: of the runtime; with one, the same request gives the same bits on one machine.
+        runtime: of its graphs; None takes the one that the export chose.
 
     Raises:
         ConfigError: the folder holds no bundle.
         DataError: its record is damaged.
-        MissingRequirementError: ONNX Runtime is not installed.
+        MissingRequirementError: the runtime is not installed.
     """
 
-    def __init__(self, folder: Path, *, threads: int = 1) -> None:
+    def __init__(self, folder: Path, *, threads: int = 1, runtime: Runtime | None = None) -> None:
         if not (folder / BUNDLE_FILE).is_file():
             raise ConfigError(
                 f"{folder}: no {BUNDLE_FILE}; give the result folder of a `retort export` of kind: bundle"
@@ -53,6 +55,12 @@ class Bundle:
             raise DataError(f"{folder / BUNDLE_FILE}: damaged: {error}; export the model again") from None
         self.mel = self.facts["mel"]
         self._folder, self._threads = folder, threads
+        # Bundles of format 1 without a choice are of ONNX Runtime alone.
+        self.runtime: Runtime = runtime or self.facts.get("runtime", "onnxruntime")
+        if self.runtime not in RUNTIMES:
+            raise DataError(
+                f"{folder / BUNDLE_FILE}: no runtime {self.runtime!r}; it is one of {', '.join(RUNTIMES)}: export again"
+            )
         self._plan, self._render = self._graph("plan"), self._graph("render")
         self._vocoder = self._graph("vocoder") if self.facts["sound"]["kind"] == "vocoder" else None
         with np.load(folder / ARRAYS_FILE) as arrays:
@@ -102,13 +110,11 @@ class Bundle:
         prompt_SM, timbre_E = found
         noise_PC = normal(seed, (len(phones), self.facts["latent_dim"])) * np.float32(noise_scale)
         given = {"phones": np.array(phones), "prompt": prompt_SM, "timbre": timbre_E, "noise": noise_PC}
-        adapted, timbre, log_frames_BP = self._plan.run(None, {name: array[None] for name, array in given.items()})
+        adapted, timbre, log_frames_BP = self._plan({name: array[None] for name, array in given.items()})
         frames_BP = np.round(np.expm1(log_frames_BP) / np.float32(tempo)).clip(1, self.facts["longest_phone"])
         frames_BP = frames_BP.astype(np.int64)
         mask_BT = np.ones((1, int(frames_BP.sum())), bool)
-        (mel_BTM,) = self._render.run(
-            None, {"adapted": adapted, "scaled_timbre": timbre, "frames": frames_BP, "mask": mask_BT}
-        )
+        (mel_BTM,) = self._render({"adapted": adapted, "scaled_timbre": timbre, "frames": frames_BP, "mask": mask_BT})
         return mel_BTM[0], frames_BP[0]
 
     def sound(self, log_mel_TM: Floats) -> Floats:
@@ -118,22 +124,15 @@ class Bundle:
             return griffin_lim(log_mel_TM, self._shape, num_iterations=how["num_iterations"], seed=0)
         reach = ((how["reach"], how["reach"]), (0, 0))
         padded_TM = np.pad(log_mel_TM, reach, constant_values=math.log(MEL_FLOOR))
-        said = [array[0] for array in self._vocoder.run(None, {"mel": np.ascontiguousarray(padded_TM.T)[None]})]
+        said = [array[0] for array in self._vocoder({"mel": np.ascontiguousarray(padded_TM.T)[None]})]
         if how["source"] == "none":
             return said_outright(said[0], self._shape)
         head_TO, pitch_T, voiced_T = said
         noise_N = np.random.default_rng(0).standard_normal((len(pitch_T) - 1) * self._shape.hop, np.float32)
         return filtered(head_TO, log_mel_TM, Source(pitch_T, voiced_T, noise_N, how["overhang"]), self._shape)
 
-    def _graph(self, name: str) -> Any:
-        try:
-            import onnxruntime
-        except ImportError:
-            raise MissingRequirementError("ONNX Runtime is not installed; run: pip install onnxruntime") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
-        path = str(self._folder / f"{name}.onnx")
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    def _graph(self, name: str) -> Graph:
+        return open_graph(self._folder / f"{name}.onnx", self.runtime, self._threads)
 
 
 def normal(seed: int, shape: tuple[int, int]) -> Floats:
@@ -173,9 +172,10 @@ def main(folder: Path, arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--noise-scale", type=float, default=0.667, help="0 says the same with every seed")
     parser.add_argument("--tempo", type=float, default=1.0, help="how much faster than the model's own")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runtime", choices=RUNTIMES, help="of the graphs; the one that was faster at the export")
     given = parser.parse_args(arguments)
     try:
-        bundle = Bundle(folder, threads=given.threads)
+        bundle = Bundle(folder, threads=given.threads, runtime=given.runtime)
         samples_N = bundle.speak(
             given.text, given.voice, seed=given.seed, noise_scale=given.noise_scale, tempo=given.tempo
         )

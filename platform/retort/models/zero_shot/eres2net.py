@@ -43,6 +43,7 @@ class ERes2NetTimbre:
     """
 
     dim = _DIM
+    num_parameters = 17_859_632
 
     def __init__(self, path: Path, mel: MelConfig, *, device: torch.device | str = "cpu") -> None:
         self.name = eres2net_name(path)

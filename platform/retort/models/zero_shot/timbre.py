@@ -6,6 +6,7 @@ encoder's own front-end, mels of a model through :mod:`retort.models.zero_shot.m
 """
 
 import importlib.util
+import shutil
 import warnings
 from pathlib import Path
 from typing import Annotated, Literal, Protocol
@@ -68,7 +69,44 @@ class ERes2NetTimbreConfig(Config):
 TimbreEncoderConfig = Annotated[ResemblyzerTimbreConfig | ERes2NetTimbreConfig, Field(discriminator="kind")]
 
 
-def timbre_encoder_name(config: ResemblyzerTimbreConfig | ERes2NetTimbreConfig) -> str:
+_CARRIED = "timbre_encoder"
+"""A file of a model folder; its ending is that of what it is a copy of."""
+
+
+def carry_timbre_encoder(config: TimbreEncoderConfig, folder: Path) -> None:
+    """Copy an encoder that is a file into a model folder, which can then be told new voices wherever it goes."""
+    match config:
+        case ResemblyzerTimbreConfig():
+            return
+        case ERes2NetTimbreConfig(path=path):
+            shutil.copyfile(path, folder / f"{_CARRIED}{path.suffix}")
+
+
+def timbre_encoder_beside(folder: Path) -> TimbreEncoderConfig:
+    """The encoder that a model folder carries; the one of the wheel where it carries none."""
+    carried = next(iter(sorted(folder.glob(f"{_CARRIED}*"))), None)
+    return ResemblyzerTimbreConfig() if carried is None else ERes2NetTimbreConfig(path=carried)
+
+
+def has_timbre_encoder(config: TimbreEncoderConfig) -> bool:
+    """Whether it can be opened here."""
+    match config:
+        case ResemblyzerTimbreConfig():
+            return importlib.util.find_spec("resemblyzer") is not None
+        case ERes2NetTimbreConfig(path=path):
+            return path.is_file()
+
+
+def timbre_encoder_parameters(config: TimbreEncoderConfig) -> int:
+    """How many weights it has, without loading them."""
+    match config:
+        case ResemblyzerTimbreConfig():
+            return ResemblyzerTimbre.num_parameters
+        case ERes2NetTimbreConfig():
+            return ERes2NetTimbre.num_parameters
+
+
+def timbre_encoder_name(config: TimbreEncoderConfig) -> str:
     """The ``name`` of the encoder that ``config`` names, without loading it.
 
     Raises:
@@ -82,7 +120,7 @@ def timbre_encoder_name(config: ResemblyzerTimbreConfig | ERes2NetTimbreConfig) 
 
 
 def open_timbre_encoder(
-    config: ResemblyzerTimbreConfig | ERes2NetTimbreConfig, mel: MelConfig, *, device: torch.device | str = "cpu"
+    config: TimbreEncoderConfig, mel: MelConfig, *, device: torch.device | str = "cpu"
 ) -> TimbreEncoder:
     """Load the encoder that ``config`` names, for mels of one kind; nothing is downloaded.
 

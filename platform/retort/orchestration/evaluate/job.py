@@ -22,6 +22,7 @@ from retort.evaluation.sounds import fingerprint_of
 from retort.evaluation.speaker import encoder_name
 from retort.evaluation.speed import Measured
 from retort.evaluation.temperatures import Choice
+from retort.evaluation.unseen_voices import by_voices
 from retort.evaluation.votes import preferences, read_votes
 from retort.models.weights import SavedZeroShot, read_saved
 from retort.nn.random import seed_of
@@ -286,6 +287,7 @@ def summary_of(
         findings=(*plain.findings, *leakage_findings(leakage)),
         leakage=leakage,
         slices=found.judged.summary_of_slices(bootstrap),
+        voices=by_voices(plain.items, with_best_infos(found.choice, found.infos), strings.trained_speakers, bootstrap),
         long_text=found.judged.summary_of_long_text(),
         temperatures=None if found.choice is None else found.choice.tree(),
     )

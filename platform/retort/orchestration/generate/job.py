@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import JsonValue
+
 from retort.data.logit_cache import DEFAULT_ENCODING
 from retort.data.prompts import PROMPT_MAX_FRAMES
 from retort.data.synthetic import SAMPLED, SYNTHETIC_FILE, TARGETS, SyntheticDescription
-from retort.data.tokens import TokenSet
+from retort.data.tokens import TokenSet, refuse_mismatch
 from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
 from retort.methods.codec_lm_data import check_fits_tokens
@@ -83,6 +85,30 @@ def _fitting_teacher(config: GenerateConfig, tokens: TokenSet) -> LoadedCodecLM:
     return teacher
 
 
+def _sampler_of(config: GenerateConfig, teacher: LoadedCodecLM, tokens: TokenSet) -> dict[str, JsonValue]:
+    """How sequences are sampled, and by whom, if it is not the teacher.
+
+    Raises:
+        ConfigError: there is nothing that it would sample, or it takes its guidance scale as an input.
+        DataError: it was made for other tokens, or lays them out otherwise.
+    """
+    sampler: dict[str, JsonValue] = config.sampler.model_dump(mode="json")
+    if config.sampled_by is None:
+        return sampler
+    if not config.num_sampled:
+        raise ConfigError("sampled_by samples sequences, and num_sampled is 0; set it, or leave sampled_by out")
+    student, who = load_codec_lm(config.sampled_by), f"sampled_by {config.sampled_by}"
+    check_fits_tokens(student, tokens.description, who=who, data=config.data)
+    delays = [list(model.model.config.codebook_delays) for model in (student, teacher)]
+    refuse_mismatch(
+        "delay of the codebooks", who, str(delays[0]), f"the teacher {config.teacher}", str(delays[1]),
+        "name a student of this teacher",
+    )  # fmt: skip
+    if student.model.config.guidance_scales:
+        raise ConfigError(f"{who} takes its guidance scale as an input; name a student of a fixed guidance")
+    return {**sampler, "sampled_by": student.fingerprint}
+
+
 def _describe(config: GenerateConfig, teacher: LoadedCodecLM, tokens: TokenSet) -> SyntheticDescription:
     return SyntheticDescription(
         teacher_fingerprint=teacher.fingerprint,
@@ -94,7 +120,7 @@ def _describe(config: GenerateConfig, teacher: LoadedCodecLM, tokens: TokenSet) 
         temperature=config.temperature,
         top_k=min(config.top_k, tokens.description.codebook_size),
         encoding=DEFAULT_ENCODING,
-        sampler=config.sampler.model_dump(mode="json"),
+        sampler=_sampler_of(config, teacher, tokens),
         prompt_max_frames=PROMPT_MAX_FRAMES,
         precision=config.precision,
         seed=config.seed,
@@ -104,7 +130,7 @@ def _describe(config: GenerateConfig, teacher: LoadedCodecLM, tokens: TokenSet) 
 
 def _key(config: GenerateConfig, description: SyntheticDescription) -> str:
     """Names what decides the content of the chunks."""
-    tree: dict[str, Any] = config.model_dump(mode="json", exclude={"output", "pool", "teacher", "data"})
+    tree: dict[str, Any] = config.model_dump(mode="json", exclude={"output", "pool", "teacher", "data", "sampled_by"})
     made = description.model_dump(mode="json", exclude={"code_version"})
     texts = ""
     if isinstance(config.texts, FileTexts) and config.texts.path.is_file():

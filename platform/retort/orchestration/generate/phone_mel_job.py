@@ -87,6 +87,7 @@ def _describe(config: GeneratePhoneMelsConfig) -> PhoneMelSetDescription:
                 timbre_encoder=encoder.name,
                 timbre_dim=encoder.dim,
                 durations_fingerprint=read_artifact(source.durations, verify=False).fingerprint,
+                target_lufs=align.audio.target_lufs,
                 seed=config.seed,
                 code_version=code_version(),
             )

@@ -49,7 +49,7 @@ def _generate(config: GenerateSpeechConfig, progress: Progress) -> Artifact:
     if isinstance(config.teacher, EndpointTeacherConfig):
         api_key_of(config.teacher)  # a missing key is told before anything starts
     with job_output(config) as output:
-        lines, rejects = plan_lines(config.texts, facts.voices, config.seed)
+        lines, rejects = plan_lines(config.texts, facts.voices, config.seed, config.held_out_voices)
         description = _describe(config, facts)
         arguments = {
             "tree": absolute_paths(config).model_dump(mode="json"),
@@ -89,8 +89,11 @@ def _describe(config: GenerateSpeechConfig, facts: TeacherFacts) -> SpeechDescri
 
 
 def _key(config: GenerateSpeechConfig, facts: TeacherFacts, lines: list[PlannedLine]) -> str:
-    """Names what decides the content of the chunks: how fast, or with which key, a teacher is asked does not."""
-    tree = config.model_dump(mode="json", exclude={"output", "pool", "teacher", "texts"})
+    """Names what decides the content of the chunks: how fast, or with which key, a teacher is asked does not.
+
+    What the lines are, voices held out included, is told by the lines.
+    """
+    tree = config.model_dump(mode="json", exclude={"output", "pool", "teacher", "texts", "held_out_voices"})
     said = [(line.id, line.text, line.voice) for line in lines]
     return hashlib.sha256(json.dumps([tree, facts.fingerprint, facts.licence, said]).encode()).hexdigest()[:16]
 

@@ -13,7 +13,7 @@ from retort.data.english import EnglishTexts, Text, english_texts
 from retort.data.rows import read_lines
 from retort.data.splits import Split
 from retort.data.utterance import Reject
-from retort.errors import DataError
+from retort.errors import ConfigError, DataError
 from retort.evaluation.wer import score_text
 from retort.nn.random import seed_of
 from retort.run_config import TextFiles
@@ -31,7 +31,7 @@ class PlannedLine:
 
 
 def plan_lines(
-    texts: TextFiles | EnglishTexts, voices: Sequence[str], seed: int
+    texts: TextFiles | EnglishTexts, voices: Sequence[str], seed: int, held_out_voices: Sequence[str] = ()
 ) -> tuple[list[PlannedLine], list[Reject]]:
     """The lines in order, and the texts that may not be used.
 
@@ -39,10 +39,13 @@ def plan_lines(
         texts: where they come from.
         voices: of the teacher; which says a line depends on its id and the seed.
         seed: of the run.
+        held_out_voices: those of ``voices`` that say test texts alone.
 
     Raises:
+        ConfigError: a voice that is held out is none of the teacher's, or no other is left.
         DataError: a file is missing, or there is no training text.
     """
+    others = _others(voices, held_out_voices)
     match texts:
         case TextFiles():
             found, rejects = _from_files(texts)
@@ -53,7 +56,8 @@ def plan_lines(
     lines = []
     for number, text in enumerate(found):
         name = f"speech-{number:06d}"
-        voice = voices[seed_of(seed, f"voice {name}") % len(voices)]
+        saying = voices if text.split == "test" else others
+        voice = saying[seed_of(seed, f"voice {name}") % len(saying)]
         lines.append(PlannedLine(name, text.text, text.split, voice))
     return lines, rejects
 
@@ -66,6 +70,17 @@ def write_plan(path: Path, lines: Sequence[PlannedLine]) -> None:
 def read_plan(path: Path) -> list[PlannedLine]:
     """Read what :func:`write_plan` wrote."""
     return [PlannedLine(**line) for line in json.loads(path.read_bytes())]
+
+
+def _others(voices: Sequence[str], held_out: Sequence[str]) -> list[str]:
+    """Voices that say training texts."""
+    unknown = [voice for voice in held_out if voice not in voices]
+    if unknown:
+        raise ConfigError(f"held_out_voices: the teacher has no voice {unknown[0]!r}; it has {', '.join(voices)}")
+    others = [voice for voice in voices if voice not in held_out]
+    if not others:
+        raise ConfigError("held_out_voices: no voice is left for training texts; hold out fewer, or give more voices")
+    return others
 
 
 def _from_files(files: TextFiles) -> tuple[list[Text], list[Reject]]:

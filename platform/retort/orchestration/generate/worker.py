@@ -23,6 +23,7 @@ from retort.data.synthetic import (
 from retort.data.tokens import TokenRow
 from retort.losses.divergence import top_k_of
 from retort.models.weights import load_codec_lm
+from retort.nn.guidance import NoGuidance
 from retort.nn.guided_rows import guided_logits
 from retort.nn.precision import pick_dtype
 from retort.nn.top_k import TopK
@@ -53,10 +54,13 @@ class GenerateWorker:
         self.dtype = pick_dtype(config.precision, self.device)
         self.prompted = PromptedModel(self.model, config.data, self.description.prompt_max_frames)
         self.layout, self.prompts, self.train = self.prompted.layout, self.prompted.prompts, self.prompted.train
-        sampling = Sampling(
-            config.guidance, config.sampler, config.max_frames, config.filters, config.precision, config.seed
-        )
-        self.sampler = SequenceSampler(self.prompted, sampling)
+        speaking, guidance = self.prompted, config.guidance
+        if config.sampled_by is not None:
+            student = load_codec_lm(config.sampled_by).model.to(self.device)
+            speaking = PromptedModel(student, config.data, self.description.prompt_max_frames)
+            guidance = NoGuidance()
+        sampling = Sampling(guidance, config.sampler, config.max_frames, config.filters, config.precision, config.seed)
+        self.sampler = SequenceSampler(speaking, sampling)
 
     def work(self, number: int) -> ChunkResult:
         """One chunk."""
@@ -94,8 +98,9 @@ class GenerateWorker:
     def _sampled(self, asks: Sequence[Ask]) -> ChunkResult:
         import pyarrow as pa
 
-        # Decoding sees the distributions at temperature 1; at another one they are computed again below.
-        keep = self.description.top_k if self.config.temperature == 1.0 else 0
+        # Decoding sees the sampled model's distributions at temperature 1; others are computed again below.
+        is_seen = self.config.temperature == 1.0 and self.config.sampled_by is None
+        keep = self.description.top_k if is_seen else 0
         rows, decoded, rejects = self.sampler.sample(asks, keep_top_k=keep)
         records, numbers = self._sampled_records(rows, [one.top_k for one in decoded])
         return ChunkResult({SAMPLED: pa.Table.from_pylist(records, schema=sampled_schema())}, rejects, numbers)
