@@ -163,7 +163,7 @@ def test_the_faster_runtime_is_chosen_unless_one_is_asked_for(model, tmp_path):
 
 def test_a_runtime_that_says_something_else_is_not_chosen(model, tmp_path, monkeypatch):
     wrong = {"onnxruntime": 0.5, "openvino": 1e-6}
-    monkeypatch.setattr(onnx_bundle, "_difference", lambda _, bundle: wrong[bundle.runtime])
+    monkeypatch.setattr(onnx_bundle, "_difference", lambda _maker, _vocoder, bundle: wrong[bundle.runtime])
     needed("openvino")
     written = write_bundle(model, tmp_path)
     assert (written.runtime, written.difference, list(written.rtf)) == ("openvino", 1e-6, ["openvino"])

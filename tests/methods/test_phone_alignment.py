@@ -10,7 +10,7 @@ from retort.audio.mel import MelConfig, log_mel
 from retort.data.english import EnglishTexts, english_texts
 from retort.errors import DataError
 from retort.inference.aligning import Alignment, Misaligned, PhoneAligner, PlausibilityConfig, best_path, segments
-from retort.methods.phone_alignment import SpokenPhones, TrainAlignerConfig, filled, train_aligner
+from retort.methods.phone_alignment import SpokenPhones, TrainAlignerConfig, equally_long, filled, train_aligner
 from retort.models.aligner import PAUSE, Aligner, AlignerConfig, open_aligner, without_stress
 from retort.text.espeak import phones_of_all, speak
 
@@ -113,14 +113,22 @@ def test_each_reason_has_its_code(spoken, model):
 
 
 def test_training_is_repeatable_and_leaves_torchs_random_state_alone(spoken):
-    few, short = rows(spoken[:20]), SMALL.replace(ctc_steps=3, frame_steps=2, rounds=1)
+    few, short = rows(spoken[:20]), SMALL.replace(flat_steps=2, ctc_steps=3, frame_steps=2, rounds=1)
     state = torch.get_rng_state()
     steps = []
     one = train_aligner(few, short, voice=VOICE, mel=MEL, on_step=lambda *told: steps.append(told[:2]))
     assert torch.equal(torch.get_rng_state(), state)
-    assert steps == [(done, 5) for done in range(1, 6)]
+    assert steps == [(done, 7) for done in range(1, 8)]
     assert train_aligner(few, short, voice=VOICE, mel=MEL).fingerprint() == one.fingerprint()
     assert train_aligner(few, short.replace(seed=1), voice=VOICE, mel=MEL).fingerprint() != one.fingerprint()
+
+
+def test_a_flat_start_shares_what_is_heard_equally_and_leaves_pauses_alone():
+    quiet_T = torch.tensor([True, False, False, False, True, False, False, False, False, True])
+    found = equally_long(torch.tensor([3, 1, 2]), quiet_T)
+    assert found is not None
+    assert found.tolist() == [PAUSE, 3, 3, 3, PAUSE, 1, 1, 2, 2, PAUSE]
+    assert equally_long(torch.arange(1, 9), quiet_T) is None
 
 
 def test_nothing_to_learn_from_is_told():

@@ -216,6 +216,17 @@ def with_voices_here(config: DigitsConfig) -> tuple[DigitsConfig, str | None]:
     return config.replace(voices=config.voices_without_hibari, voices_without_hibari=None), told
 
 
+def check_espeaks_own(config: DigitsConfig) -> None:
+    """Refuse voices of which espeak-ng does not know when they say what.
+
+    Raises:
+        ConfigError: a voice is another program's.
+    """
+    others = [voice for voice in config.voices if not isinstance(_said_by(voice), _Espeak)]
+    if others:
+        raise ConfigError(f"espeak-ng knows the times of its own voices, and not of {', '.join(others)}")
+
+
 def with_voices_of(config: DigitsConfig, speakers: Collection[str]) -> DigitsConfig:
     """``config`` with the voices that spoke a corpus of these speakers, wherever that was."""
     if config.voices_without_hibari is None or set(config.voices) & set(speakers):

@@ -91,7 +91,7 @@ class PhoneAligner:
         path_T, scores_T = best_path(log_probs_TC, self.classes(phones))
         labels, frames = segments(path_T, phones)
         found = Alignment(labels, frames, mel.frame_rate, float(scores_T.mean()))
-        self._check(found)
+        check_alignment(found, self.limits)
         return found
 
     def classes(self, phones: Sequence[str]) -> Tensor:
@@ -106,22 +106,27 @@ class PhoneAligner:
             raise Misaligned("unknown_phone", f"the aligner was trained without {', '.join(unknown)}")
         return torch.tensor([self._classes[phone] for phone in plain])
 
-    def _check(self, found: Alignment) -> None:
-        limits = self.limits
-        if found.log_prob < limits.min_log_prob:
-            raise Misaligned(
-                "unlikely_alignment",
-                f"{found.log_prob:.2f} nats a frame, below {limits.min_log_prob:g}: another text, or not all of it",
-            )
-        phones = [(label, frames) for label, frames in zip(found.labels, found.frames, strict=True) if label]
-        longest, frames = max(phones, key=lambda phone: phone[1])
-        if frames / found.frame_rate > limits.max_phone_s:
-            raise Misaligned(
-                "long_phone", f"{longest} lasts {frames / found.frame_rate:.2f} s, more than {limits.max_phone_s:g}"
-            )
-        squeezed = sum(frames == 1 for _, frames in phones) / len(phones)
-        if squeezed > limits.max_shortest_ratio:
-            raise Misaligned("squeezed_phones", f"{squeezed:.0%} of the phones got a single frame")
+
+def check_alignment(found: Alignment, limits: PlausibilityConfig) -> None:
+    """Refuse one that cannot be believed.
+
+    Raises:
+        Misaligned: unlikely_alignment, long_phone or squeezed_phones.
+    """
+    if found.log_prob < limits.min_log_prob:
+        raise Misaligned(
+            "unlikely_alignment",
+            f"{found.log_prob:.2f} nats a frame, below {limits.min_log_prob:g}: another text, or not all of it",
+        )
+    phones = [(label, frames) for label, frames in zip(found.labels, found.frames, strict=True) if label]
+    longest, frames = max(phones, key=lambda phone: phone[1])
+    if frames / found.frame_rate > limits.max_phone_s:
+        raise Misaligned(
+            "long_phone", f"{longest} lasts {frames / found.frame_rate:.2f} s, more than {limits.max_phone_s:g}"
+        )
+    squeezed = sum(frames == 1 for _, frames in phones) / len(phones)
+    if squeezed > limits.max_shortest_ratio:
+        raise Misaligned("squeezed_phones", f"{squeezed:.0%} of the phones got a single frame")
 
 
 def best_path(log_probs_TC: Tensor, classes_S: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,28 +1,31 @@
 """A folder that speaks without torch and Ray: a zero-shot model as graphs, its voices, and what reads texts."""
 
 import json
+import math
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import retort
 from retort import __version__
 from retort.audio.mel import MelConfig, mel_filters, window
-from retort.errors import QualityGateError
-from retort.inference.bundle.runtimes import REQUIREMENTS, RUNTIMES, Runtime, is_installed
+from retort.errors import MissingRequirementError, QualityGateError
+from retort.inference.bundle.runtimes import REQUIREMENTS, RUNTIMES, Runtime
+from retort.inference.bundle.sound import Floats
 from retort.inference.bundle.speak import ARRAYS_FILE, BUNDLE_FILE, VOICES_FILE, Bundle
 from retort.inference.inversion import BESIDE, GriffinLimInversion
-from retort.inference.onnx_graphs import export_vocoder, export_zero_shot
+from retort.inference.onnx_graphs import VocoderGraph, export_vocoder, export_zero_shot
 from retort.inference.zero_shot_making import MelWish, ZeroShotMaker
 from retort.models.codec_lm import count_parameters
-from retort.models.vocoder import between_bins
+from retort.models.vocoder import between_bins, with_silence
 from retort.models.weights import LoadedVocoder, load_vocoder
 from retort.models.zero_shot.model import LONGEST_PHONE
 from retort.text import espeak
@@ -64,7 +67,8 @@ class Written:
     Attributes:
         fingerprint: of the model.
         parameters: of the model, and of its vocoder.
-        difference: largest one of a natural-log mel amplitude from what torch says, on a few made-up utterances.
+        difference: largest one of a natural-log mel amplitude from what torch says, or of what a vocoder's networks say
+            over its largest value, on a few made-up utterances.
         size_bytes: of the graphs.
         runtime: that runs them where nothing else is said.
         rtf: seconds per second of sound on one thread, of each runtime that says what torch says.
@@ -102,9 +106,8 @@ def write_bundle(model: Path, target: Path, *, note: str = "", runtime: Runtime 
     _write_arrays(maker, target)
     _carry_code(target)
     _write_facts(facts, target)
-    tried = [runtime] if runtime else [name for name in RUNTIMES if is_installed(name)] or ["onnxruntime"]
-    bundles = {name: Bundle(target, runtime=name) for name in tried}
-    differences = {name: _difference(maker, bundle) for name, bundle in bundles.items()}
+    bundles = _opened(target, runtime)
+    differences = {name: _difference(maker, vocoder, bundle) for name, bundle in bundles.items()}
     equal = {name: bundle for name, bundle in bundles.items() if differences[name] <= BOUND}
     if not equal:
         raise QualityGateError(
@@ -113,7 +116,7 @@ def write_bundle(model: Path, target: Path, *, note: str = "", runtime: Runtime 
         )
     rtf = _rtf(equal)
     chosen = min(rtf, key=lambda name: rtf[name])
-    facts["runtime"] = chosen
+    facts |= {"runtime": chosen, "rtf": rtf}
     _write_facts(facts, target)
     (target / REQUIREMENTS_FILE).write_text("\n".join((*_REQUIREMENTS, REQUIREMENTS[chosen])) + "\n")
     size_bytes = sum(file.stat().st_size for file in target.glob("*.onnx"))
@@ -121,6 +124,27 @@ def write_bundle(model: Path, target: Path, *, note: str = "", runtime: Runtime 
     written = Written(maker.loaded.fingerprint, parameters, differences[chosen], size_bytes, chosen, rtf)
     (target / CARD_FILE).write_text("\n".join(_card(facts, written)) + "\n")
     return written
+
+
+def _opened(target: Path, runtime: Runtime | None) -> dict[Runtime, Bundle]:
+    """The bundle by the runtime that is asked for, or by each that is installed and runs here.
+
+    Raises:
+        MissingRequirementError: it does not run here, or none does.
+    """
+    found: dict[Runtime, Bundle] = {}
+    wanted = (runtime,) if runtime else RUNTIMES
+    faults: list[str] = []
+    for name in wanted:
+        try:
+            found[name] = Bundle(target, runtime=name)
+        except MissingRequirementError as error:
+            faults.append(str(error))
+        except (ImportError, AttributeError, RuntimeError) as error:
+            faults.append(f"{name} does not run here ({str(error)[:200]}); run: pip install '{REQUIREMENTS[name]}'")
+    if not found:
+        raise MissingRequirementError("; ".join(faults))
+    return found
 
 
 def _facts(maker: ZeroShotMaker, vocoder: LoadedVocoder | None, note: str) -> dict[str, Any]:
@@ -185,8 +209,11 @@ def _carry_code(target: Path) -> None:
     (target / RUNNER_FILE).write_text(_RUNNER)
 
 
-def _difference(maker: ZeroShotMaker, bundle: Bundle) -> float:
-    """The largest, on utterances of random phones in the stored voices; infinite if the durations are others."""
+def _difference(maker: ZeroShotMaker, vocoder: LoadedVocoder | None, bundle: Bundle) -> float:
+    """The largest, on utterances of random phones in the stored voices; infinite if the durations are others.
+
+    Of a vocoder's outputs it is the largest difference over the largest value of each.
+    """
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
     for number, count in enumerate(_CHECKED_PHONES):
@@ -197,8 +224,22 @@ def _difference(maker: ZeroShotMaker, bundle: Bundle) -> float:
         ours_TM, ours_P = bundle.say_phones(phones, name, seed=number, noise_scale=0.667, tempo=1.0)
         if frames_P.tolist() != ours_P.tolist():
             return float("inf")
-        worst = max(worst, float(np.abs(ours_TM - mel_TM.numpy()).max()))
+        found = [float(np.abs(ours_TM - mel_TM.numpy()).max())]
+        said = bundle.vocoder_says(mel_TM.numpy())
+        if vocoder is not None and said is not None:
+            found += _vocoder_differences(vocoder, mel_TM, said)
+        worst = max(worst, *(value if math.isfinite(value) else math.inf for value in found))
     return worst
+
+
+@torch.no_grad()
+def _vocoder_differences(vocoder: LoadedVocoder, mel_TM: Tensor, said: Sequence[Floats]) -> list[float]:
+    reach = vocoder.model.reach
+    expected = VocoderGraph(vocoder.model)(with_silence(mel_TM.T, reach, reach)[None])
+    return [
+        float(np.abs(ours - theirs[0].numpy()).max() / max(1e-6, float(theirs.abs().max())))
+        for ours, theirs in zip(said, expected, strict=True)
+    ]
 
 
 def _rtf(bundles: Mapping[Runtime, Bundle]) -> dict[Runtime, float]:

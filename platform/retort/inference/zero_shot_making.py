@@ -16,7 +16,6 @@ from retort.models.weights import LoadedZeroShot, load_zero_shot
 from retort.models.zero_shot.timbre import (
     TimbreEncoder,
     TimbreEncoderConfig,
-    has_timbre_encoder,
     open_timbre_encoder,
     timbre_encoder_beside,
     timbre_encoder_name,
@@ -117,15 +116,11 @@ class ZeroShotMaker:
     @cached_property
     def encoder_parameters(self) -> int:
         """Of the frozen speaker encoder, where the one that it would be told new voices by is its own; else 0."""
-        return timbre_encoder_parameters(self.timbre) if self._is_own_encoder else 0
+        return timbre_encoder_parameters(self.timbre) if self.has_encoder else 0
 
     @cached_property
     def has_encoder(self) -> bool:
-        """Whether the speaker encoder that it was trained with is at hand, so that it can be told new voices."""
-        return has_timbre_encoder(self.timbre) and self._is_own_encoder
-
-    @cached_property
-    def _is_own_encoder(self) -> bool:
+        """Whether it would be told new voices by the speaker encoder that it was trained with, and so can be."""
         return timbre_encoder_name(self.timbre) == self.loaded.lineage.timbre_encoder
 
     @cached_property

@@ -36,7 +36,9 @@ class TrainAlignerConfig(Config):
     utterances: int = Field(default=600, ge=1)
     """Training rows of the corpus that it learns from, by the hash of their ids."""
     dim: int = Field(default=128, ge=1)
-    ctc_steps: int = Field(default=500, ge=1)
+    flat_steps: int = Field(default=100, ge=0)
+    """With all phones of a recording equally long. Without them CTC may find pauses alone for hundreds of steps."""
+    ctc_steps: int = Field(default=300, ge=1)
     rounds: int = Field(default=3, ge=1)
     """Of alignment and learning from it."""
     frame_steps: int = Field(default=80, ge=1)
@@ -132,6 +134,8 @@ def train_aligner(
         torch.manual_seed(config.seed)
         model = Aligner(AlignerConfig(voice=voice, phones=inventory, mel=mel, dim=config.dim))
     trainer = _Trainer(model, rows, config, on_step)
+    if config.flat_steps:
+        trainer.learn(config.flat_steps, trainer.flat())
     trainer.learn(config.ctc_steps, None)
     for _ in range(config.rounds):
         trainer.learn(config.frame_steps, trainer.labels())
@@ -149,7 +153,7 @@ class _Trainer:
         on_step: Callable[[int, int, float], None],
     ) -> None:
         self.model, self.config, self.on_step, self.done = model, config, on_step, 0
-        self.total = config.ctc_steps + config.rounds * config.frame_steps
+        self.total = config.flat_steps + config.ctc_steps + config.rounds * config.frame_steps
         number = {phone: place for place, phone in enumerate(model.config.phones, start=PAUSE + 1)}
         rows = sorted(rows, key=lambda row: len(row.mel_TM))  # similar lengths share a batch
         self.mels = [normalised(row.mel_TM) for row in rows]
@@ -192,6 +196,10 @@ class _Trainer:
             known,
         )
 
+    def flat(self) -> list[Tensor | None]:
+        """The phones of each recording equally long over the frames in which something is heard; None for too few."""
+        return [equally_long(classes_S, quiet_T) for classes_S, quiet_T in zip(self.classes, self.quiet, strict=True)]
+
     @torch.no_grad()
     def labels(self) -> list[Tensor | None]:
         """The class of each frame on the best path, between peaks that of the nearer phone; None without a path."""
@@ -210,6 +218,20 @@ class _Trainer:
 def _known(labels_T: Tensor | None, num_frames: int) -> Tensor:
     """Labels, or as many that say nothing."""
     return torch.full((num_frames,), _IGNORED) if labels_T is None else labels_T
+
+
+def equally_long(classes_S: Tensor, quiet_T: Tensor) -> Tensor | None:
+    """A class for each frame [T]: a pause where nothing is heard, and the rest shared by the phones in their order.
+
+    It is the flat start of systems that learn phones from texts alone (Young et al., The HTK Book). None where there
+    are fewer frames than phones.
+    """
+    heard = torch.where(~quiet_T)[0]
+    if len(heard) < len(classes_S):
+        return None
+    labels_T = torch.full_like(quiet_T, PAUSE, dtype=torch.long)
+    labels_T[heard] = classes_S[torch.arange(len(heard)) * len(classes_S) // len(heard)]
+    return labels_T
 
 
 def filled(path_T: Tensor, quiet_T: Tensor) -> Tensor:

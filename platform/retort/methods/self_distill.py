@@ -29,7 +29,7 @@ from retort.models.weights import LoadedZeroShot, load_zero_shot
 from retort.models.zero_shot.config import ZeroShotConfig
 from retort.models.zero_shot.model import ZeroShot
 from retort.models.zero_shot.presets import ZeroShotPreset, ZeroShotShape, zero_shot_config
-from retort.models.zero_shot.timbre import TimbreEncoderConfig
+from retort.models.zero_shot.timbre import TimbreEncoderConfig, check_timbre_encoder
 from retort.models.zero_shot_lineage import SelfDistilled, ZeroShotLineage
 from retort.store.artifact import read_artifact
 from retort.store.results import result_of
@@ -81,6 +81,7 @@ class SelfDistillation(Task):
     def build(self, place: Place) -> Problem:
         """See :meth:`retort.training.seam.Task.build`."""
         rows, losses = training_rows(self.data), self.method.losses
+        check_timbre_encoder(self.timbre, rows.description.timbre_encoder)
         swaps = read_artifact(result_of(self.swapped))
         teacher = load_zero_shot(result_of(self.teacher))
         torch.manual_seed(self.seed)  # the same first weights on every rank

@@ -26,7 +26,7 @@ from retort.methods.zero_shot_learning import ZeroShotLosses, ZeroShotObjective,
 from retort.models.zero_shot.config import FeatureScales
 from retort.models.zero_shot.model import ZeroShot
 from retort.models.zero_shot.presets import ZeroShotPreset, ZeroShotShape, zero_shot_config
-from retort.models.zero_shot.timbre import TimbreEncoderConfig
+from retort.models.zero_shot.timbre import TimbreEncoderConfig, check_timbre_encoder
 from retort.store.artifact import read_artifact
 from retort.store.results import result_of
 from retort.training.seam import Place, Problem, Task
@@ -69,6 +69,7 @@ class ZeroShotPretraining(Task):
         """See :meth:`retort.training.seam.Task.build`."""
         rows, losses = training_rows(self.data), self.method.losses
         made = rows.description
+        check_timbre_encoder(self.timbre, made.timbre_encoder)  # on this node, before the work and not after it
         config = zero_shot_config(
             self.model,
             num_phones=len(made.phones),

@@ -40,7 +40,8 @@ class ZeroShotLineage(Config):
     """Of the phone mel set of recordings."""
     durations_fingerprint: str
     target_lufs: float | None = None
-    """Loudness of its recordings, to which prompts are brought; None where they were left as they were."""
+    """Loudness of its recordings, to which prompts are brought; None where they were left as they were, or where nobody
+    wrote it down."""
     self_distilled: SelfDistilled | None = None
     """None for a teacher."""
 

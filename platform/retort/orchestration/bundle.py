@@ -33,7 +33,8 @@ def run_bundle(config: BundleConfig, progress: Progress) -> dict[str, Any]:
         "output": str(config.output),
         "result": str(artifact.path),
         "fingerprint": artifact.info.version,
-        **{name: metrics[name] for name in ("parameters", "difference", "megabytes", "runtime", "rtf")},
+        **{name: metrics[name] for name in ("parameters", "difference", "megabytes")},
+        **{name: metrics.get(name) for name in ("runtime", "rtf")},  # bundles of old have no choice
         "seconds": round(seconds, 1),
     }
 

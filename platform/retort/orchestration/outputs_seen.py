@@ -203,7 +203,8 @@ def _is_finished_tour(config: Mapping[str, Any], output: Path) -> bool:
         return False
     try:
         # Where they lie beside the tour's own folder, which may have been moved with them.
-        places = [os.path.relpath(job["output"], config["output"]) for job in jobs]
+        made = [job for job in jobs if job["job"] != "report"]  # a report has no result of its own
+        places = [os.path.relpath(job["output"], config["output"]) for job in made]
     except (KeyError, TypeError, ValueError):
         return False
     return all(is_committed(output / place / RESULT) for place in places)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from retort.config import Config
-from retort.run_config.align import AlignConfig, SavedAligner
+from retort.run_config.align import AlignConfig, EspeakTimes, SavedAligner, TextGridTimes
 from retort.run_config.evaluate import ComparisonConfig, EvaluateConfig, ReportConfig, SpeedConfig, SystemConfig
 from retort.run_config.generate import CorpusTexts, DigitTexts, FileTexts, FilterConfig, GenerateConfig, TextSource
 from retort.run_config.generate_mels import GenerateMelsConfig, MelFilterConfig, RecordedMels, SyntheticMels
@@ -62,6 +62,7 @@ __all__ = [
     "DistillJob",
     "DistillMelsConfig",
     "DistillZeroShotConfig",
+    "EspeakTimes",
     "EvaluateConfig",
     "ExportConfig",
     "ExportJob",
@@ -101,6 +102,7 @@ __all__ = [
     "SystemConfig",
     "TemplateConfig",
     "TextFiles",
+    "TextGridTimes",
     "TextSource",
     "TrainingConfig",
     "TuneConfig",

@@ -1,11 +1,13 @@
 """Corpus → durations of its phones."""
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from retort.audio.mel import MelConfig
 from retort.config import Config
+from retort.data.digits import DigitsConfig
 from retort.data.readers import CorpusConfig
 from retort.data.recordings import AudioConfig
 from retort.data.splits import SplitConfig
@@ -23,8 +25,25 @@ class SavedAligner(Config):
     path: Location
 
 
+class TextGridTimes(Config):
+    """Times of another aligner: TextGrids with the tiers words and phones, as ``mfa align`` writes them."""
+
+    kind: Literal["text_grids"]
+    folder: Path
+    """On every node. Files are named as the corpus' ids, or as its recordings."""
+
+
+class EspeakTimes(Config):
+    """espeak-ng's own times, of spoken digits in its voices."""
+
+    kind: Literal["espeak"]
+
+
+AlignerConfig = Annotated[TrainAlignerConfig | SavedAligner | TextGridTimes | EspeakTimes, Field(discriminator="kind")]
+
+
 class AlignConfig(Config):
-    """Corpus → durations of its phones, by an aligner that is trained on it."""
+    """Corpus → durations of its phones: by an aligner that is trained on it, a saved one, or times that are known."""
 
     job: Literal["align"] = "align"
     output: Output
@@ -38,7 +57,18 @@ class AlignConfig(Config):
     """Of the texts, whose numbers and the like are written out first."""
     mel: MelConfig = MelConfig()
     """Whose frames are counted; of a saved aligner its own must be the same."""
-    aligner: Annotated[TrainAlignerConfig | SavedAligner, Field(discriminator="kind")] = TrainAlignerConfig()
+    aligner: AlignerConfig = TrainAlignerConfig()
     plausible: PlausibilityConfig = PlausibilityConfig()
     max_reject_fraction: float = Field(default=0.1, ge=0, le=1)
     pool: PoolConfig = PoolConfig()
+
+    @model_validator(mode="after")
+    def _times_fit(self) -> Self:
+        if isinstance(self.aligner, TextGridTimes | EspeakTimes) and self.audio.trim_silence_dbfs is not None:
+            raise ValueError(
+                f"aligner {self.aligner.kind} has times from the beginning of each recording, and "
+                "audio.trim_silence_dbfs cuts that off; set it to null, here and in the corpus' `retort prepare`"
+            )
+        if isinstance(self.aligner, EspeakTimes) and not isinstance(self.corpus, DigitsConfig):
+            raise ValueError(f"aligner espeak knows the times of corpus.kind: digits alone, not of {self.corpus.kind}")
+        return self

@@ -120,16 +120,22 @@ class Bundle:
     def sound(self, log_mel_TM: Floats) -> Floats:
         """Samples of a mel, a hop for each frame: by the bundle's vocoder, or by Griffin-Lim."""
         how = self.facts["sound"]
-        if self._vocoder is None:
+        said = self.vocoder_says(log_mel_TM)
+        if said is None:
             return griffin_lim(log_mel_TM, self._shape, num_iterations=how["num_iterations"], seed=0)
-        reach = ((how["reach"], how["reach"]), (0, 0))
-        padded_TM = np.pad(log_mel_TM, reach, constant_values=math.log(MEL_FLOOR))
-        said = [array[0] for array in self._vocoder({"mel": np.ascontiguousarray(padded_TM.T)[None]})]
         if how["source"] == "none":
             return said_outright(said[0], self._shape)
         head_TO, pitch_T, voiced_T = said
         noise_N = np.random.default_rng(0).standard_normal((len(pitch_T) - 1) * self._shape.hop, np.float32)
         return filtered(head_TO, log_mel_TM, Source(pitch_T, voiced_T, noise_N, how["overhang"]), self._shape)
+
+    def vocoder_says(self, log_mel_TM: Floats) -> Sequence[Floats] | None:
+        """What the graph of the vocoder says of a mel, without the batch; None where there is no vocoder."""
+        if self._vocoder is None:
+            return None
+        reach = (self.facts["sound"]["reach"],) * 2
+        padded_TM = np.pad(log_mel_TM, (reach, (0, 0)), constant_values=math.log(MEL_FLOOR))
+        return [array[0] for array in self._vocoder({"mel": np.ascontiguousarray(padded_TM.T)[None]})]
 
     def _graph(self, name: str) -> Graph:
         return open_graph(self._folder / f"{name}.onnx", self.runtime, self._threads)

@@ -82,19 +82,21 @@ def carry_timbre_encoder(config: TimbreEncoderConfig, folder: Path) -> None:
             shutil.copyfile(path, folder / f"{_CARRIED}{path.suffix}")
 
 
+def check_timbre_encoder(config: TimbreEncoderConfig, wanted: str) -> None:
+    """Refuse an encoder that is not here, or another one than is wanted.
+
+    Raises:
+        DataError: the file is missing on this machine, or has changed.
+    """
+    found = timbre_encoder_name(config)
+    if found != wanted:
+        raise DataError(f"timbre: {found} is not {wanted}, with which the data were made; name the same file")
+
+
 def timbre_encoder_beside(folder: Path) -> TimbreEncoderConfig:
     """The encoder that a model folder carries; the one of the wheel where it carries none."""
     carried = next(iter(sorted(folder.glob(f"{_CARRIED}*"))), None)
     return ResemblyzerTimbreConfig() if carried is None else ERes2NetTimbreConfig(path=carried)
-
-
-def has_timbre_encoder(config: TimbreEncoderConfig) -> bool:
-    """Whether it can be opened here."""
-    match config:
-        case ResemblyzerTimbreConfig():
-            return importlib.util.find_spec("resemblyzer") is not None
-        case ERes2NetTimbreConfig(path=path):
-            return path.is_file()
 
 
 def timbre_encoder_parameters(config: TimbreEncoderConfig) -> int:

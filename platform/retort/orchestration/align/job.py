@@ -6,16 +6,18 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from retort.audio.codec_files import CONFIG_NAME
 from retort.audio.files import AudioRejected
 from retort.audio.mel import log_mel
+from retort.data.digits import DigitsConfig, check_espeaks_own
 from retort.data.durations import DURATIONS_FILE, ROWS, DurationsDescription
 from retort.data.readers import corpus_here
 from retort.data.references import ReferencePlan, forget_plan, plan_references, read_references, reader_rejects
 from retort.data.utterance import Reject
 from retort.errors import ConfigError, DataError
+from retort.inference.text_grids import TextGrids
 from retort.methods.phone_alignment import SpokenPhones, TrainAlignerConfig, train_aligner
 from retort.models.aligner import Aligner, open_aligner
 from retort.orchestration.after_finish import after_finish
@@ -33,7 +35,7 @@ from retort.orchestration.demand import Demand
 from retort.orchestration.outputs import absolute_paths, job_output, run_once
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workplace
-from retort.run_config import AlignConfig, SavedAligner
+from retort.run_config import AlignConfig, EspeakTimes, SavedAligner, TextGridTimes
 from retort.store.artifact import Artifact, code_version, describe_artifact, name_for, write_artifact
 from retort.store.commit import commit_folder, is_committed
 from retort.store.results import RESULT, folder_with
@@ -71,9 +73,11 @@ def _align(config: AlignConfig, progress: Progress) -> Artifact:
             raise DataError(
                 f"the corpus holds no rows that can be used ({plan.rejects or 'none at all'}); check corpus"
             )
-        aligner = _aligner(config, plan, work, progress)
+        known = _known_times(config)
+        aligner = _aligner(config, plan, work, progress) if known is None else None
+        fingerprint = aligner.fingerprint() if aligner is not None else str(known)
         trained_s = time.monotonic() - begin
-        chunks = ChunkFolder(folder / f"chunks-{plan.digest}-{aligner.fingerprint()}", plan.num_chunks)
+        chunks = ChunkFolder(folder / f"chunks-{plan.digest}-{fingerprint}", plan.num_chunks)
         arguments = {"tree": absolute_paths(config).model_dump(mode="json"), "work": work}
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
             place.run(lambda heard: run_chunks(chunks, AlignWorker, arguments, config.pool, heard, "chunks aligned"))
@@ -82,7 +86,7 @@ def _align(config: AlignConfig, progress: Progress) -> Artifact:
         write_rejects(output / REJECTS_FILE, rejects)
         _refuse_too_many(plan, rejects, config, output / REJECTS_FILE, work)
         figures = _figures(plan, records, rejects, trained_s, time.monotonic() - begin)
-        artifact = _write_result(given, output / RESULT, (chunks, records, rejects), aligner, figures)
+        artifact = _write_result(given, output / RESULT, (chunks, records, rejects), fingerprint, aligner, figures)
         remove_work(folder)
     return artifact
 
@@ -93,6 +97,27 @@ def _key(config: AlignConfig) -> str:
     return hashlib.sha256(json.dumps([tree, espeak.version()], sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _known_times(config: AlignConfig) -> str | None:
+    """A fingerprint of the times that are known; None where an aligner tells them.
+
+    Raises:
+        ConfigError: the corpus' voices have no times.
+        DataError: there are no TextGrids.
+        MissingRequirementError: what reads them is not installed.
+    """
+    match config.aligner:
+        case TrainAlignerConfig() | SavedAligner():
+            return None
+        case TextGridTimes(folder=folder):
+            return TextGrids(folder).fingerprint()
+        case EspeakTimes():
+            assert isinstance(config.corpus, DigitsConfig)
+            check_espeaks_own(config.corpus)
+            return f"espeak-{hashlib.sha256(espeak.version().encode()).hexdigest()[:16]}"
+        case _:
+            assert_never(config.aligner)
+
+
 def _aligner(config: AlignConfig, plan: ReferencePlan, work: Path, progress: Progress) -> Aligner:
     """The aligner in the work folder; it is trained or copied if it is not there yet."""
     if not is_committed(work / ALIGNER):
@@ -101,6 +126,8 @@ def _aligner(config: AlignConfig, plan: ReferencePlan, work: Path, progress: Pro
                 aligner = _trained(config, training, plan, work, progress)
             case SavedAligner(path=path):
                 aligner = open_aligner(folder_with(path, CONFIG_NAME, ALIGNER))
+            case TextGridTimes() | EspeakTimes():
+                raise AssertionError("known times need no aligner")
         with commit_folder(work / ALIGNER) as temporary:
             aligner.save(temporary)
     found = open_aligner(work / ALIGNER)
@@ -180,7 +207,8 @@ def _write_result(
     config: AlignConfig,
     result: Path,
     work: tuple[ChunkFolder, Sequence[ChunkRecord], Sequence[Reject]],
-    aligner: Aligner,
+    fingerprint: str,
+    aligner: Aligner | None,
     figures: Mapping[str, Any],
 ) -> Artifact:
     """Put the chunks together and commit the artifact."""
@@ -188,14 +216,15 @@ def _write_result(
     description = DurationsDescription(
         voice=config.voice,
         phonemizer=espeak.version(),
-        aligner_fingerprint=aligner.fingerprint(),
+        aligner_fingerprint=fingerprint,
         mel=config.mel,
         code_version=code_version(),
     )
 
     def fill(target: Path) -> None:
         chunks.collect(records, ROWS, target / ROWS)
-        aligner.save(target / ALIGNER)
+        if aligner is not None:
+            aligner.save(target / ALIGNER)
         (target / DURATIONS_FILE).write_text(description.model_dump_json(indent=2) + "\n", encoding="utf-8")
         write_rejects(target / REJECTS_FILE, rejects)
 
@@ -203,7 +232,7 @@ def _write_result(
         "durations",
         name_for(config.output),
         "1",
-        inputs={"aligner": aligner.fingerprint()},
+        inputs={"aligner": fingerprint},
         config=config.model_dump(mode="json"),
         metrics=figures,
     )

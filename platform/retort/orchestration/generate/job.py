@@ -64,9 +64,10 @@ def _generate(config: GenerateConfig, progress: Progress) -> Artifact:
         made = generate_chunks(output, _key(resolved, description), plan_in, config.pool, progress)
         figures = _figures(config, made.records, made.rejects, time.monotonic() - begin)
         if config.num_sampled and not figures["sampled_kept"]:
+            who = "the teacher longer, lower the guidance" if config.sampled_by is None else "sampled_by longer"
             raise DataError(
-                f"all {config.num_sampled} sampled sequences were dropped ({figures['dropped']}); train the teacher "
-                f"longer, lower the guidance, or loosen filters; see {output / REJECTS_FILE}"
+                f"all {config.num_sampled} sampled sequences were dropped ({figures['dropped']}); train {who}, or "
+                f"loosen filters; see {output / REJECTS_FILE}"
             )
         artifact = _write_result(config, output / RESULT, made, description, figures)
         drop(made.folder)
@@ -176,7 +177,11 @@ def _write_result(
         "synthetic",
         name_for(config.output),
         "1",
-        inputs={"teacher": description.teacher_fingerprint, "data": description.data_fingerprint},
+        inputs={
+            "teacher": description.teacher_fingerprint,
+            "data": description.data_fingerprint,
+            **({"sampled_by": str(description.sampler["sampled_by"])} if config.sampled_by is not None else {}),
+        },
         config=config.model_dump(mode="json"),
         metrics=figures,
     )

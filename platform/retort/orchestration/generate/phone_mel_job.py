@@ -146,7 +146,8 @@ def _fitting_teacher(source: SwappedPhoneMels, teacher: LoadedZeroShot, mels: Ph
 def _key(config: GeneratePhoneMelsConfig, description: PhoneMelSetDescription) -> str:
     """Names what decides the content of the chunks."""
     source = config.source.model_dump(mode="json", exclude={"teacher", "mels", "durations"})
-    made = description.model_dump(mode="json", exclude={"code_version"})
+    # The durations' fingerprint decides the loudness.
+    made = description.model_dump(mode="json", exclude={"code_version", "target_lufs"})
     return hashlib.sha256(json.dumps([source, made], sort_keys=True).encode()).hexdigest()[:16]
 
 

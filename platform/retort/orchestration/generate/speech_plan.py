@@ -42,7 +42,7 @@ def plan_lines(
         held_out_voices: those of ``voices`` that say test texts alone.
 
     Raises:
-        ConfigError: a voice that is held out is none of the teacher's, or no other is left.
+        ConfigError: a voice that is held out is none of the teacher's, would say nothing, or no other is left.
         DataError: a file is missing, or there is no training text.
     """
     others = _others(voices, held_out_voices)
@@ -59,6 +59,12 @@ def plan_lines(
         saying = voices if text.split == "test" else others
         voice = saying[seed_of(seed, f"voice {name}") % len(saying)]
         lines.append(PlannedLine(name, text.text, text.split, voice))
+    silent = sorted(set(held_out_voices) - {line.voice for line in lines})
+    if silent:
+        raise ConfigError(
+            f"held_out_voices: {', '.join(silent)} would say nothing: such a voice says test texts alone, of which "
+            f"there are {sum(line.split == 'test' for line in lines)}; give more of them, or hold out fewer"
+        )
     return lines, rejects
 
 
