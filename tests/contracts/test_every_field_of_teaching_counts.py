@@ -158,8 +158,9 @@ def test_training_of_aligners() -> None:
         return (*losses, *(float(p.detach().double().abs().sum()) for p in model.parameters()))
 
     values = {
-        "dim": 16, "ctc_steps": 4, "rounds": 2, "frame_steps": 3, "batch_size": 3, "learning_rate": 1e-2, "seed": 1,
+        "dim": 16, "flat_steps": 3, "ctc_steps": 4, "rounds": 2, "frame_steps": 3, "batch_size": 3,
+        "learning_rate": 1e-2, "seed": 1,
     }  # fmt: skip
     reasons = {"utterances": "how many rows are read for it: tests/orchestration/align/test_align_job.py"}
-    base = {"dim": 8, "ctc_steps": 3, "rounds": 1, "frame_steps": 2, "batch_size": 2}
+    base = {"dim": 8, "flat_steps": 2, "ctc_steps": 3, "rounds": 1, "frame_steps": 2, "batch_size": 2}
     assert ignored_by(TrainAlignerConfig, values, reasons, learn, **base) == []

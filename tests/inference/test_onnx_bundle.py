@@ -23,7 +23,7 @@ from retort.inference.phone_reading import PhoneReader
 from retort.inference.zero_shot_making import MelWish, ZeroShotMaker
 from retort.models.vocoder import with_silence
 from retort.models.vocoder_lineage import VocoderLineage
-from retort.models.weights import save_model
+from retort.models.weights import load_vocoder, save_model
 from retort.nn import random
 from retort.nn.excitation import pulse_train as torch_pulse_train
 from retort.nn.phone_conditions import frames_of, voice_prompts
@@ -169,6 +169,30 @@ def test_a_runtime_that_says_something_else_is_not_chosen(model, tmp_path, monke
     assert (written.runtime, written.difference, list(written.rtf)) == ("openvino", 1e-6, ["openvino"])
     with pytest.raises(QualityGateError, match=r"differ from the model's by 5\.0e-01, more than 0\.001"):
         write_bundle(model, tmp_path, runtime="onnxruntime")
+
+
+def test_a_runtime_that_does_not_run_is_left_out_unless_it_is_asked_for(model, tmp_path, monkeypatch):
+    def broken(path, threads):
+        raise RuntimeError("GLIBCXX not found")
+
+    monkeypatch.setattr(runtimes, "_in_openvino", broken)
+    monkeypatch.setattr(runtimes, "is_installed", lambda name: True)
+    assert list(write_bundle(model, tmp_path).rtf) == ["onnxruntime"]
+    with pytest.raises(MissingRequirementError, match=r"openvino does not run here \(GLIBCXX not found\); run: pip"):
+        write_bundle(model, tmp_path, runtime="openvino")
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_vocoder_that_says_something_else_is_noticed(model, tmp_path, runtime):
+    needed(runtime)
+    folder = with_vocoder(model, tmp_path)
+    (tmp_path / "bundle").mkdir()
+    assert write_bundle(folder, tmp_path / "bundle", runtime=runtime).difference < BOUND
+    ours = Bundle(tmp_path / "bundle", runtime=runtime)
+    graph = ours._vocoder
+    ours._vocoder = lambda given: [1.01 * array for array in graph(given)]
+    loaded = load_vocoder(folder / "vocoder")
+    assert onnx_bundle._difference(ZeroShotMaker.open(folder), loaded, ours) == pytest.approx(0.01, rel=0.2)
 
 
 def test_a_runtime_that_is_not_installed_is_refused_with_its_cure(bundle, monkeypatch):

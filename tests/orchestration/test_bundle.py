@@ -13,6 +13,7 @@ from retort.errors import ConfigError
 from retort.models.weights import load_zero_shot
 from retort.orchestration.bundle import run_bundle
 from retort.run_config import BundleConfig, ExportConfig, RunConfig
+from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from tests.inference.speaking import speaking_model, speaking_zero_shot
 from tests.orchestration.tiny_runs import Lines
 
@@ -41,6 +42,13 @@ def test_a_model_becomes_a_folder_that_speaks_and_is_made_once(
     before = (result / "bundle.json").stat().st_mtime_ns
     run_bundle(validate(tree_of(tmp_path, model), BundleConfig, where="t"), Lines())
     assert (result / "bundle.json").stat().st_mtime_ns == before
+    # As it was written before there was a choice of runtimes.
+    info = read_artifact(result).info
+    metrics = {name: value for name, value in info.metrics.items() if name not in ("runtime", "rtf")}
+    old = describe_artifact(info.kind, info.name, info.version, inputs={}, config=info.config, metrics=metrics)
+    write_artifact(result, old, lambda target: (target / "bundle.json").write_text("{}") and None, replace=True)
+    told = run_bundle(validate(tree_of(tmp_path, model), BundleConfig, where="t"), Lines())
+    assert (told["runtime"], told["parameters"]) == (None, metrics["parameters"])
 
 
 def test_a_model_of_another_family_is_refused_and_nothing_is_written(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ def test_a_tour_is_finished_when_all_of_its_jobs_are(tmp_path: Path, where: str)
     for name in ("tour", *names):
         output(tmp_path / name)
     jobs = [{"job": "distill", "output": f"{where}/../{name}"} for name in names]
+    jobs.append({"job": "report", "output": f"{where}/page"})  # it has no result
     (tmp_path / "tour" / "run.yaml").write_text(json.dumps({"job": "demo", "output": where, "jobs": jobs}))
     for name in names:
         assert look_at(tmp_path / "tour").state == "stopped"

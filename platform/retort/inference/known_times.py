@@ -94,8 +94,8 @@ def spans_of(grid: Grid, said: Speech) -> list[Span]:
     for ours_here, theirs_here in _alike(ours, theirs):
         start_s, end_s = theirs_here[0].start_s, theirs_here[-1].end_s
         labels = [p.label for p in said.phones if p.label and ours_here[0].start_s <= p.start_s < ours_here[-1].end_s]
-        cuts = [p.start_s for p in grid.phones if p.label and start_s <= p.start_s < end_s] or [start_s]
-        found += _shared(labels, [start_s, *cuts[1:], end_s])
+        known = [p for p in grid.phones if p.label and start_s <= p.start_s < end_s] or [Span("", start_s, end_s)]
+        found += _shared(labels, [*(p.start_s for p in known), known[-1].end_s])
     return found
 
 

@@ -5,15 +5,17 @@ import pytest
 
 from retort.config import validate
 from retort.data.digits import DigitsConfig, digit_strings, speak_string
-from retort.data.durations import read_description, read_durations
+from retort.data.durations import ROWS, read_description, read_durations
 from retort.data.readers import read_corpus
+from retort.data.references import plan_references
 from retort.errors import ConfigError, DataError
-from retort.models.aligner import open_aligner
+from retort.models.aligner import Aligner, AlignerConfig, open_aligner
 from retort.orchestration.align.job import run_align
-from retort.orchestration.align.worker import AlignWorker
+from retort.orchestration.align.worker import ALIGNER, REFERENCES, AlignWorker
 from retort.orchestration.cluster import ray_session
 from retort.run_config import AlignConfig
 from retort.store.results import result_of
+from tests.inference.test_known_times import grid_of, write_grid
 from tests.orchestration.tiny_runs import Lines
 
 CORPUS = {"kind": "digits", "num_strings": 100, "test_strings": 10, "voices": ["en-us+robosoft"], "min_digits": 2}
@@ -106,6 +108,7 @@ def write_manifest(folder, *, wrong):
     """Twelve digit strings of the same voice, some with the text of another one."""
     corpus = validate({**CORPUS, "num_strings": 12, "test_strings": 0, "seed": 5}, DigitsConfig, where="test")
     rows = list(read_corpus(corpus))
+    folder.mkdir(exist_ok=True)
     lines = []
     for number, row in enumerate(rows):
         (folder / f"r{number:02d}.wav").write_bytes(row.audio)
@@ -116,10 +119,6 @@ def write_manifest(folder, *, wrong):
 
 
 def test_a_worker_rejects_what_it_cannot_read(tmp_path):
-    from retort.data.references import plan_references
-    from retort.models.aligner import Aligner, AlignerConfig
-    from retort.orchestration.align.worker import ALIGNER, REFERENCES
-
     manifest = write_manifest(tmp_path, wrong=())
     (tmp_path / "r00.wav").write_bytes(b"no sound")
     config = config_of(tmp_path / "out", corpus={"kind": "manifest", "path": str(manifest)})
@@ -129,3 +128,83 @@ def test_a_worker_rejects_what_it_cannot_read(tmp_path):
     codes = {reject.id: reject.code for reject in result.rejects}
     assert codes["r00"] == "unreadable"
     assert set(codes.values()) <= {"unreadable", "unknown_phone", "unlikely_alignment", "long_phone", "squeezed_phones"}
+
+
+def work_of(config, folder):
+    """What a worker makes of the first chunk of a corpus."""
+    plan_references(config.corpus, config.splits, folder / REFERENCES, fit_utterances=1)
+    result = AlignWorker(config.model_dump(mode="json"), folder).work(0)
+    return {row["id"]: row for row in result.tables[ROWS].to_pylist()}, result.rejects
+
+
+def test_espeaks_own_times_are_those_of_its_events(tmp_path):
+    corpus = {**CORPUS, "num_strings": 6, "test_strings": 2, "words_per_minute": 150}
+    config = config_of(tmp_path / "out", corpus=corpus, aligner={"kind": "espeak"})
+    rows, rejects = work_of(config, tmp_path)
+    assert len(rows) + len(rejects) == 8
+    assert len(rows) >= 6
+    for string in digit_strings(config.corpus):
+        speech = speak_string(string, words_per_minute=150)
+        events = [span for span in speech.phones if span.label]
+        row = rows.get(string.id)
+        if row is None:
+            continue
+        assert [span.label for span in events] == [label for label in row["phones"] if label]
+        place = 0
+        for label, frames in zip(row["phones"], row["frames"], strict=True):
+            if label:
+                assert abs(place / config.mel.frame_rate - events.pop(0).start_s) <= 1 / config.mel.frame_rate + 1e-6
+            place += frames
+        assert place == 1 + int(len(speech.samples_N) / speech.sample_rate * config.mel.sample_rate) // 200
+
+
+def test_text_grids_are_read_and_what_they_do_not_fit_is_rejected(tmp_path):
+    pytest.importorskip("praatio", reason="the extra [text_grids] is not installed")
+    manifest = write_manifest(tmp_path / "corpus", wrong=(3,))
+    config = config_of(
+        tmp_path / "out", corpus={"kind": "manifest", "path": str(manifest)},
+        aligner={"kind": "text_grids", "folder": str(tmp_path / "grids")},
+    )  # fmt: skip
+    with pytest.raises(DataError, match=r"no \.TextGrid files there"):
+        run_align(config, Lines())
+    corpus = validate({**CORPUS, "num_strings": 12, "test_strings": 0, "seed": 5}, DigitsConfig, where="test")
+    for number, string in enumerate(digit_strings(corpus)):
+        if number != 5:
+            write_grid(tmp_path / "grids" / "ada" / f"r{number:02d}.TextGrid", grid_of(speak_string(string), split=2))
+    rows, rejects = work_of(config, tmp_path)
+    assert {reject.id: reject.code for reject in rejects} == {"r03": "other_words", "r05": "no_grid"}
+    assert len(rows) == 10
+    assert all(min(row["frames"]) >= 1 for row in rows.values())
+
+
+@pytest.mark.ray
+def test_known_times_make_durations_without_an_aligner(tmp_path):
+    corpus = {**CORPUS, "num_strings": 6, "test_strings": 2}
+    config = config_of(tmp_path / "out", corpus=corpus, aligner={"kind": "espeak"})
+    with ray_session(num_cpus=2):
+        summary = run_align(config, Lines())
+    result = result_of(tmp_path / "out")
+    assert summary["rows_kept"] == len(list(read_durations(result))) >= 7
+    assert read_description(result).aligner_fingerprint.startswith("espeak-")
+    assert not (result / "aligner").exists()
+    with pytest.raises(DataError, match="no aligner"):
+        run_align(config_of(tmp_path / "more", aligner={"kind": "saved", "path": str(tmp_path / "out")}), Lines())
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"aligner": {"kind": "espeak"}, "corpus": {"kind": "ljspeech", "path": "x"}}, "corpus.kind: digits alone"),
+        ({"aligner": {"kind": "espeak"}, "audio": {"trim_silence_dbfs": -45.0}}, "cuts that off; set it to null"),
+        ({"aligner": {"kind": "text_grids", "folder": "g"}, "audio": {"trim_silence_dbfs": -45.0}}, "cuts that off"),
+    ],
+)
+def test_times_that_cannot_be_known_are_refused(tmp_path, changes, told):
+    with pytest.raises(ConfigError, match=told):
+        config_of(tmp_path / "out", **changes)
+
+
+def test_voices_that_are_not_espeaks_have_no_times(tmp_path):
+    config = config_of(tmp_path / "out", corpus={**CORPUS, "voices": ["hibari"]}, aligner={"kind": "espeak"})
+    with pytest.raises(ConfigError, match="not of hibari"):
+        run_align(config, Lines())

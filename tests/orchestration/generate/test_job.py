@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections import Counter
 
 import pyarrow.parquet as pq
@@ -21,10 +22,13 @@ from retort.methods.cfg_distill import CachedTeacher
 from retort.models.weights import load_codec_lm
 from retort.nn.guided_rows import guided_logits
 from retort.orchestration.cluster import ray_session
+from retort.orchestration.generate import job
 from retort.orchestration.generate.job import run_generate
 from retort.orchestration.generate.plan import plan_generation
 from retort.orchestration.generate.worker import GenerateWorker
+from retort.orchestration.outputs import with_results
 from retort.run_config import GenerateConfig
+from retort.store.artifact import read_artifact
 from retort.store.results import result_of
 from tests.orchestration.tiny_runs import (
     Lines,
@@ -172,6 +176,33 @@ def test_on_policy_sequences_are_the_students_and_their_targets_the_guided_teach
         mask = lay_out([row.codes_KT], CodebookLayout(16, (0, 1)))[2][0].T
         expected = legal_log_softmax(logits)[0].gather(-1, top.ids).exp()
         assert torch.allclose(top.log_probs.exp()[mask], expected[mask], atol=5e-4)
+
+
+def test_the_fingerprint_of_who_is_sampled_is_part_of_what_was_made(made, tmp_path):
+    keys = set()
+    for seed in (1, 2):
+        student = write_teacher(tmp_path / "student", result_of(made / "data"), seed=seed)
+        config = with_results(_config(made, tmp_path / "out", sampled_by=str(tmp_path / "student")))
+        teacher, tokens = load_codec_lm(config.teacher), TokenSet.open(config.data)
+        description = job._describe(config, teacher, tokens)
+        assert description.sampler["sampled_by"] == load_codec_lm(student).fingerprint
+        keys.add(job._key(config, description))
+        shutil.rmtree(tmp_path / "student")
+    plain = with_results(_config(made, tmp_path / "out"))
+    keys.add(job._key(plain, job._describe(plain, load_codec_lm(plain.teacher), TokenSet.open(plain.data))))
+    assert len(keys) == 3
+
+
+@pytest.mark.ray
+def test_on_policy_data_name_their_student(made, tmp_path):
+    student = write_teacher(tmp_path / "student", result_of(made / "data"), seed=1)
+    with ray_session(num_cpus=2):
+        run_generate(
+            _config(made, tmp_path / "out", teacher_forced=False, sampled_by=str(tmp_path / "student")), Lines()
+        )
+    inputs = read_artifact(result_of(tmp_path / "out")).info.inputs
+    assert inputs["sampled_by"] == load_codec_lm(student).fingerprint
+    assert set(inputs) == {"teacher", "data", "sampled_by"}
 
 
 def test_a_student_that_cannot_be_sampled_from_is_refused(made, tmp_path):

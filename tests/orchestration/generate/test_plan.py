@@ -113,6 +113,12 @@ def test_voices_that_are_held_out_say_test_lines_alone():
     assert [p for p in plain if p.split == "test"] == [line for line in lines if line.split == "test"]
 
 
+def test_a_held_out_voice_that_would_say_nothing_is_refused():
+    texts = EnglishTexts(kind="english", train=20, validation=2, test=0)
+    with pytest.raises(ConfigError, match=r"held_out_voices: b would say nothing: .* there are 0; give more of them"):
+        plan_lines(texts, ("a", "b"), 0, ["b"])
+
+
 @pytest.mark.parametrize(("held_out", "told"), [(["e"], "no voice 'e'; it has a, b"), (["b", "a"], "no voice is left")])
 def test_voices_that_cannot_be_held_out_are_refused(held_out, told):
     texts = EnglishTexts(kind="english", train=2, validation=0, test=0)
