@@ -130,7 +130,10 @@ class Catalogue:
         return JSONResponse({"object": "list", "data": names, "models": names})
 
     async def voices(self, model: str | None = None, legacy: bool = False) -> JSONResponse:
-        """Voices of one model or of all, with the models that have them; the other names of voices come last."""
+        """Voices of one model or of all, with the models that have them; the other names of voices come last.
+
+        Beside them what an added voice takes, ``uploads``, or null where none may be added.
+        """
         names = list(self._backends) if model is None else [self.resolve(model)]
         described = [await self.description(name, max_age_s=0.0) for name in names]
         owners: dict[str, list[str]] = {}
@@ -142,7 +145,7 @@ class Catalogue:
         listed += self._aliases(described, set(owners))
         voices = [{"id": voice["id"], "name": voice["name"]} for voice in listed]
         shown = [voice["id"] for voice in listed] if legacy else voices
-        return JSONResponse({"object": "list", "data": listed, "voices": shown})
+        return JSONResponse({"object": "list", "data": listed, "voices": shown, "uploads": self.uploads.terms})
 
     def _aliases(self, described: list[Description], own: set[str]) -> list[dict[str, Any]]:
         """Those that lead somewhere, with where they lead in each model."""

@@ -84,6 +84,13 @@ class Uploads:
         """Voices that were added."""
         return [] if self._store is None else self._store.list()
 
+    @property
+    def terms(self) -> dict[str, Any] | None:
+        """What a voice that is added takes, for pages that ask for one; None where none may be."""
+        if self._config is None:
+            return None
+        return self._config.model_dump(include={"consent_statement", "max_bytes", "min_seconds", "max_seconds"})
+
     def id_of(self, name: str) -> str | None:
         """Id of the voice that was added under an id or a name; None where there is none."""
         return None if self._store is None else self._store.id_of(name)
