@@ -47,7 +47,7 @@ def zero_shot_tiny() -> ZeroShotShape:
     """At most 3M: learns on one thread in minutes."""
     return ZeroShotShape(
         dim=128, num_layers=2, num_heads=4, ffn_dim=256, mel_channels=(8, 16), num_couplings=2, style_layers=1,
-        predictor_dim=96, decoder_dim=128,
+        predictor_dim=96, decoder_dim=192,
     )  # fmt: skip
 
 
