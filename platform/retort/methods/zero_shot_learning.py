@@ -25,8 +25,8 @@ class ContrastiveConfig(Config):
     """The contrast of voices; see :func:`retort.losses.contrastive.speaker_contrast`."""
 
     weight: float = Field(default=0.01, ge=0)
-    """0 leaves the speaker encoder unused. Its gradient is that of cosines over the temperature: at ten times the weight
-    mels of a small model stayed half as far again from their targets (docs/log.md)."""
+    """0 leaves the speaker encoder unused. The cosines' gradient is divided by the temperature and by the share of the
+    batches: at ten times the weight a small model's mels do not come near their targets (docs/log.md)."""
     temperature: float = Field(default=0.1, gt=0)
     """Divides the cosines."""
     batches: float = Field(default=0.25, gt=0, le=1)
