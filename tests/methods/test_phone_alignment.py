@@ -15,7 +15,7 @@ from retort.models.aligner import PAUSE, Aligner, AlignerConfig, open_aligner, w
 from retort.text.espeak import phones_of_all, speak
 
 VOICE, MEL = "en-us", MelConfig()
-SMALL = TrainAlignerConfig(dim=64, ctc_steps=300, frame_steps=50, batch_size=8)
+SMALL = TrainAlignerConfig(dim=64, ctc_steps=200, frame_steps=50, batch_size=8)
 NUM_HELD_OUT = 30
 
 
