@@ -128,7 +128,7 @@ class RayNode:
 
     def has(self, pattern: str) -> bool:
         """Whether a file of such a name lies below its ``/tmp``."""
-        return any(any(Path(f"/proc/{process.pid}/root/tmp").glob(pattern)) for process in self.processes()[:1])
+        return any(any(Path("/proc", str(one.pid), "root", "tmp").glob(pattern)) for one in self.processes()[:1])
 
 
 class NodesApart:

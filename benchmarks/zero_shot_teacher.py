@@ -73,7 +73,7 @@ def judge(args: argparse.Namespace, folder: Path) -> None:
     inverter = open_inversion(GriffinLimInversion(), maker.mel)
 
     def said(row: PhoneMelRow, frames_P: Tensor | None) -> Tensor:
-        prompt = next(other for other in (*rows, *rows) if other.speaker == row.speaker)
+        prompt = next((other for other in rows if other.speaker == row.speaker and other.id != row.id), row)
         wish = MelWish(
             maker.numbers(row.phones), prompt.mel_TM[: maker.prompt_max_frames], prompt.timbre_E, 0, 0.667,
             frames_P=frames_P,
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="*", default=[], help="fields of the shape, as decoder_dim=192")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--contrast", type=float, default=0.1)
+    parser.add_argument("--contrast", type=float, default=0.01)
     parser.add_argument("--ssim", type=float, default=0.0)
     parser.add_argument("--kl", type=float, default=0.1)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

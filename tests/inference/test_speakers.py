@@ -75,6 +75,7 @@ def cases(folders: dict[str, Path]) -> dict[str, Case]:
 @pytest.mark.parametrize("name", DECODINGS)
 def test_a_speaker_keeps(law: Callable[[Case], None], name: str, cases: dict[str, Case]) -> None:
     law(cases[name])
+    assert cases[name].speaker.num_active == 0, "a law leaves nobody speaking"
 
 
 def test_the_facts_are_those_of_the_folder(cases: dict[str, Case]) -> None:

@@ -174,13 +174,13 @@ class TestStrings:
         prompt_KP, space = self.prompt_for(row), self.description.codec_fingerprint
         if prompt_KP is None:
             return None
+        if speaker.voice_space != space and not speaker.abilities.takes_voices:
+            return None
         whole = prompt_KP.shape[1]
         if is_cut:
             prompt_KP = cut_in_a_word(self.codec, prompt_KP)
         if speaker.voice_space == space:
             return voice_of_codes(space, prompt_KP)
-        if not speaker.abilities.takes_voices:
-            return None
         recording = self._recorded_prompt(row)
         if recording is None:
             recording = Audio(self.codec.decode(prompt_KP), self.codec.sample_rate)

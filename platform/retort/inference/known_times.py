@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from retort.inference.aligning import Alignment, Misaligned, PlausibilityConfig, check_alignment
 from retort.text.espeak import Span, Speech
 
+_TOLERANCE = 1e-6
+"""Of a frame: times are written with six digits or so."""
+_SHOWN = 4
+
 
 def in_frames(spans: Sequence[Span], num_frames: int, frame_rate: float, limits: PlausibilityConfig) -> Alignment:
     """Phones and pauses that fill a recording, from phones and pauses that have times.
@@ -63,11 +67,6 @@ def _with_gaps(spans: Sequence[Span]) -> list[Span]:
         filled.append(span)
         end_s = span.end_s
     return filled
-
-
-_TOLERANCE = 1e-6
-"""Of a frame: times are written with six digits or so."""
-_SHOWN = 4
 
 
 @dataclass(frozen=True)
