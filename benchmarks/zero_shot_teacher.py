@@ -1,9 +1,9 @@
 """How a zero-shot model learns to speak: word errors after some steps of its first stage, by settings.
 
 ``python -m benchmarks.zero_shot_teacher runs/demo-zero-shot/phone_mels --output FOLDER --contrast 0`` trains by the
-task of ``retort pretrain`` in this process, on one thread, and prints the last loss terms and Whisper's word error rate
-on test rows: from the recordings' own mels, from the model's with the recordings' durations, and with its own. Sound is
-Griffin-Lim's.
+task of ``retort pretrain`` in this process, on one thread, and prints the loss terms on training and on test rows, and
+Whisper's word error rate on test rows: from the recordings' own mels, from the model's with the recordings' durations,
+and with its own. Sound is Griffin-Lim's.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from retort.data.phone_mel_stream import PhoneMelBatchConfig
+from retort.data.phone_mel_stream import PhoneMelBatchConfig, PhoneMelStream
 from retort.data.phone_mels import PhoneMelRow, PhoneMelSet
 from retort.evaluation.hearing import hear
 from retort.evaluation.wer import word_errors
@@ -33,11 +33,11 @@ from retort.training.seam import Place, StepOutput
 def train(args: argparse.Namespace, folder: Path) -> None:
     """Train by the settings, and write the model."""
     losses = ZeroShotPretrainConfig().losses
-    method = ZeroShotPretrainConfig(
-        losses=losses.replace(
-            contrastive=losses.contrastive.replace(weight=args.contrast), mel_ssim=args.ssim, kl=args.kl
-        )
+    contrastive = losses.contrastive.replace(
+        weight=args.contrast, batches=args.contrast_batches, fraction=args.contrast_fraction
     )
+    losses = losses.replace(contrastive=contrastive, mel_ssim=args.ssim, kl=args.kl, kl_free_nats=args.kl_free_nats)
+    method = ZeroShotPretrainConfig(losses=losses)
     shape = shape_of(ZeroShotPreset(name=args.preset, dropout=args.dropout))
     given = {name: int(value) for name, _, value in (pair.partition("=") for pair in args.shape)}
     batch = PhoneMelBatchConfig(max_utterances=16, max_frames=6400, prompt_max_frames=160)
@@ -54,13 +54,26 @@ def train(args: argparse.Namespace, folder: Path) -> None:
 
     def told(step: int, out: StepOutput) -> None:
         if (step + 1) % args.tell_every == 0 or step + 1 == args.steps:
-            terms = ", ".join(f"{name} {float(value):.3f}" for name, value in out.metrics.items())
-            print(f"step {step + 1}, {(time.process_time() - begin) / 60:.1f} min of CPU: {terms}", flush=True)
+            print(f"step {step + 1}, {(time.process_time() - begin) / 60:.1f} min of CPU: {_terms([out])}", flush=True)
 
     batches = ((problem.batches.batch(n), None) for n in range(args.steps))
     fit(problem.objective, problem.teacher, batches, optimizer, told)
     optimizer.use_average()
     problem.trained(student_weights(optimizer.weights())).save(folder)
+    problem.objective.eval()
+    for split in ("train", "test"):
+        rows = PhoneMelSet.open(result_of(args.phone_mels)).split(split)
+        stream = PhoneMelStream(rows, batch, seed=1)
+        with torch.no_grad():
+            found = [problem.objective(one, problem.teacher.targets(one)) for one in map(stream.batch, range(8))]
+        print(f"{split}, without dropout: {_terms(found)}", flush=True)
+
+
+def _terms(found: Sequence[StepOutput]) -> str:
+    """Means of the loss terms, those of the contrast over the batches that have one."""
+    means = {name: [float(out.metrics[name]) for out in found] for name in found[0].metrics}
+    means["contrastive"] = [value for value in means.get("contrastive", []) if value != 0]
+    return ", ".join(f"{name} {sum(each) / len(each):.3f}" for name, each in means.items() if each)
 
 
 def judge(args: argparse.Namespace, folder: Path) -> None:
@@ -105,8 +118,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--contrast", type=float, default=0.01)
+    parser.add_argument("--contrast-batches", type=float, default=0.25)
+    parser.add_argument("--contrast-fraction", type=float, default=0.25)
     parser.add_argument("--ssim", type=float, default=0.0)
     parser.add_argument("--kl", type=float, default=0.1)
+    parser.add_argument("--kl-free-nats", type=float, default=0.0)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--rows", type=int, default=24)
     parser.add_argument("--tell-every", type=int, default=200)

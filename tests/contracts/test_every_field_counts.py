@@ -319,7 +319,7 @@ def test_losses_of_zero_shot_models(phone_mels: PhoneMelStream) -> None:
         return spoken(config, some_model(), phone_mels)
 
     weights = dict.fromkeys(("mel_l1", "mel_ssim", "kl", "duration", "pitch", "voicing", "energy"), 0.5)
-    values = {**weights, "predictor_grad": 0.5, "contrastive": HEARD.contrastive}
+    values = {**weights, "kl_free_nats": 50.0, "predictor_grad": 0.5, "contrastive": HEARD.contrastive}
     assert ignored_by(ZeroShotLosses, values, {}, learn, contrastive=QUIET.contrastive) == []
 
 

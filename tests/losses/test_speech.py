@@ -1,8 +1,9 @@
 """Errors of mels and predictions over valid positions alone."""
 
+import pytest
 import torch
 
-from retort.losses.speech import masked_mean, mel_dissimilarity, mel_l1, voicing_error
+from retort.losses.speech import latent_divergence, masked_mean, mel_dissimilarity, mel_l1, voicing_error
 
 B, T, M = 2, 14, 12
 
@@ -55,3 +56,15 @@ def test_means_of_phones_are_over_the_mask() -> None:
     logits = torch.tensor([[0.0, 100.0, -100.0]])
     expected = torch.log(torch.tensor(2.0)) / 2
     torch.testing.assert_close(voicing_error(logits, torch.tensor([[True, True, True]]), mask), expected)
+
+
+def test_the_divergence_of_latents_is_a_mean_and_what_is_free_costs_and_teaches_nothing() -> None:
+    kl_BCP = torch.tensor([[[1.0, 3.0, 9.0], [0.1, 0.1, 9.0]], [[2.0, 9.0, 9.0], [-0.2, 9.0, 9.0]]], requires_grad=True)
+    mask_BP = torch.tensor([[True, True, False], [True, False, False]])
+    assert latent_divergence(kl_BCP, mask_BP).item() == pytest.approx((1 + 3 + 2 + 0.1 + 0.1 - 0.2) / 6)
+    free = latent_divergence(kl_BCP, mask_BP, free_nats=0.5)
+    assert free.item() == pytest.approx((2.0 + 0.5) / 2), "the second channel's mean is 0"
+    free.backward()
+    assert kl_BCP.grad is not None
+    expected_BP = mask_BP.float() / 6
+    assert torch.allclose(kl_BCP.grad, torch.stack([expected_BP, torch.zeros(2, 3)], dim=1))

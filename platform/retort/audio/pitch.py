@@ -57,7 +57,7 @@ def measured_pitch(samples_BN: Tensor, config: MelConfig) -> Tensor:
     return torch.where(is_voiced_BT, hz_BT, 0.0)
 
 
-def f0_track(samples_N: Tensor, sample_rate: int, *, hop_samples: int, resolution: float = 0.2) -> Tensor:
+def f0_track(samples_N: Tensor, sample_rate: int, *, hop_samples: int, resolution: float = 0.5) -> Tensor:
     """Fundamental frequency [T] in Hz, fp64, T = 1 + N // hop_samples; 0 where a frame is not voiced.
 
     pYIN (Mauch and Dixon, ICASSP 2014) as librosa has it.
@@ -66,7 +66,7 @@ def f0_track(samples_N: Tensor, sample_rate: int, *, hop_samples: int, resolutio
         samples_N: mono.
         sample_rate: Hz.
         hop_samples: frame ``t`` is centred on sample ``t * hop_samples``, as those of a log-mel are.
-        resolution: of the tracker's pitches, in semitones; halving it takes three times as long.
+        resolution: of the tracker's pitches, in semitones; a fifth takes three times as long as a half.
     """
     frame = 2 ** round(torch.tensor(_TRACKED_FRAME_S * sample_rate).log2().item())
     f0_T, voiced_T, _ = open_pitch_tracker().pyin(

@@ -46,6 +46,16 @@ def voicing_error(logits_BP: Tensor, voiced_BP: Tensor, mask_BP: Tensor) -> Tens
     return masked_mean(errors_BP, mask_BP)
 
 
+def latent_divergence(kl_BCP: Tensor, mask_BP: Tensor, *, free_nats: float = 0.0) -> Tensor:
+    """Mean of a posterior's divergence from its prior over phones and channels, in nats.
+
+    A channel whose mean over the phones is below ``free_nats`` counts as that, and so has no gradient: otherwise a
+    posterior that the decoder hardly needs yet falls onto its prior and carries nothing (arXiv 1606.04934, C.8).
+    """
+    kl_C = torch.stack([masked_mean(kl_BP, mask_BP) for kl_BP in kl_BCP.unbind(1)])
+    return (kl_C if free_nats == 0 else kl_C.clamp_min(free_nats)).mean()
+
+
 @lru_cache(maxsize=1)
 def _kernel() -> Tensor:
     place = torch.arange(-_RADIUS, _RADIUS + 1, dtype=torch.float32)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from retort.config import Config
 from retort.data.phone_mel_stream import PhoneMelBatch
 from retort.losses.contrastive import speaker_contrast
-from retort.losses.speech import masked_mean, mel_dissimilarity, mel_l1, voicing_error
+from retort.losses.speech import latent_divergence, masked_mean, mel_dissimilarity, mel_l1, voicing_error
 from retort.models.zero_shot.config import ZeroShotConfig
 from retort.models.zero_shot.model import TrainingOutput, ZeroShot
 from retort.models.zero_shot.timbre import TimbreEncoder
@@ -46,6 +46,8 @@ class ZeroShotLosses(Config):
     """One minus the structural similarity of mels."""
     kl: float = Field(default=0.1, ge=0)
     """Divergence of posterior from prior, per phone and latent channel."""
+    kl_free_nats: float = Field(default=0.0, ge=0)
+    """What each channel may carry at no cost; see :func:`retort.losses.speech.latent_divergence`."""
     duration: float = Field(default=0.1, ge=0)
     """Squared error of ln(1 + frames) in standard deviations, and so of the two below."""
     pitch: float = Field(default=0.1, ge=0)
@@ -133,7 +135,7 @@ class ZeroShotObjective(nn.Module):
         asked, found = said.asked, said.predicted
         terms = {
             "mel_l1": (losses.mel_l1, mel_l1(said.mel_BTM, target_BTM, mask_BT)),
-            "kl": (losses.kl, masked_mean(said.kl_BCP.mean(1), mask_BP)),
+            "kl": (losses.kl, latent_divergence(said.kl_BCP, mask_BP, free_nats=losses.kl_free_nats)),
             "duration": (losses.duration, _squared(found.log_frames_BP, asked.log_frames_BP, mask_BP)),
             "pitch": (losses.pitch, _squared(found.log_f0_BP, asked.log_f0_BP, voiced_BP)),
             "voicing": (losses.voicing, voicing_error(found.voiced_BP, batch.spoken.voiced_BP, mask_BP)),
