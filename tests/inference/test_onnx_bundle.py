@@ -202,6 +202,24 @@ def test_a_runtime_that_is_not_installed_is_refused_with_its_cure(bundle, monkey
         Bundle(bundle, runtime="openvino")
 
 
+def test_a_signal_after_openvino_was_given_up_is_handled(bundle):
+    needed("openvino")
+    program = f"""
+import faulthandler, gc, os, signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(bundle)!r})
+faulthandler.enable()  # as pytest and Ray do: handlers have a stack of their own
+from retort.inference.bundle.speak import Bundle
+for _ in range(2):
+    Bundle(Path({str(bundle)!r}), runtime="openvino")
+    gc.collect()
+signal.signal(signal.SIGTERM, lambda *_: print("handled"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, "handled\n"), run.stderr
+
+
 def test_openvino_comes_without_telemetry_and_leaves_logging_alone(bundle):
     needed("openvino")
     program = f"""

@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, assert_never, get_args
@@ -63,6 +64,16 @@ def _openvino() -> ModuleType:
         del sys.modules[tools]
 
 
+@cache
+def _openvino_core() -> Any:
+    """The one of this process, which is never given up.
+
+    Its plugin for CPUs gives the thread that loads it another stack for signal handlers, and unmaps it when the plugin
+    is unloaded with the last core. The next signal would then kill the process.
+    """
+    return _openvino().Core()
+
+
 def _in_onnxruntime(path: Path, threads: int) -> Graph:
     import onnxruntime
 
@@ -73,10 +84,9 @@ def _in_onnxruntime(path: Path, threads: int) -> Graph:
 
 
 def _in_openvino(path: Path, threads: int) -> Graph:
-    openvino = _openvino()
     # Left to itself it takes bf16 where the processor has it.
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
-    compiled = openvino.Core().compile_model(str(path), "CPU", settings)
+    compiled = _openvino_core().compile_model(str(path), "CPU", settings)
 
     def run(given: Mapping[str, NDArray[Any]]) -> Sequence[NDArray[Any]]:
         found = compiled(dict(given))
