@@ -81,7 +81,7 @@ LONGEST := tests/e2e tests/orchestration/tune/test_job.py tests/orchestration/ge
   tests/serving/test_app.py tests/serving/test_layouts.py
 SELECTED := $(if $(PYTEST_ARGUMENTS),$(PYTEST_ARGUMENTS) || [ $$? -eq 5 ])
 checks-and-tours: lint
-	$(BIN)/pytest -q $(LONGEST) $(addprefix --ignore=,$(FAULTS)) $(SELECTED)
+	$(BIN)/pytest -q --durations=15 $(LONGEST) $(addprefix --ignore=,$(FAULTS)) $(SELECTED)
 
 most-tests: .venv/.stamp
 	$(BIN)/pytest -q --durations=15 $(addprefix --ignore=,$(LONGEST)) $(SELECTED)
