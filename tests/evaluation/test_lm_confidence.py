@@ -73,7 +73,9 @@ def test_a_guided_system_is_as_sure_as_its_guided_logits(tmp_path: Path, batch_s
         assert total == pytest.approx(found[name].kl, rel=1e-5, abs=1e-7)
 
 
-def test_each_utterance_is_told_how_far_from_the_target_the_model_is_on_it(tmp_path: Path) -> None:
+def test_each_utterance_is_told_how_far_from_the_target_the_model_is_on_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     strings, systems = toys(tmp_path)
     measured = measure_confidence(strings, systems, teacher="guided", batch_size=3)
     items = [failed_item(name, expected) for name in ("plain", "guided", "recordings") for expected in strings.expected]
@@ -89,6 +91,7 @@ def test_each_utterance_is_told_how_far_from_the_target_the_model_is_on_it(tmp_p
     assert summary.comparisons[0]["difference"] == pytest.approx(guided[TARGET_KL] - plain[TARGET_KL])
     broken = replace(measured, from_target={"plain": {items[0].id: FromTarget(float("nan"), 3)}})
     assert broken.told_of(items)[0] == items[0], "what is no number is no distance"
+    assert "plain: the KL from the target is no number on 1 of 1 strings" in caplog.text
 
 
 @pytest.mark.parametrize(("teacher", "untouched"), [("guided", "plain"), ("plain", None), (None, None)])

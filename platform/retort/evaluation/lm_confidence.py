@@ -6,6 +6,7 @@ no nearer to the target than that has learned nothing of it.
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from retort.inference.decoding import CodecLMDecoding
 from retort.inference.speech import SpeechEngine
 from retort.inference.synthesizer import Synthesizer
 from retort.nn.guided_rows import guided_logits
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,16 @@ class Sureness:
     untouched: str | None = None
 
     def told_of(self, items: Iterable[ItemResult]) -> list[ItemResult]:
-        """``items`` with their distance from the target, where it was measured and is a number."""
+        """``items`` with their distance from the target, where it was measured and is a number; warns of others."""
+        for system, found in self.from_target.items():
+            lost = sum(not math.isfinite(each.nats) for each in found.values())
+            if lost:
+                _log.warning(
+                    "%s: the KL from the target is no number on %d of %d strings, which target_kl leaves out",
+                    system,
+                    lost,
+                    len(found),
+                )
         return [self._told_of(item) for item in items]
 
     def _told_of(self, item: ItemResult) -> ItemResult:
