@@ -37,8 +37,15 @@ from retort.errors import HeadLostError, PreemptedError, ResourceError
 RECORDS = Path(__file__).with_name("faults.json")
 _STARTS = 4
 """How often a job is started before it is given up."""
+_TRIES = 5
+"""How many jobs may end too early, one after the other."""
 _JITTER_S = 0.3
 _LONGEST_OUTAGE_S = 20.0
+
+
+class UnharmedError(Exception):
+    """A job ended before its moment had come, as on a busy machine, where that is seen too late."""
+
 
 Fault = Callable[[TinyJob, random.Random, Outcome], None]
 """Starts the job, harms it once, and leaves it ended, in whatever state."""
@@ -178,9 +185,24 @@ def repeat(name: str, root: Path, reference: TinyJob, moment: random.Random, num
         job.compare(reference, outcome)
     if not outcome.survived or outcome.wrong_outputs:
         print(f"{name}: the job said last:\n{job.log()[-3000:]}", flush=True)
+    _clear(job)
+    return outcome
+
+
+def _clear(job: TinyJob) -> None:
+    """Remove what it left, the small disk of a full one too."""
     subprocess.run(["umount", str(job.output)], capture_output=True, check=False)
     job.clear()
-    return outcome
+
+
+def _repeat_until_harmed(name: str, root: Path, reference: TinyJob, moment: random.Random, number: int) -> Outcome:
+    for _ in range(_TRIES):
+        try:
+            return repeat(name, root, reference, moment, number)
+        except UnharmedError as error:
+            print(f"{name}: {error}", flush=True)
+            _clear(FAULTS[name][0](root, f"{FAULTS[name][0].verb}-{number}"))
+    raise SystemExit(f"{name}: {_TRIES} jobs in a row ended before they could be harmed")
 
 
 def record_of(name: str, outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
@@ -227,7 +249,7 @@ def _begun(job: TinyJob, moment: random.Random, environment: dict[str, str] | No
     """Start the job and wait for a random moment in its work."""
     process = job.start(environment)
     if not job.wait_until(process, moment.randrange(1, job.size)):
-        raise SystemExit(f"{job.output.name} ended before it could be harmed:\n{job.log()[-2000:]}")
+        raise UnharmedError(f"{job.output.name} ended before it could be harmed:\n{job.log()[-2000:]}")
     time.sleep(moment.uniform(0.0, _JITTER_S))
     return process
 
@@ -254,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     raise SystemExit(f"the unharmed job failed:\n{references[kind].log()[-2000:]}")
             outcomes = []
             for number in range(args.repetitions):
-                outcomes.append(repeat(name, root, references[kind], moment, number))
+                outcomes.append(_repeat_until_harmed(name, root, references[kind], moment, number))
                 print(f"{name}, {number + 1} of {args.repetitions}: {outcomes[-1]}", flush=True)
             records.append(record_of(name, outcomes, args.seed))
             args.records.write_text(json.dumps(records, indent=1) + "\n")
