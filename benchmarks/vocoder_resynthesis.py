@@ -132,7 +132,7 @@ def main() -> None:
     adversary = None if given.adversary_from is None else AdversaryConfig(from_step=given.adversary_from)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        kept = say(folder, 0 if given.vocoder else given.sentences, given.held_out)
+        kept = say(folder, 1 if given.vocoder else given.sentences, given.held_out)
         vocoders = list(given.vocoder)
         if not vocoders:
             minutes = train(folder, given.steps, adversary, folder / "vocoder")

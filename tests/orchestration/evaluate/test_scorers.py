@@ -57,6 +57,18 @@ def test_what_is_not_installed_is_left_out_and_said_with_the_cure(tmp_path, monk
     assert said[0] in note
 
 
+def test_only_what_is_embedded_is_called_so(tmp_path):
+    config = evaluation(tmp_path, recognisers=[{"kind": "faster_whisper"}])
+    heard, seen = {"kind": "pocketsphinx"}, {"kind": "resemblyzer"}
+    for changes, embedded in (
+        ({"recognisers": [heard], "speaker_encoder": None}, "the embedded recogniser;"),
+        ({"speaker_encoder": seen}, "the embedded speaker encoder;"),
+        ({"recognisers": [heard], "speaker_encoder": seen}, "the embedded recogniser and speaker encoder;"),
+    ):
+        assert f"scored by {embedded}" in str(note_of(config.replace(**changes), []))
+    assert "embedded" not in str(note_of(config.replace(speaker_encoder=None), []))
+
+
 def test_what_must_be_there_is_not_left_out_and_nobody_at_all_is_refused(tmp_path, monkeypatch):
     lacking("faster_whisper", monkeypatch=monkeypatch)
     asked = evaluation(tmp_path, recognisers=[SPHINX, {"kind": "faster_whisper"}], naturalness=None)

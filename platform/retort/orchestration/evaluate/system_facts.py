@@ -108,9 +108,11 @@ def note_of(config: EvaluateConfig, infos: Sequence[SystemInfo], absent: Sequenc
             "The strings were seen in training: good for choosing between candidates that saw them, for nothing else."
         )
     kinds = {recogniser.kind for recogniser in config.listening}
-    if "pocketsphinx" in kinds or getattr(config.speaker_encoder, "kind", "") == "resemblyzer":
+    embedded = ["recogniser"] * ("pocketsphinx" in kinds)
+    embedded += ["speaker encoder"] * (getattr(config.speaker_encoder, "kind", "") == "resemblyzer")
+    if embedded:
         notes.append(
-            "Mini-scale, smoke tier: small models, scored by the embedded recogniser and speaker encoder; "
+            f"Mini-scale, smoke tier: small models, scored by the embedded {' and '.join(embedded)}; "
             "not comparable with published numbers."
         )
     judges = {recogniser_name(recogniser) for recogniser in config.listening}
