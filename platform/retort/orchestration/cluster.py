@@ -198,10 +198,10 @@ def worker_environment(threads: int, *, use_gpu: bool = False) -> dict[str, str]
     """Environment variables of a worker, for a ``runtime_env``: its threads, and the device DeepSpeed takes.
 
     Threads of GNU OpenMP that wait for one another soon sleep, where by default they spin: with two threads on two
-    processors, one of which is busy, a step took three to five times as long (docs/log.md).
+    processors and other work beside them, a step took two to five times as long (docs/log.md).
     """
     variables = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    variables["GOMP_SPINCOUNT"] = "2000"  # some microseconds; sleeping at once costs a small model a quarter
+    variables["GOMP_SPINCOUNT"] = "2000"  # rounds, microseconds; sleeping at once costs a small model a quarter
     variables["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"
     if not use_gpu:
         variables["DS_ACCELERATOR"] = "cpu"
