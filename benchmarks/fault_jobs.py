@@ -185,7 +185,7 @@ class TrainingJob(TinyJob):
 class RowsJob(TinyJob):
     """Guided targets of a token set, and sampled sequences."""
 
-    verb, size, worker_title = "generate", 24, "MapWorker"
+    verb, size, worker_title = "generate", 15, "MapWorker"
 
     def tree(self) -> dict[str, Any]:
         """Chunks of four rows."""

@@ -14,6 +14,7 @@ from retort.cli_output import echo_summary, explain_failure, job_streams
 from retort.cli_submit import SubmitOptions, command_of, jobs_app, run_submit
 from retort.errors import ConfigError, DataError, QualityGateError
 from retort.location import parse_location
+from retort.sigterm import preempted_by_sigterm
 
 if TYPE_CHECKING:
     from retort.audio.provenance import ProvenanceConfig
@@ -140,9 +141,10 @@ def _run(job: str, path: Path, overrides: Sequence[str], *, dry_run: bool, as_js
     if dry_run:
         echo_summary(config.model_dump(mode="json"), as_json=True) if as_json else typer.echo(plan_of(config))
         return
-    with job_streams(as_json=as_json), terminal_progress() as progress:
-        summary = run_job(config, progress)
-    echo_summary(summary, as_json=as_json)
+    with preempted_by_sigterm():
+        with job_streams(as_json=as_json), terminal_progress() as progress:
+            summary = run_job(config, progress)
+        echo_summary(summary, as_json=as_json)
 
 
 @app.command()

@@ -48,3 +48,59 @@ def test_a_job_that_is_told_to_end_does_so_without_a_trace(number: signal.Signal
     assert job.returncode == 0
     assert out.startswith(said)
     assert "SIGTERM received" not in errors, "Ray's handler prints that, and a trace"
+
+
+SIGNALLED = """
+import os, signal, sys, time
+import ray
+from ray._private import node, worker
+from retort.errors import PreemptedError
+from retort.orchestration.cluster import ray_session
+from retort.sigterm import preempted_by_sigterm
+
+def signal_before(owner, name):
+    method = getattr(owner, name)
+    def signal_and_call(*args, **kwargs):
+        setattr(owner, name, method)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return method(*args, **kwargs)
+    setattr(owner, name, signal_and_call)
+
+match sys.argv[1]:
+    case "connecting":
+        signal_before(worker, "connect")
+    case "leaving":
+        signal_before(worker, "disconnect")
+    case "disconnected":
+        signal_before(node.Node, "kill_all_processes")
+try:
+    with preempted_by_sigterm():
+        with ray_session(num_cpus=1):
+            print("worked", flush=True)
+        if sys.argv[1] == "writing":
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+        print("written")
+except PreemptedError as error:
+    print("code", error.exit_code, ray.is_initialized())
+"""
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        ("never", "worked\nwritten\n"),
+        ("connecting", "code 75 False\n"),
+        ("leaving", "worked\ncode 75 False\n"),
+        ("disconnected", "worked\ncode 75 False\n"),
+        ("writing", "worked\ncode 75 False\n"),
+    ],
+)
+def test_sigterm_at_any_moment_of_a_job_is_told_by_its_exit_code(moment: str, said: str) -> None:
+    """Ray sets its own handlers when it starts, and makes the signal fatal while it is shut down."""
+    job = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, moment], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
+    assert (job.returncode, job.stdout) == (0, said), job.stderr
+    assert "SIGTERM received" not in job.stderr

@@ -4,17 +4,15 @@ import atexit
 import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
-from retort.errors import HeadLostError, MissingRequirementError, PreemptedError, RetortError
+from retort.errors import HeadLostError, MissingRequirementError, RetortError
 from retort.orchestration.auth_token import ensure_private_token
 from retort.orchestration.chatter import without_chatter
+from retort.sigterm import preempted_by_sigterm, sigterm_held
 
 _DRIVER_ENVIRONMENT = {
     # Every line that a worker prints would appear twice otherwise.
@@ -38,10 +36,6 @@ _SPARE_CPUS = 2
 
 _started_here = False
 _is_work_left = False
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops whatever runs as Ctrl-C does."""
 
 
 def is_of_this_machine() -> bool:
@@ -114,29 +108,54 @@ def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[N
 
     global _started_here, _is_work_left
     _is_work_left = False
+    leave = ray.shutdown
+    with preempted_by_sigterm():
+        try:
+            with sigterm_held():  # at its end, the handler that Ray has set below Python is overwritten
+                _connect(address, options)
+            _started_here = address is None
+            yield
+        except RetortError as error:
+            if _is_work_left or isinstance(error, HeadLostError):
+                leave = partial(_leave_at_once, error.exit_code, started_here=address is None)
+            raise
+        finally:
+            _started_here = False
+            with sigterm_held() as hold:
+                _hold_when_disconnected(hold)
+                leave()
+
+
+def _connect(address: str | None, options: Mapping[str, object]) -> None:
+    import ray
+    from ray._private import utils
+
+    sets_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None  # Ray's would end the process with code 15 and without a word
     try:
         ray.init(**options)
     except Exception as error:  # of a node that is slow to start, Ray says so with a bare Exception
         where = f"the Ray cluster at {address} does not answer" if address else "a local Ray does not start"
         cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
         raise MissingRequirementError(f"{where}: {error}; {cure}") from error
-    _started_here = address is None
-    leave = ray.shutdown
-    try:
-        with sigterm_handled(_terminate):
-            yield
-    except RetortError as error:
-        if _is_work_left or isinstance(error, HeadLostError):
-            leave = partial(_leave_at_once, error.exit_code, started_here=address is None)
-        raise
-    except Terminated:
-        raise PreemptedError(
-            "told to end by SIGTERM before the work was done; what is finished is kept: "
-            "run the same command again to go on"
-        ) from None
     finally:
-        _started_here = False
-        leave()
+        utils.set_sigterm_handler = sets_handler
+
+
+def _hold_when_disconnected(hold: Callable[[], None]) -> None:
+    """Have ``hold`` called within ``ray.shutdown``, which makes SIGTERM fatal a second before it returns."""
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is None:
+        return
+    kill = node.kill_all_processes
+
+    def hold_and_kill(*args: object, **kwargs: object) -> object:
+        hold()
+        return kill(*args, **kwargs)
+
+    node.kill_all_processes = hold_and_kill
 
 
 def leave_work() -> None:
@@ -171,27 +190,6 @@ def _log_folder() -> Path | None:
 
     node = worker._global_node
     return None if node is None else Path(node.get_logs_dir_path())
-
-
-@contextlib.contextmanager
-def sigterm_handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Inside the block SIGTERM goes to ``handler``, in the main thread; elsewhere nothing changes.
-
-    Ray's own handler would print a trace of the process and leave without any of our messages.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    del number, frame
-    raise Terminated
 
 
 def worker_environment(threads: int, *, use_gpu: bool = False) -> dict[str, str]:

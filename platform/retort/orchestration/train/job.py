@@ -13,7 +13,7 @@ import yaml
 from retort.errors import ConfigError, PreemptedError
 from retort.models.student_shape import PrunedTeacher
 from retort.orchestration.after_finish import TRAINING_MAY_CHANGE, after_finish, why_no_other_steps
-from retort.orchestration.cluster import sigterm_handled, worker_environment
+from retort.orchestration.cluster import worker_environment
 from retort.orchestration.demand import Demand
 from retort.orchestration.failures import clear_failure, read_failure
 from retort.orchestration.outputs import CHECKPOINTS, absolute_paths, differing_keys, job_output, run_once
@@ -27,6 +27,7 @@ from retort.orchestration.train.trackers import followed
 from retort.orchestration.train.worker import Assignment, train_worker
 from retort.orchestration.workplace import workplace
 from retort.run_config import DistillConfig, DistillJob, PretrainJob
+from retort.sigterm import sigterm_handled
 from retort.store.artifact import Artifact, read_artifact
 from retort.store.checkpoints import steps_at
 from retort.store.place import claim, content_of, shipped
