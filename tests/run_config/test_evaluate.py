@@ -93,21 +93,22 @@ def test_temperatures_are_chosen_on_validation_unless_the_file_says_otherwise() 
     chosen = evaluation(temperatures={"num_strings": 7}).temperatures
     assert chosen is not None
     assert (chosen.split, chosen.values, chosen.metric) == ("validation", (0.4, 0.6, 0.8, 1.0), "wer")
-    assert evaluation().temperatures is None
-    assert evaluation(systems=[{**SYSTEMS[0], "name": "r@best"}]).systems[0].name == "r@best", "it means nothing then"
+    assert evaluation(temperatures=None).temperatures is None
+    at_best = evaluation(systems=[{**SYSTEMS[0], "name": "r@best"}], temperatures=None)
+    assert at_best.systems[0].name == "r@best", "it means nothing then"
 
 
 def test_layers_are_not_chosen_on_test_strings() -> None:
     tree = load_tree(Path("jobs/configs/demo_prune.yaml"))["jobs"]
     prune = next(job for job in tree if job["job"] == "prune")
-    assert validate(prune, PruneConfig, where="file").split == "train"
+    assert validate(prune, PruneConfig, where="file").split == "validation"
     with pytest.raises(ConfigError, match="split"):
         validate({**prune, "split": "test"}, PruneConfig, where="file")
 
 
 def test_margins_are_by_metric() -> None:
     assert evaluation(margins={"wer": 0.02, "mel_distance": 0.3}).margins == {"wer": 0.02, "mel_distance": 0.3}
-    assert evaluation().margins == {}
+    assert evaluation().margins == {"wer": 0.03}
 
 
 def test_a_service_is_asked_as_the_file_says_and_belongs_to_its_kind_alone() -> None:

@@ -75,11 +75,11 @@ class EvaluationWorker:
 
     @cached_property
     def _judge_that_chooses(self) -> Judge:
-        """Of words and failures, on the strings that choose a temperature."""
+        """Of words and failures as the first recogniser hears them, on the strings that choose a temperature."""
         config, temperatures = self.config, self.config.temperatures
         assert temperatures is not None
         strings = TestStrings(config.data, split=temperatures.split, count=temperatures.num_strings)
-        scorers = dataclasses.replace(self._judge_of_all.scorers, encoder=None, naturalness=())
+        scorers = dataclasses.replace(self._judge_of_all.scorers, encoder=None, naturalness=(), others={})
         return Judge(strings, scorers, max_frames=config.max_frames, seed=config.seed)
 
     def confidence(self) -> Sureness:
