@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from retort.errors import HeadLostError, MissingRequirementError, RetortError
+from retort.errors import HeadLostError, MissingRequirementError, PreemptedError, RetortError
 from retort.orchestration.auth_token import ensure_private_token
 from retort.orchestration.chatter import without_chatter
-from retort.sigterm import preempted_by_sigterm, sigterm_held
+from retort.sigterm import Terminated, preempted_by_sigterm, sigterm_held
 
 _DRIVER_ENVIRONMENT = {
     # Every line that a worker prints would appear twice otherwise.
@@ -115,6 +115,9 @@ def _connected(address: str | None, options: Mapping[str, object]) -> Iterator[N
                 _connect(address, options)
             _started_here = address is None
             yield
+        except Terminated:  # threads of Ray Data may wait for Ray, under whom a shutdown ends in any exit code
+            leave = partial(_leave_at_once, PreemptedError.exit_code, started_here=address is None)
+            raise
         except RetortError as error:
             if _is_work_left or isinstance(error, HeadLostError):
                 leave = partial(_leave_at_once, error.exit_code, started_here=address is None)
