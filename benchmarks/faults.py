@@ -195,14 +195,19 @@ def _clear(job: TinyJob) -> None:
     job.clear()
 
 
-def _repeat_until_harmed(name: str, root: Path, reference: TinyJob, moment: random.Random, number: int) -> Outcome:
+def repeat_until_harmed(name: str, root: Path, reference: TinyJob, moment: random.Random, number: int) -> Outcome:
+    """The same, again where the job ended before its moment had come.
+
+    Raises:
+        UnharmedError: a few jobs in a row did.
+    """
     for _ in range(_TRIES):
         try:
             return repeat(name, root, reference, moment, number)
         except UnharmedError as error:
             print(f"{name}: {error}", flush=True)
             _clear(FAULTS[name][0](root, f"{FAULTS[name][0].verb}-{number}"))
-    raise SystemExit(f"{name}: {_TRIES} jobs in a row ended before they could be harmed")
+    raise UnharmedError(f"{name}: {_TRIES} jobs in a row ended before they could be harmed")
 
 
 def record_of(name: str, outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
@@ -276,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     raise SystemExit(f"the unharmed job failed:\n{references[kind].log()[-2000:]}")
             outcomes = []
             for number in range(args.repetitions):
-                outcomes.append(_repeat_until_harmed(name, root, references[kind], moment, number))
+                outcomes.append(repeat_until_harmed(name, root, references[kind], moment, number))
                 print(f"{name}, {number + 1} of {args.repetitions}: {outcomes[-1]}", flush=True)
             records.append(record_of(name, outcomes, args.seed))
             args.records.write_text(json.dumps(records, indent=1) + "\n")

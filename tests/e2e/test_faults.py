@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fault_jobs import Outcome, TinyJob, TrainingJob, cut_a_file, flip_a_byte, write_inputs
-from benchmarks.faults import FAULTS, disk_full, record_of, repeat, table
+from benchmarks.faults import FAULTS, disk_full, record_of, repeat_until_harmed, table
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_a_tiny_job_survives_with_nothing_lost(root: Path, references: dict[type
     if kind not in references:
         references[kind] = kind(root, f"{kind.verb}-unharmed")
         assert references[kind].start().wait() == 0, references[kind].log()[-2000:]
-    outcome = repeat(name, root, references[kind], random.Random(name), list(FAULTS).index(name))
+    outcome = repeat_until_harmed(name, root, references[kind], random.Random(name), list(FAULTS).index(name))
     lost = (outcome.steps_lost, outcome.rows_lost, outcome.rows_doubled, outcome.wrong_outputs)
     assert outcome.survived, outcome
     assert lost == (0, 0, 0, 0), outcome

@@ -12,7 +12,7 @@ from retort.methods.multilevel_distill import MultilevelObjective, TracedTeacher
 from retort.models.codec_lm import CodecLM
 from retort.models.presets import tiny
 from retort.models.weights import fingerprint_of
-from retort.nn.conditions import Conditions
+from retort.nn.conditions import TEXT_NULL, Conditions
 from retort.nn.dropout import Dropout
 from retort.nn.guidance import TwoTermGuidance
 from retort.orchestration.train.task import task_of
@@ -169,6 +169,24 @@ def test_a_student_that_learns_from_tokens_alone_is_fine_tuned(tmp_path: Path, d
     assert isinstance(problem.teacher, NoTeacher)
     assert lineage_of(problem).method == "fine_tune"
     assert lineage_of(problem).distilled_at is None
+    assert lineage_of(problem).trained_drops == ()
+
+
+def test_a_teacher_that_goes_on_with_drops_can_still_be_guided(tmp_path: Path, data: Artifact) -> None:
+    write_teacher(tmp_path / "teacher")
+    drops = {"drop_text": 0.2, "drop_both": 0.3}
+    alone = {"guidance": {"kind": "none"}, "kl_weight": 0.0, "ce_weight": 1.0}
+    problem = problem_of(distill(tmp_path, "out", method=alone, training={"batch": drops}))
+    lineage = lineage_of(problem)
+    assert lineage.trained_drops == ("no_text", "null")
+    lineage.check_guidance(TwoTermGuidance(scale=2.0, against="null").build())
+    with pytest.raises(ConfigError, match="guidance against no_speaker needs a model trained with those drops"):
+        lineage.check_guidance(TwoTermGuidance(scale=2.0, against="no_speaker").build())
+    first_ids = torch.cat([problem.batches.batch(n).conditions.text_BL[:, 0] for n in range(8)])
+    assert (first_ids == TEXT_NULL).any()
+    for method in ({}, MULTILEVEL):
+        with pytest.raises(ConfigError, match="only with cross-entropy alone"):
+            distill(tmp_path, "out", method=method, training={"batch": drops})
 
 
 def test_ranks_have_the_same_student_and_other_random_numbers(tmp_path: Path, data: Artifact) -> None:

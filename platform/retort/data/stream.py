@@ -43,6 +43,16 @@ class BatchConfig(Config):
         """Probability that a row loses any condition."""
         return self.drop_text + self.drop_speaker + self.drop_both
 
+    @property
+    def null_conditions(self) -> tuple[Literal["no_text", "no_speaker", "null"], ...]:
+        """Those that such batches hold; who is trained on them may be guided against them."""
+        probabilities: tuple[tuple[Literal["no_text", "no_speaker", "null"], float], ...] = (
+            ("no_text", self.drop_text),
+            ("no_speaker", self.drop_speaker),
+            ("null", self.drop_both),
+        )
+        return tuple(name for name, probability in probabilities if probability > 0)
+
 
 class BatchStream:
     """Batches of one rank, by number; see the module's docstring.

@@ -92,6 +92,7 @@ class Opened:
             codec_fingerprint=made.codec_fingerprint,
             text_fingerprint=made.text_fingerprint,
             teacher_fingerprint=self.teacher.fingerprint,
+            trained_drops=self.given.batch.null_conditions,
             distilled_at=taught_with if taught_with is not None and taught_with.build().is_guided else None,
             kept_layers=self.kept.layers if is_choice_of_layers else None,
             selected_by=self.kept.selected_by,

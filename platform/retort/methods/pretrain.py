@@ -6,7 +6,6 @@ are trained (METHODS.md 1.4, traps 12 and 13).
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -66,18 +65,8 @@ class Pretraining(Task):
             method="pretrain",
             codec_fingerprint=tokens.description.codec_fingerprint,
             text_fingerprint=tokens.description.text_fingerprint,
-            trained_drops=_drops(self.batch),
+            trained_drops=self.batch.null_conditions,
         )
         batches = stream_of(list(tokens.split("train")), student.config, self.batch, seed=self.seed, place=place)
         result = CodecLMResult(student.config, lineage, data)
         return Problem(CrossEntropyObjective(student), NoTeacher(), batches, result)
-
-
-def _drops(batch: BatchConfig) -> tuple[Literal["no_text", "no_speaker", "null"], ...]:
-    """The null conditions that such batches hold."""
-    probabilities: tuple[tuple[Literal["no_text", "no_speaker", "null"], float], ...] = (
-        ("no_text", batch.drop_text),
-        ("no_speaker", batch.drop_speaker),
-        ("null", batch.drop_both),
-    )
-    return tuple(name for name, probability in probabilities if probability > 0)

@@ -120,8 +120,11 @@ class DistillConfig(Config):
     def _consistent(self) -> "DistillConfig":
         if self.synthetic is None and (self.sampled_fraction > 0 or self.is_cached):
             raise ValueError("sampled_fraction and method.targets: cached need `synthetic`, the output of `generate`")
-        if self.training.batch.total_drop > 0:
-            raise ValueError("training.batch.drop_* must be 0: the target is conditional (METHODS.md, trap 15)")
+        if self.training.batch.total_drop > 0 and self.method.needs_teacher:
+            raise ValueError(
+                "training.batch.drop_* must be 0: the teacher's target is conditional (METHODS.md, trap 15); only with "
+                "cross-entropy alone, as a teacher is trained on, may conditions be dropped"
+            )
         return self
 
 
