@@ -54,8 +54,10 @@ def test_missing_values_leave_a_gap():
     assert len(list(tree.iter("circle"))) == 6
 
 
-def test_labels_of_a_crowd_do_not_cover_each_other():
-    crowd = [Point(f"s{i}", 10.0, 0.1, i) for i in range(6)]
+@pytest.mark.parametrize("count", [6, 24])
+@pytest.mark.parametrize("height", [0.0, 0.1])
+def test_labels_of_a_crowd_do_not_cover_each_other(count, height):
+    crowd = [Point(f"student_{i}", 10.0, height, i) for i in range(count)]
     tree = parse(figures.trade_off_chart(crowd, title="t", x_label="x", y_label="y"))
     lines = sorted(float(node.attrib["y"]) for node in tree.iter("text") if node.attrib["class"] == "row")
     assert all(below - above >= 12 for above, below in itertools.pairwise(lines))

@@ -21,7 +21,7 @@ NUM_COLOURS = 8
 _WIDTH, _LEFT, _RIGHT = 480, 48, 20
 _DASHES = ("", "7 3", "2 3", "9 3 2 3")
 _FLOOR_DB = -80.0
-_LETTER, _LINE, _LINES = 7.5, 8.0, 12  # how wide a letter of a label may be; how far and how often it is moved
+_LETTER, _LINE, _LABEL = 7.5, 8.0, 16  # how wide a letter of a label may be; how far it is moved; how high it is
 # Anchors of a perceptually even ramp from near black over blue-green to pale yellow, in steps of a quarter.
 _RAMP = ((13, 8, 35), (60, 40, 120), (33, 120, 140), (95, 190, 110), (250, 240, 170))
 
@@ -123,7 +123,8 @@ def histogram_chart(lines: Sequence[Line], *, title: str, x_label: str) -> str:
 
 def trade_off_chart(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> str:
     """Labelled dots in the plane, both axes from zero; y in percent."""
-    top, bottom, height = 26, 40, 260
+    top, bottom = 26, 40
+    height = max(260, top + bottom + 2 * _LABEL * len(points))  # so that every label finds a place of its own
     x_marks, y_marks = _ticks(max(p.x for p in points)), _ticks(max(p.y for p in points))
     parts = _y_axis(y_marks, top, height - bottom, percent=True)
     inner = _WIDTH - _LEFT - _RIGHT
@@ -175,11 +176,12 @@ def _free_spot(
     """Where a dot's label covers nothing: beside it, or else the nearest line above or below; and its anchor."""
     wide = _LETTER * len(label)
     tries: list[tuple[_Box, Literal["start", "end"]]] = []
-    for step in range(2 * _LINES):
+    for step in range(2 * int((room.bottom - room.top) / _LINE)):
         middle = y + _LINE * ((step + 1) // 2) * (1 if step % 2 else -1)
         right, left = x + radius + 4, x - radius - 4
-        tries.append((_Box(right, middle - 8, right + wide, middle + 8), "start"))
-        tries.append((_Box(left - wide, middle - 8, left, middle + 8), "end"))
+        above, below = middle - _LABEL / 2, middle + _LABEL / 2
+        tries.append((_Box(right, above, right + wide, below), "start"))
+        tries.append((_Box(left - wide, above, left, below), "end"))
     free = (found for found in tries if room.holds(found[0]) and not any(found[0].meets(other) for other in taken))
     return next(free, tries[0])
 
