@@ -175,25 +175,34 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch, re
         cli.run(["report", str(report_file)])
 
 
-def test_ctrl_c_is_130_and_says_how_to_go_on(report_file: Path) -> None:
-    code = (
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [
+        (signal.SIGINT, 130, "run the same command again to continue"),
+        (signal.SIGTERM, 75, "told to end by SIGTERM before the work was done; what is finished is kept"),
+    ],
+)
+def test_what_ends_a_job_from_outside_has_its_code_and_says_how_to_go_on(
+    report_file: Path, number: signal.Signals, code: int, said: str
+) -> None:
+    script = (
         "import signal, sys, time\nfrom retort import cli\nimport retort.orchestration.jobs as jobs\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a shell's background ignores
         "def wait(config, progress):\n    print('ready', flush=True)\n    time.sleep(1e6)\n"
         "jobs.run_job = wait\ncli.main(['report', sys.argv[1]])"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(report_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, str(report_file)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, err = process.communicate(timeout=HANG_S)
     finally:
         process.kill()
-    assert process.returncode == 130
-    assert "run the same command again to continue" in err
+    assert process.returncode == code
+    assert said in err
     assert "Traceback" not in err
 
 
@@ -202,12 +211,12 @@ def test_json_output_stays_clean_when_a_library_prints(
 ) -> None:
     def noisy(*_: object) -> dict[str, object]:
         sys.stdout.write("library banner\n")
-        return {"steps": 3, "nested": {"a": 1}, "loss": 0.123456}
+        return {"steps": 3, "nested": {"a": 1}, "loss": 0.123456, "unread": ""}
 
     monkeypatch.setattr("retort.orchestration.jobs.run_job", noisy)
     code, out, err = code_and_text(capsys, "report", report_file, "--json")
     assert code == 0
-    assert json.loads(out) == {"steps": 3, "nested": {"a": 1}, "loss": 0.123456}
+    assert json.loads(out) == {"steps": 3, "nested": {"a": 1}, "loss": 0.123456, "unread": ""}
     assert "library banner" in err
     code, out, _ = code_and_text(capsys, "report", report_file)
     assert (code, out) == (0, "library banner\nsteps: 3\nloss: 0.1235\n")

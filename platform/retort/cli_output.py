@@ -71,10 +71,10 @@ def job_streams(*, as_json: bool) -> Iterator[None]:
 
 
 def echo_summary(summary: Mapping[str, Any], *, as_json: bool) -> None:
-    """Write a job's summary: one JSON object on one line, or a line for each plain value."""
+    """Write a job's summary: one JSON object on one line, or a line for each plain value that says something."""
     if as_json:
         typer.echo(json.dumps(summary, ensure_ascii=False, default=str))
         return
     for name, value in summary.items():
-        if isinstance(value, str | int | float | bool) or value is None:
+        if value != "" and (isinstance(value, str | int | float | bool) or value is None):
             typer.echo(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
