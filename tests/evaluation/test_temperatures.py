@@ -36,6 +36,7 @@ def chosen(**changes: object) -> Choice:
 
 def test_the_best_is_the_one_with_the_least_of_what_it_is_chosen_by_and_of_equals_the_higher() -> None:
     assert chosen().best == {"a": 0.75, "b": 1.0}
+    assert chosen().recogniser == chosen().tree()["chosen_by"] == "asr"
     assert chosen(metric="failure_rate").best == {"a": 0.5, "b": 1.0}
 
 

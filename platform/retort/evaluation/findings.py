@@ -287,14 +287,17 @@ def _who_listened(recognisers: Sequence[Mapping[str, Any]]) -> list[Finding]:
     parts = {r["label"]: r["made"] for r in recognisers if r["made"]}
     if not parts:
         return []
-    told = "; ".join(
-        f"{label} {', '.join(dict.fromkeys(f'{deed} of {system}' for system, deed in made.items()))}"
-        for label, made in parts.items()
-    )
+    told = "; ".join(f"{label} {_part_in(made)}" for label, made in parts.items())
     if len(parts) == len(recognisers):
         return [Finding("bad", f"No independent recogniser listened: {told}. A choice may be fitted to its judge.")]
     free = _listed([r["label"] for r in recognisers if r["label"] not in parts])
     return [Finding("neutral", f"Of the recognisers, {told}; {free} had no part in the systems.")]
+
+
+def _part_in(made: Mapping[str, str]) -> str:
+    """What one recogniser did, each deed with the systems that it was done to."""
+    deeds = dict.fromkeys(made.values())
+    return ", ".join(f"{deed} of {_listed([name for name in made if made[name] == deed])}" for deed in deeds)
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -52,17 +52,20 @@ class Choice:
         config: how.
         best: temperature by system.
         rows: of each system at each temperature, its figures with their intervals, as ``summary.json`` has them.
+        recogniser: name of the one that heard them; None where nobody had a temperature.
     """
 
     config: TemperaturesConfig
     best: Mapping[str, float]
     rows: tuple[Mapping[str, Any], ...]
+    recogniser: str | None = None
 
     def tree(self) -> dict[str, Any]:
         """For ``summary.json``."""
         return {
             **self.config.model_dump(mode="json"),
             "best": dict(self.best),
+            "chosen_by": self.recogniser,
             "rows": [dict(row) for row in self.rows],
         }
 
@@ -102,7 +105,7 @@ def choose(
         {"system": name, "temperature": value, "is_best": best[name] == value, **_told(figures[name, value])}
         for name, value in pairs
     )
-    return Choice(config, best, rows)
+    return Choice(config, best, rows, next((item.recogniser for item in items if item.recogniser is not None), None))
 
 
 def _told(figures: Mapping[str, Any]) -> dict[str, Any]:

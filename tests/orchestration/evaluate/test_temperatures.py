@@ -1,5 +1,6 @@
 """Systems at other temperatures: chosen on other strings, judged beside their own, exactly once."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,8 @@ def test_who_is_judged_at_the_best_is_judged_once_and_speaks_as_if_the_file_said
     assert {task.system for task in best} == {"m"}, "the best of the other is its own, which is judged already"
     assert sorted(name for task in best for name in task.ids) == sorted(strings.rows)
     assert [info.name for info in with_best_infos(both, infos)] == ["r", "m", "guided", "m@best", "guided@best"]
+    chosen = with_best_infos(dataclasses.replace(both, recogniser="ears"), infos)
+    assert [dict(info.listeners) for info in chosen] == [{}] * 3 + [{"ears": "chose the temperature"}] * 2
     at_best = with_best_infos(both, infos)[3]
     assert (at_best.role, at_best.facts["temperature"], at_best.facts["parameters"]) == (
         "teacher", 0.25, infos[1].facts["parameters"],

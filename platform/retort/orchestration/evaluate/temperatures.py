@@ -65,10 +65,16 @@ def with_best_items(choice: Choice | None, items: Sequence[ItemResult]) -> list[
 def with_best_infos(choice: Choice | None, infos: Sequence[SystemInfo]) -> list[SystemInfo]:
     """Every system, and behind them all the same at their best: nothing else of them differs, nor do their costs."""
     best = {} if choice is None else choice.best
+    chose = {} if choice is None or choice.recogniser is None else {choice.recogniser: "chose the temperature"}
     return [
         *infos,
         *(
-            dataclasses.replace(info, name=at_best(info.name), facts={**info.facts, "temperature": best[info.name]})
+            dataclasses.replace(
+                info,
+                name=at_best(info.name),
+                facts={**info.facts, "temperature": best[info.name]},
+                listeners={**chose, **info.listeners},
+            )
             for info in infos
             if info.name in best
         ),
