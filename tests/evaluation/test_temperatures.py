@@ -23,7 +23,7 @@ def items(name: str, errors: int, failures: int = 0) -> list[ItemResult]:
     return [
         dataclasses.replace(
             row, deletions=int(number < errors), wer=0.5 * (number < errors), failure=number < failures,
-            failure_reasons=("wer",) if number < failures else (), error=None,
+            failure_reasons=("wer",) if number < failures else (), error=None, recogniser="asr",
         )
         for number, row in enumerate(rows)
     ]  # fmt: skip
