@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retort.evaluation.findings import AT_BEST
 from retort.evaluation.metrics import labels_of
 from retort.evaluation.noise_floor import sentence
 
@@ -32,17 +33,24 @@ def main(folder: Path) -> None:
 
 
 def systems_table(systems: list[dict[str, Any]]) -> str:
-    """One row per system, with the columns that some system has a value for."""
-    columns = [column for column in _columns(systems[0]) if any(s.get(column.field) is not None for s in systems)]
-    lines = [
-        f"| system | parameters | {' | '.join(column.title for column in columns)} |",
-        "|---" * (2 + len(columns)) + "|",
-    ]
-    for s in systems:
+    """One row per system, with the columns that some system has a value for; at its best temperature words alone."""
+    at_best = {s["name"].removesuffix(AT_BEST): s for s in systems if s["name"].endswith(AT_BEST)}
+    plain = [s for s in systems if not s["name"].endswith(AT_BEST)]
+    columns = [column for column in _columns(plain[0]) if any(s.get(column.field) is not None for s in plain)]
+    titles = [*(column.title for column in columns), *(["WER at its best temperature"] if at_best else [])]
+    lines = [f"| system | parameters | {' | '.join(titles)} |", "|---" * (2 + len(titles)) + "|"]
+    for s in plain:
         parameters = "" if s["parameters"] is None else f"{s['parameters'] / 1e6:.2f}M"
         cells = [_number(s.get(c.field), c.digits) + _interval(s.get(c.interval), c.digits) for c in columns]
+        cells += [_words_of(at_best[s["name"]]) if s["name"] in at_best else ""] if at_best else []
         lines.append("| " + " | ".join([f"`{s['name']}`", parameters, *cells]) + " |")
     return "\n".join(lines)
+
+
+def _words_of(system: Mapping[str, Any]) -> str:
+    """Word errors by every recogniser, and the temperature."""
+    rates = [system[f"wer_capped@{label}"] for label in labels_of(system)] or [system["wer_corpus"]]
+    return f"{', '.join(_number(rate, 3) for rate in rates)} (T = {system['temperature']:g})"
 
 
 class _Column(NamedTuple):
