@@ -182,8 +182,7 @@ def test_a_teacher_that_goes_on_with_drops_can_still_be_guided(tmp_path: Path, d
     lineage.check_guidance(TwoTermGuidance(scale=2.0, against="null").build())
     with pytest.raises(ConfigError, match="guidance against no_speaker needs a model trained with those drops"):
         lineage.check_guidance(TwoTermGuidance(scale=2.0, against="no_speaker").build())
-    first_ids = torch.cat([problem.batches.batch(n).conditions.text_BL[:, 0] for n in range(8)])
-    assert (first_ids == TEXT_NULL).any()
+    assert any((problem.batches.batch(n).conditions.text_BL == TEXT_NULL).any() for n in range(8))
     for method in ({}, MULTILEVEL):
         with pytest.raises(ConfigError, match="only with cross-entropy alone"):
             distill(tmp_path, "out", method=method, training={"batch": drops})
