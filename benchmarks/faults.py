@@ -285,6 +285,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(f"{name}, {number + 1} of {args.repetitions}: {outcomes[-1]}", flush=True)
             records.append(record_of(name, outcomes, args.seed))
             args.records.write_text(json.dumps(records, indent=1) + "\n")
+    except UnharmedError as error:
+        raise SystemExit(str(error)) from None
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(table(records))
