@@ -35,7 +35,7 @@ from tests.orchestration.tiny_runs import WORDS, write_teacher, write_token_set
 def config(output: Path, data: Path, systems: list[dict[str, object]], **changes: object) -> EvaluateConfig:
     tree = load_tree(Path("jobs/configs/demo.yaml"))["jobs"][-1]
     tree |= {"output": str(output), "data": str(data), "systems": systems, "comparisons": [], "num_strings": 3}
-    tree |= {"confidence_teacher": None, **changes}
+    tree |= {"confidence_teacher": None, "temperatures": None, **changes}
     return validate(tree, EvaluateConfig, where="test")
 
 

@@ -17,6 +17,7 @@ from retort.orchestration.evaluate.tasks import tasks_of
 from retort.orchestration.evaluate.temperatures import (
     best_tasks,
     choosing_tasks,
+    chosen,
     with_best_infos,
     with_best_items,
     with_best_pairs,
@@ -53,6 +54,19 @@ def asked(output: Path, folders: tuple[Path, Path], **changes: Any) -> EvaluateC
 
 def choice(best: dict[str, float]) -> Choice:
     return Choice(TemperaturesConfig(values=tuple(VALUES), split="train", num_strings=3), best, ())
+
+
+def test_where_no_system_has_a_temperature_no_strings_are_needed_to_choose_by(
+    tmp_path: Path, folders: tuple[Path, Path]
+) -> None:
+    """The data have no validation rows at all."""
+    data, _ = folders
+    systems = [{"name": "r", "kind": "resynthesis"}]
+    config = cheap(tmp_path, data, systems, temperatures={**CHOOSING, "split": "validation"})
+    strings = TestStrings(data, split="test", count=3)
+    infos = [describe_system(system, config, strings) for system in config.systems]
+    assert choosing_tasks(config, infos) == []
+    assert chosen(config, infos, tmp_path, []) is None
 
 
 def test_every_model_says_the_choosing_strings_at_each_temperature_and_nobody_else_does(

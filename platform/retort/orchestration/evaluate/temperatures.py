@@ -13,18 +13,18 @@ from retort.run_config import EvaluateConfig
 
 
 def choosing_tasks(config: EvaluateConfig, infos: Sequence[SystemInfo]) -> list[ChoosingTask]:
-    """What must be said before anything can be chosen; nothing where no temperature is to be chosen.
+    """What must be said before anything can be chosen; nothing where no system has a temperature to be chosen.
 
     Raises:
         DataError: there are fewer strings to choose by than are asked for.
     """
-    asked = config.temperatures
-    if asked is None:
+    asked, names = config.temperatures, _with_temperature(infos)
+    if asked is None or not names:
         return []
     ids = TestStrings(config.data, split=asked.split, count=asked.num_strings).by_length
     return [
         ChoosingTask(name, asked, temperature, number, piece)
-        for name in _with_temperature(infos)
+        for name in names
         for temperature in asked.values
         for number, piece in enumerate(pieces_of(ids, config.batch_size))
     ]
@@ -33,8 +33,8 @@ def choosing_tasks(config: EvaluateConfig, infos: Sequence[SystemInfo]) -> list[
 def chosen(
     config: EvaluateConfig, infos: Sequence[SystemInfo], folder: Path, tasks: Sequence[ChoosingTask]
 ) -> Choice | None:
-    """The choice, from the pieces of all of :func:`choosing_tasks`; None where none was asked for."""
-    if config.temperatures is None:
+    """The choice, from the pieces of all of :func:`choosing_tasks`; None where nothing was to be chosen."""
+    if config.temperatures is None or not tasks:
         return None
     items = [item for task in tasks for item in task.piece(folder).read(None)]
     return choose(config.temperatures, _with_temperature(infos), items, bootstrap_of(config))
