@@ -1,7 +1,6 @@
 """Tiny jobs that :mod:`benchmarks.faults` harms: how they start, how far they are, whether they came out right."""
 
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -142,7 +141,7 @@ class TinyJob(ABC):
 class TrainingJob(TinyJob):
     """A teacher of a few thousand weights; a checkpoint every few steps."""
 
-    verb, size, worker_title = "pretrain", 60, "RayTrainWorker"
+    verb, size, worker_title = "pretrain", 240, "RayTrainWorker"
 
     def tree(self) -> dict[str, Any]:
         """One worker, so that equal weights are equal bits."""
@@ -150,7 +149,7 @@ class TrainingJob(TinyJob):
             "steps": self.size,
             "batch": {"max_utterances": 8, "max_frames": 4000},
             "optimizer": {"learning_rate": 1e-3},
-            "checkpoint_every": 5,
+            "checkpoint_every": 10,
             "log_every": 1,
         }
         data, model = str(self.root / "data" / "result"), {"kind": "preset", "name": "tiny"}
@@ -292,9 +291,3 @@ def digest_of(result: Path) -> str:
                 rows = pq.read_table(path).drop_columns(["code_version"]).to_pylist()
                 total.update(name + repr(rows).encode())
     return total.hexdigest()
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """What earlier runs have added to a file of records."""
-    records: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
-    return records

@@ -1,24 +1,21 @@
 """What survives a fault: tiny jobs are harmed at random moments, started again, and compared with unharmed ones.
 
 ``python -m benchmarks.faults --faults driver sigterm --repetitions 5`` adds its counts, with date and commit, to
-``benchmarks/faults.json`` and prints the table of all of them. A repetition survives if the job, started again as
-its message says, ends with exit code 0. Nothing else is judged by the message: outputs are compared.
+``benchmarks/faults.json`` and prints the table of all of them; ``--at-least 20`` goes on until there are so many of
+each. A repetition survives if the job, started again as its message says, ends with exit code 0. Nothing else is judged
+by the message: outputs are compared. A job that ends well before its harm could be noticed is no repetition.
 """
 
 import argparse
 import contextlib
-import json
 import random
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from benchmarks.fault_jobs import (
     Outcome,
@@ -29,9 +26,9 @@ from benchmarks.fault_jobs import (
     end_all_of,
     flip_a_byte,
     kill_below,
-    read_records,
     write_inputs,
 )
+from benchmarks.fault_records import add_record, fewest, read_records, record_of, table
 from retort.errors import HeadLostError, PreemptedError, ResourceError
 
 RECORDS = Path(__file__).with_name("faults.json")
@@ -44,7 +41,7 @@ _LONGEST_OUTAGE_S = 20.0
 
 
 class UnharmedError(Exception):
-    """A job ended before its moment had come, as on a busy machine, where that is seen too late."""
+    """A job ended before its moment had come, as on a busy machine, or was done before it noticed the harm."""
 
 
 Fault = Callable[[TinyJob, random.Random, Outcome], None]
@@ -210,43 +207,12 @@ def repeat_until_harmed(name: str, root: Path, reference: TinyJob, moment: rando
     raise UnharmedError(f"{name}: {_TRIES} jobs in a row ended before they could be harmed")
 
 
-def record_of(name: str, outcomes: Sequence[Outcome], seed: int) -> dict[str, Any]:
-    """The counts of one run of the script for one fault."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
-    )
-    counted = [f.name for f in fields(Outcome) if f.name not in ("survived", "exit_codes", "seconds")]
-    return {
-        "fault": name,
-        "date": datetime.now(UTC).date().isoformat(),
-        "commit": commit.stdout.strip() or "unknown",
-        "seed": seed,
-        "repetitions": len(outcomes),
-        "survived": sum(outcome.survived for outcome in outcomes),
-        **{key: sum(asdict(outcome)[key] for outcome in outcomes) for key in counted},
-        "exit_codes": [outcome.exit_codes for outcome in outcomes],
-        "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
-    }
-
-
-def table(records: Sequence[dict[str, Any]]) -> str:
-    """All records, added up by fault, as Markdown."""
-    columns = ("repetitions", "survived", "steps_lost", "rows_lost", "rows_doubled", "wrong_outputs")
-    lines = [
-        "| fault | repetitions | survived | committed steps lost | rows lost | rows doubled | wrong outputs | last |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name in dict.fromkeys(record["fault"] for record in records):
-        own = [record for record in records if record["fault"] == name]
-        sums = [str(sum(record[column] for record in own)) for column in columns]
-        lines.append(f"| {name} | {' | '.join(sums)} | {own[-1]['date']}, {own[-1]['commit']} |")
-    return "\n".join(lines)
-
-
 def _expect(process: "subprocess.Popen[bytes]", outcome: Outcome, code: int) -> None:
-    """Wait for the end; a job that neither got done nor said what happened to it is wrong."""
+    """Wait for the end; a job that does not say what happened to it is wrong."""
     outcome.exit_codes.append(process.wait())
-    if outcome.exit_codes[-1] not in (0, code):
+    if outcome.exit_codes[-1] == 0:
+        raise UnharmedError(f"the job was done before it could notice what ends with {code}")
+    if outcome.exit_codes[-1] != code:
         outcome.wrong_outputs += 1
 
 
@@ -263,33 +229,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the faults that are named, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", nargs="*", default=list(FAULTS), help="words that a fault's name contains")
-    parser.add_argument("--repetitions", type=int, default=1)
+    parser.add_argument("--repetitions", type=int, default=1, help="of each")
+    parser.add_argument(
+        "--at-least", type=int, help="instead: repeat the rarest, until the records have so many of each"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--records", type=Path, default=RECORDS)
     args = parser.parse_args(arguments)
     names = [name for name in FAULTS if any(word.lower() in name.lower() for word in args.faults)]
-    moment, records = random.Random(args.seed), read_records(args.records)
+    moment = random.Random(args.seed)
     root = Path(tempfile.mkdtemp(prefix="retort-faults-"))
     try:
         write_inputs(root)
         references: dict[type[TinyJob], TinyJob] = {}
-        for name in names:
+        for number, name in enumerate(_chosen(names, args)):
             kind = FAULTS[name][0]
             if kind not in references:
                 references[kind] = kind(root, f"{kind.verb}-unharmed")
                 if references[kind].start().wait():
                     raise SystemExit(f"the unharmed job failed:\n{references[kind].log()[-2000:]}")
-            outcomes = []
-            for number in range(args.repetitions):
-                outcomes.append(repeat_until_harmed(name, root, references[kind], moment, number))
-                print(f"{name}, {number + 1} of {args.repetitions}: {outcomes[-1]}", flush=True)
-            records.append(record_of(name, outcomes, args.seed))
-            args.records.write_text(json.dumps(records, indent=1) + "\n")
+            outcome = repeat_until_harmed(name, root, references[kind], moment, number)
+            print(f"{name}: {outcome}", flush=True)
+            add_record(args.records, record_of(name, outcome, args.seed))
     except UnharmedError as error:
         raise SystemExit(str(error)) from None
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    print(table(records))
+    print(table(read_records(args.records)))
+
+
+def _chosen(names: Sequence[str], args: argparse.Namespace) -> Iterator[str]:
+    """The faults to come, one by one, with regard to what other runs have counted meanwhile."""
+    if args.at_least is None:
+        yield from (name for name in names for _ in range(args.repetitions))
+        return
+    while (name := fewest(read_records(args.records), names, at_least=args.at_least)) is not None:
+        yield name
 
 
 if __name__ == "__main__":

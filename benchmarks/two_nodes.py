@@ -4,7 +4,8 @@
 a Ray cluster of two nodes (:mod:`benchmarks.nodes_apart`) with everything in a store. As soon as the store has
 ``--after`` chunks, judged pieces or checkpoints of the job that is named, and the second node works on it, that node is
 killed; it comes back with an empty disk. Then a student is promoted into a registry in the store, and the server takes
-it from there. The same is done on one node with local folders (or ``--reference DIR`` has it from before).
+it from there. The same is done on one node with local folders (``--reference DIR`` has it from before, or
+``--in-place`` takes what lies where the run file says, as ``make demo`` leaves it).
 
 Both runs' fingerprints, digests and word errors are compared; exit code 1 if anything differs.
 """
@@ -89,7 +90,7 @@ def _killed(process: "subprocess.Popen[bytes]", output: Path, nodes: NodesApart,
 
 def one_node(tour: DemoConfig, folder: Path, environment: dict[str, str]) -> TourRun:
     """The tour with local folders on a Ray of this machine; what is there already is taken."""
-    run = TourRun(moved(tour, folder / "tour"), folder, environment)
+    run = TourRun(tour, folder, environment)
     began = time.monotonic()
     _require(run.start().wait(), run)
     print(f"one node, folders: {time.monotonic() - began:.0f} s", flush=True)
@@ -135,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("two_nodes.yaml"))
     parser.add_argument("--reference", type=Path, help="where the run on one node is, or is put")
+    parser.add_argument("--in-place", action="store_true", help="the run on one node is where the run file puts it")
     parser.add_argument("--kill-during", default="generate", help="a job's verb or the name of its output; '' for none")
     parser.add_argument("--after", type=int, default=2, help="stored chunks, pieces or checkpoints before the kill")
     parser.add_argument("--down-s", type=float, default=5.0, help="how long the node stays away")
@@ -159,7 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         weed.make_bucket(BUCKET)
         two = two_nodes(tour, _made(folder / "two"), environment, args)
-        one = one_node(tour, _made((args.reference or folder / "one").absolute()), environment)
+        reference = _made((args.reference or folder / "one").absolute())
+        one = one_node(tour if args.in_place else moved(tour, reference / "tour"), reference, environment)
         differing = compare(one, two, gate=args.gate, serve=not args.no_serve)
     except BaseException:
         print(f"what the commands said is kept in {folder}", file=sys.stderr)

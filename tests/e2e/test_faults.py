@@ -1,12 +1,13 @@
 """One of each fault, as the benchmark counts them, and how it counts."""
 
+import os
 import random
 from pathlib import Path
 
 import pytest
 
-from benchmarks.fault_jobs import Outcome, TinyJob, TrainingJob, cut_a_file, flip_a_byte, write_inputs
-from benchmarks.faults import FAULTS, disk_full, record_of, repeat_until_harmed, table
+from benchmarks.fault_jobs import TinyJob, TrainingJob, cut_a_file, flip_a_byte, write_inputs
+from benchmarks.faults import FAULTS, disk_full, repeat_until_harmed
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +24,11 @@ def references() -> dict[type[TinyJob], TinyJob]:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, (_, fault) in FAULTS.items() if fault is not disk_full])
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_tiny_job_survives_with_nothing_lost(root: Path, references: dict[type[TinyJob], TinyJob], name: str) -> None:
-    kind = FAULTS[name][0]
+    kind, fault = FAULTS[name]
+    if fault is disk_full and os.geteuid() != 0:
+        pytest.skip("a small disk is mounted by root alone")
     if kind not in references:
         references[kind] = kind(root, f"{kind.verb}-unharmed")
         assert references[kind].start().wait() == 0, references[kind].log()[-2000:]
@@ -33,17 +36,6 @@ def test_a_tiny_job_survives_with_nothing_lost(root: Path, references: dict[type
     lost = (outcome.steps_lost, outcome.rows_lost, outcome.rows_doubled, outcome.wrong_outputs)
     assert outcome.survived, outcome
     assert lost == (0, 0, 0, 0), outcome
-
-
-def test_counts_are_added_up_by_fault() -> None:
-    outcomes = [Outcome(survived=True, exit_codes=[75, 0]), Outcome(steps_lost=3, rows_doubled=1, exit_codes=[-9])]
-    first, second = record_of("a", outcomes, seed=7), record_of("a", outcomes[:1], seed=8)
-    assert (first["repetitions"], first["survived"], first["steps_lost"], first["seed"]) == (2, 1, 3, 7)
-    assert first["exit_codes"] == [[75, 0], [-9]]
-    lines = table([first, record_of("b", [], seed=9), second]).splitlines()
-    assert lines[2].startswith("| a | 3 | 2 | 3 | 0 | 1 | 0 | ")
-    assert lines[3].startswith("| b | 0 | 0 | ")
-    assert len(lines) == 4
 
 
 def test_steps_are_lost_if_a_start_goes_on_before_what_was_committed(tmp_path: Path) -> None:

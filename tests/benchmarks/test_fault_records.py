@@ -1,0 +1,39 @@
+"""Counts of faults: what belongs to one run is added up, whoever else writes, and the rarest comes next."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from benchmarks.fault_jobs import Outcome
+from benchmarks.fault_records import add_record, fewest, read_records, record_of, table
+
+
+def of(fault: str, *, seed: int, wrong: int = 0) -> dict[str, object]:
+    outcome = Outcome(survived=True, wrong_outputs=wrong, exit_codes=[-9, 0], seconds=1.3)
+    return {**record_of(fault, outcome, seed), "commit": "abc", "date": "2026-11-30"}
+
+
+def test_repetitions_of_one_run_are_one_record(tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    assert read_records(path) == []
+    for seed in (1, 1, 2):
+        add_record(path, of("driver", seed=seed, wrong=seed - 1))
+    first, second = read_records(path)
+    assert (first["repetitions"], first["survived"], first["wrong_outputs"], first["seconds"]) == (2, 2, 0, 2.6)
+    assert first["exit_codes"] == [[-9, 0], [-9, 0]]
+    assert (second["repetitions"], second["wrong_outputs"], second["seed"]) == (1, 1, 2)
+    assert table(read_records(path)).splitlines()[2:] == ["| driver | 3 | 3 | 0 | 0 | 0 | 1 | 2026-11-30, abc |"]
+
+
+def test_nothing_is_lost_where_many_write_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: add_record(path, of("node", seed=number % 3)), range(60)))
+    assert [r["repetitions"] for r in json.loads(path.read_text())] == [20, 20, 20]
+
+
+def test_the_rarest_comes_next_until_there_are_enough_of_each() -> None:
+    records = [of("a", seed=1), of("b", seed=1), of("b", seed=2), of("of another day", seed=1)]
+    assert fewest(records, ["a", "b", "c"], at_least=2) == "c"
+    assert fewest(records, ["b", "a"], at_least=2) == "a"
+    assert fewest(records, ["b"], at_least=2) is None
