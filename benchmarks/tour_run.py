@@ -67,9 +67,9 @@ class TourRun:
             )
 
     def promote(self, gate: str) -> dict[str, Any]:
-        """Promote the last student that the last evaluation judged; returns the summary."""
+        """Promote the last student, no control, that the last evaluation judged; returns the summary."""
         evaluation = [job for job in self.tour.jobs if isinstance(job, EvaluateConfig)][-1]
-        judged = {system.model for system in evaluation.systems}
+        judged = {system.model for system in evaluation.systems if system.role == "student"}
         student = [job for job in self.tour.jobs if isinstance(job, DistillConfig) and job.output in judged][-1]
         options = ["--as", NAME, "--evaluation", str(evaluation.output), "--registry", str(self.registry), "--json"]
         command = _command("promote", str(student.output), *options, "--gate", gate)

@@ -81,11 +81,11 @@ def test_failures_by_chance_are_said_to_be_chance():
         ("wer_corpus", [-0.02, 0.019], 0.02, "good", "is as good as teacher by WER, within the margin of 2.0 points"),
         ("wer_corpus", [-0.02, 0.021], 0.02, "neutral", "stays within the margin of 2.0 points of WER set before the"),
         ("wer_corpus", [0.001, 0.019], 0.02, "neutral", "more word errors than teacher, yet by less than the margin"),
-        ("wer_corpus", [0.001, 0.021], 0.02, "bad", "student makes more word errors than teacher: "),
-        ("wer_corpus", [-0.04, -0.01], 0.02, "good", "student makes fewer word errors than teacher: "),
+        ("wer_corpus", [0.001, 0.021], 0.02, "bad", "student makes more word errors than teacher."),
+        ("wer_corpus", [-0.04, -0.01], 0.02, "good", "student makes fewer word errors than teacher."),
         ("speaker_similarity", [-0.019, 0.03], 0.02, "good", "is as good as teacher by speaker similarity"),
         ("speaker_similarity", [-0.03, 0.019], 0.02, "neutral", "is not shown"),
-        ("mel_distance", [-0.4, -0.1], None, "good", "student has the better mel distance beside teacher: "),
+        ("mel_distance", [-0.4, -0.1], None, "good", "student has the better mel distance beside teacher."),
     ],
 )
 def test_as_good_as_is_said_within_a_margin_that_stood_before_the_run(metric, ci95, margin, tone, words):
@@ -113,10 +113,11 @@ def test_without_a_margin_nothing_is_said_to_be_as_good(ci95):
 
 def test_differences_are_said_in_the_unit_of_the_metric():
     systems = [system("naive"), system("student")]
-    text = only(systems, pair("naive", "student", -0.25, [-0.4, -0.1], metric="mel_distance", chance=0.9995)).text
-    assert text == (
-        "student has the better mel distance beside naive: \N{MINUS SIGN}0.25 dB of mel distance "
-        "(95 % interval \N{MINUS SIGN}0.40 to \N{MINUS SIGN}0.10, probability of improvement above 99.9 %)."
+    found = only(systems, pair("naive", "student", -0.25, [-0.4, -0.1], metric="mel_distance", chance=0.9995))
+    assert found.text == "student has the better mel distance beside naive."
+    assert found.figures == (
+        "\N{MINUS SIGN}0.25 dB of mel distance "
+        "(95 % interval \N{MINUS SIGN}0.40 to \N{MINUS SIGN}0.10, probability of improvement above 99.9 %)",
     )
 
 
@@ -144,12 +145,12 @@ def nearer(difference, ci95):
 @pytest.mark.parametrize(
     ("difference", "ci95", "tone", "words"),
     [
-        (-0.008, [-0.009, -0.007], "good", "student is nearer to the target than copy, an untouched copy: "),
+        (-0.008, [-0.009, -0.007], "good", "student is nearer to the target than copy, an untouched copy."),
         (-0.008, [-0.017, 0.001], "neutral", "an untouched copy, which may be chance"),
         (-0.008, None, "neutral", "an untouched copy, n too small to judge"),
         (0.0, [0.0, 0.0], "bad", "student is no nearer to the target than copy, an untouched copy"),
         (0.001, [-0.001, 0.003], "bad", "no nearer to the target than copy"),
-        (0.015, [0.014, 0.016], "bad", "+0.0150 nats a token of KL from the target"),
+        (0.015, [0.014, 0.016], "bad", "no nearer to the target than copy, an untouched copy."),
     ],
 )
 def test_a_student_that_is_no_nearer_to_the_target_than_an_untouched_copy_is_told(difference, ci95, tone, words):
@@ -157,6 +158,7 @@ def test_a_student_that_is_no_nearer_to_the_target_than_an_untouched_copy_is_tol
     finding = only(systems, nearer(difference, ci95))  # what it costs is told where the run file compares them
     assert finding.tone == tone
     assert words in finding.text
+    assert "nats a token of KL from the target" in finding.figures[0]
 
 
 def at_temperatures(plain, best, *, a_temperature=1.0, metric="wer_corpus"):
@@ -187,6 +189,9 @@ def test_a_pair_is_told_at_equal_settings_and_at_each_ones_best_in_one_sentence(
     first, second = finding.text.split(" At each one's best temperature (teacher 0.4, student 0.6): ")
     assert first.startswith("At equal temperature (1): student")
     assert second.startswith("student@best")
+    plain_figures, best_figures = finding.figures
+    assert plain_figures.startswith("at equal temperature (1): \N{MINUS SIGN}3.0 points of WER (95 % interval ")
+    assert best_figures.startswith("at each one's best: +1.0 points of WER (95 % interval ")
 
 
 def test_settings_that_differ_are_not_called_equal():
@@ -228,3 +233,34 @@ def test_without_a_floor_nothing_is_called_equal_in_speed():
     text = " ".join(f.text for f in find([teacher, student], [pair("teacher", "student", -0.03, [-0.06, -0.01])]))
     assert "1.00 times the speed of decoding" in text
     assert "oise floor" not in text
+
+
+def failing(a, b, difference, ci95, told_as):
+    return {**pair(a, b, difference, ci95, metric="failure_rate", is_asked_for=False), "told_as": told_as}
+
+
+@pytest.mark.parametrize(
+    ("plain", "best", "tone", "text"),
+    [
+        ((-0.1, [-0.2, -0.05]), (-0.02, [-0.05, 0.01]), "good",
+         "10.0 points less often than teacher; at each one's best temperature 2.0 points less often than teacher@best, "
+         "which may be chance"),
+        ((0.0, [0.0, 0.0]), (0.1, [0.05, 0.2]), "bad",
+         "as often as teacher; at each one's best temperature 10.0 points more often than teacher@best"),
+        ((-0.1, [-0.2, -0.05]), (0.1, [0.05, 0.2]), "bad",
+         "10.0 points less often than teacher; at each one's best temperature 10.0 points more often than "
+         "teacher@best"),
+    ],
+)  # fmt: skip
+def test_failures_are_told_at_equal_settings_and_at_each_ones_best_in_one_sentence(plain, best, tone, text):
+    systems = [system(name, "teacher") for name in ("teacher", "student", "teacher@best", "student@best")]
+    rows = [failing("teacher", "student", *plain, "asked"), failing("teacher@best", "student@best", *best, "at_best")]
+    found = [(f.tone, f.text) for f in find(systems, rows) if "fails" in f.text]
+    assert found == [(tone, f"student fails {text}.")]
+
+
+def test_failures_that_are_equal_at_both_settings_are_no_finding():
+    systems = [system(name, "teacher") for name in ("teacher", "student", "teacher@best", "student@best")]
+    rows = [failing("teacher", "student", 0.0, [0.0, 0.0], "asked")]
+    rows.append(failing("teacher@best", "student@best", 0.0, [0.0, 0.0], "at_best"))
+    assert [f.text for f in find(systems, rows)] == ["50 utterances, 4 systems."]

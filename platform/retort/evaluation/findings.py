@@ -22,10 +22,17 @@ AT_BEST = "@best"
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence; ``tone`` says whether it speaks for the student, against it, or for neither."""
+    """What is claimed.
+
+    Attributes:
+        tone: whether it speaks for the student, against it, or for neither.
+        text: the claim, in a sentence or two.
+        figures: the numbers that it stands on, one line each.
+    """
 
     tone: Tone
     text: str
+    figures: tuple[str, ...] = ()
 
 
 def find(
@@ -49,6 +56,7 @@ def find(
         key: _judged(rows[0], roles) if len(rows) == 1 else _agreed(rows, roles) for key, rows in together.items()
     }
     temperatures = {system["name"]: system.get("temperature") for system in systems}
+    failures = _failures(comparisons, temperatures)
     told = set()
     for row in comparisons:
         key = _asked(row)
@@ -58,8 +66,8 @@ def find(
             if key not in told and _told_as(row) == "asked":
                 found.append(_at_both(key, judged, temperatures))
             told.add(key)
-        elif row["metric"] == "failure_rate" and row["difference"]:
-            found.append(_failures(row))
+        elif row["metric"] == "failure_rate":
+            found += failures.pop(key, ())
         elif metric_of_field(row["metric"]).better is None:
             found += _taken_away(row, roles)
     found += _costs(systems, comparisons, floor)
@@ -88,16 +96,26 @@ def _asked(row: Mapping[str, Any]) -> _Asked:
 
 def _at_both(key: _Asked, judged: Mapping[_Asked, Finding], temperatures: Mapping[str, float | None]) -> Finding:
     """What is found of a pair at equal settings and, where temperatures were chosen, at each one's best as well."""
-    a, b, metric, _ = key
-    best = {name: f"{name}{AT_BEST}" if f"{name}{AT_BEST}" in temperatures else name for name in (a, b)}
-    plain, other = judged[key], judged.get((best[a], best[b], metric, "at_best"))
+    a, b, _, _ = key
+    best = _at_best(key, temperatures)
+    plain, other = judged[key], judged.get(best)
     if other is None:
         return plain
     own = {temperatures[a], temperatures[b]}
     settings = f"equal temperature ({own.pop():g})" if len(own) == 1 and None not in own else "the file's settings"
-    each = ", ".join(f"{name} {t:g}" for name in (a, b) if (t := temperatures[best[name]]) is not None)
+    pairs = zip((a, b), best[:2], strict=True)
+    each = ", ".join(f"{name} {t:g}" for name, name_at_best in pairs if (t := temperatures[name_at_best]) is not None)
     tone: Tone = plain.tone if plain.tone == other.tone else "bad" if "bad" in (plain.tone, other.tone) else "neutral"
-    return Finding(tone, f"At {settings}: {plain.text} At each one's best temperature ({each}): {other.text}")
+    text = f"At {settings}: {plain.text} At each one's best temperature ({each}): {other.text}"
+    figures = (f"at {settings}: {'; '.join(plain.figures)}", f"at each one's best: {'; '.join(other.figures)}")
+    return Finding(tone, text, figures)
+
+
+def _at_best(key: _Asked, temperatures: Mapping[str, float | None]) -> _Asked:
+    """What a pair is called where each is at its best temperature."""
+    a, b, metric, _ = key
+    best = [f"{name}{AT_BEST}" if f"{name}{AT_BEST}" in temperatures else name for name in (a, b)]
+    return best[0], best[1], metric, "at_best"
 
 
 def _untouched(row: Mapping[str, Any]) -> Finding:
@@ -105,11 +123,11 @@ def _untouched(row: Mapping[str, Any]) -> Finding:
     a, b, metric = row["a"], row["b"], metric_of_field(row["metric"])
     span = _span(row, metric)
     if row["difference"] >= 0.0:
-        return Finding("bad", f"{b} is no nearer to the target than {a}, an untouched copy: {span}.")
+        return Finding("bad", f"{b} is no nearer to the target than {a}, an untouched copy.", (span,))
     if _verdict(row) == "better":
-        return Finding("good", f"{b} is nearer to the target than {a}, an untouched copy: {span}.")
+        return Finding("good", f"{b} is nearer to the target than {a}, an untouched copy.", (span,))
     why = "n too small to judge" if row["ci95"] is None else "which may be chance"
-    return Finding("neutral", f"{b} is nearer to the target than {a}, an untouched copy, {why}: {span}.")
+    return Finding("neutral", f"{b} is nearer to the target than {a}, an untouched copy, {why}.", (span,))
 
 
 def _size(systems: Sequence[Mapping[str, Any]]) -> Finding:
@@ -183,23 +201,23 @@ def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
     a, b, metric = row["a"], row["b"], metric_of_field(row["metric"])
     verdict, span = _verdict(row), _span(row, metric)
     if verdict == "too few":
-        return Finding("neutral", f"{b} against {a}: {span}; n too small to judge.")
+        return Finding("neutral", f"{b} against {a}: n too small to judge.", (span,))
     if {roles[a], roles[b]} == {"control", "student"}:
         return _control(row, span, roles, verdict)
     better, worse = _deeds(metric)
     margin = _the_margin(row, metric)
     match verdict:
         case "better":
-            return Finding("good", f"{b} {better} {a}: {span}.")
+            return Finding("good", f"{b} {better} {a}.", (span,))
         case "worse within the margin":
-            return Finding("neutral", f"{b} {worse} {a}, yet by less than {margin}: {span}.")
+            return Finding("neutral", f"{b} {worse} {a}, yet by less than {margin}.", (span,))
         case "worse":
-            return Finding("bad", f"{b} {worse} {a}: {span}.")
+            return Finding("bad", f"{b} {worse} {a}.", (span,))
         case "as good":
-            return Finding("good", f"{b} is as good as {a} by {metric.noun}, within {margin}: {span}.")
+            return Finding("good", f"{b} is as good as {a} by {metric.noun}, within {margin}.", (span,))
         case "open":
             shown = f"; that {b} stays within {margin} is not shown" if margin else ""
-            return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}: {span}.")
+            return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}.", (span,))
 
 
 def _deeds(metric: Metric) -> tuple[str, str]:
@@ -216,16 +234,14 @@ def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Find
     a, b, metric = first["a"], first["b"], metric_of_field(first["metric"])
     base = BY_FIELD[metric.field.partition("@")[0]]
     judges = [(str(metric_of_field(row["metric"]).recogniser), _verdict(row), row) for row in rows]
-    spans = "; ".join(f"{label} {_span(row, base)}" for label, _, row in judges)
+    spans = tuple(f"{label} {_span(row, base)}" for label, _, row in judges)
     verdicts = {verdict for _, verdict, _ in judges}
     if {roles[a], roles[b]} == {"control", "student"} and "too few" not in verdicts:
         return _agreed_control(judges, roles, spans)
     if len(verdicts) == 1:
         alone = _judged({**first, "metric": base.field}, roles)
-        claim = alone.text[: alone.text.index(f": {_span(first, base)}")] if verdicts != {"too few"} else ""
-        if not claim:
-            return Finding("neutral", f"{b} against {a}: n too small to judge; {spans}.")
-        return Finding(alone.tone, f"{claim}; {_all(judges)} recognisers agree: {spans}.")
+        agree = "" if verdicts == {"too few"} else f"; {_all(judges)} recognisers agree"
+        return Finding(alone.tone, f"{alone.text.removesuffix('.')}{agree}.", spans)
     better, worse = _deeds(base)
     claims = {
         "better": f"{b} {better} {a}",
@@ -237,10 +253,10 @@ def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Find
     said = [f"{claims[verdict]} by {_listed(labels)} alone" for verdict, labels in firm.items()]
     opposed = "better" in firm and ("worse" in firm or "worse within the margin" in firm)
     if opposed:
-        return Finding("bad", f"The recognisers contradict each other: {', but '.join(said)}: {spans}.")
+        return Finding("bad", f"The recognisers contradict each other: {', but '.join(said)}.", spans)
     others = [label for label, own, _ in judges if own not in claims]
     rest = f"; by {_listed(others)} this is not shown" if others else ""
-    return Finding("neutral", f"Not all recognisers agree: {', and '.join(said)}{rest}: {spans}.")
+    return Finding("neutral", f"Not all recognisers agree: {', and '.join(said)}{rest}.", spans)
 
 
 def _all(judges: Sequence[object]) -> str:
@@ -248,21 +264,27 @@ def _all(judges: Sequence[object]) -> str:
 
 
 def _agreed_control(
-    judges: Sequence[tuple[str, Verdict, Mapping[str, Any]]], roles: Mapping[str, str], spans: str
+    judges: Sequence[tuple[str, Verdict, Mapping[str, Any]]], roles: Mapping[str, str], spans: tuple[str, ...]
 ) -> Finding:
     """A control that only some recognisers find worse shows the method through their ears alone."""
     row = judges[0][2]
     control, other, worse = _control_of(row, roles)
     support = [label for label, verdict, _ in judges if verdict in worse]
-    against = f"{row['b']} against {row['a']}: {spans}"
+    figures = _against(row, spans)
     if len(support) == len(judges):
-        text = f"{control}, a control, is worse than {other}; {_all(judges)} recognisers agree. {against}."
-        return Finding("good", text)
+        return Finding(
+            "good", f"{control}, a control, is worse than {other}; {_all(judges)} recognisers agree.", figures
+        )
     if support:
         text = f"{control}, a control, is worse than {other} by {_listed(support)} alone: that the method helps is not"
-        return Finding("neutral", f"{text} shown by every recogniser. {against}.")
+        return Finding("neutral", f"{text} shown by every recogniser.", figures)
     text = f"{control}, a control, is not worse than {other} by any recogniser: this run does not show that the method"
-    return Finding("bad", f"{text} helps. {against}.")
+    return Finding("bad", f"{text} helps.", figures)
+
+
+def _against(row: Mapping[str, Any], spans: Sequence[str]) -> tuple[str, ...]:
+    """Figures of b minus a, where the claim names them the other way round."""
+    return tuple(f"{row['b']} against {row['a']}: {span}" for span in spans)
 
 
 def _taken_away(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[Finding]:
@@ -275,11 +297,8 @@ def _taken_away(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[Findin
     metric = metric_of_field(row["metric"])
     less = "less" if high < 0.0 else "more"
     ends = f"95 % interval {metric.signed(low)} to {metric.signed(high)} {metric.unit}"
-    return [
-        Finding(
-            "bad", f"{row['b']} has {less} {metric.noun} than {row['a']}: {metric.signed(row['difference'])} ({ends})."
-        )
-    ]
+    text = f"{row['b']} has {less} {metric.noun} than {row['a']}."
+    return [Finding("bad", text, (f"{metric.signed(row['difference'])} ({ends})",))]
 
 
 def _who_listened(recognisers: Sequence[Mapping[str, Any]]) -> list[Finding]:
@@ -328,22 +347,48 @@ def _control_of(row: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, 
 def _control(row: Mapping[str, Any], span: str, roles: Mapping[str, str], verdict: Verdict) -> Finding:
     """A control exists to be beaten: where it is not, the method has not been shown to be the cause."""
     control, other, worse = _control_of(row, roles)
-    against = f"{row['b']} against {row['a']}: {span}"
+    figures = _against(row, (span,))
     if verdict in worse:
-        return Finding("good", f"{control}, a control, is worse than {other}. {against}.")
-    return Finding(
-        "bad",
-        f"{control}, a control, is not worse than {other}: this run does not show that the method helps. {against}.",
-    )
+        return Finding("good", f"{control}, a control, is worse than {other}.", figures)
+    text = f"{control}, a control, is not worse than {other}: this run does not show that the method helps."
+    return Finding("bad", text, figures)
 
 
-def _failures(row: Mapping[str, Any]) -> Finding:
+def _failures(
+    comparisons: Sequence[Mapping[str, Any]], temperatures: Mapping[str, float | None]
+) -> dict[_Asked, list[Finding]]:
+    """How much oftener b fails, by pair, and the same at each one's best temperature where that was judged."""
+    rows = {_asked(row): row for row in comparisons if row["metric"] == "failure_rate" and not row["is_asked_for"]}
+    told_before = {_at_best(key, temperatures) for key in rows if key[3] == "asked"}
+    found = {}
+    for key, row in rows.items():
+        if key not in told_before:
+            best = rows.get(_at_best(key, temperatures)) if key[3] == "asked" else None
+            found[key] = _failures_of(row, best)
+    return found
+
+
+def _failures_of(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[Finding]:
+    told = [row] if best is None else [row, best]
+    if not any(one["difference"] for one in told):
+        return []
+    (tone, text), *others = [_failing(one) for one in told]
+    for other_tone, other in others:
+        tone = "bad" if "bad" in (tone, other_tone) else "good" if "good" in (tone, other_tone) else "neutral"
+        text = f"{text}; at each one's best temperature {other}"
+    return [Finding(tone, f"{row['b']} fails {text}.")]
+
+
+def _failing(row: Mapping[str, Any]) -> tuple[Tone, str]:
+    """Tone and words of a difference in failures."""
+    if not row["difference"]:
+        return "neutral", f"as often as {row['a']}"
     better = row["difference"] < 0.0
     less = "less" if better else "more"
-    certain = row["ci95"] is not None and (row["ci95"][1] < 0.0 or row["ci95"][0] > 0.0)
-    tone: Tone = ("good" if better else "bad") if certain else "neutral"
-    text = f"{row['b']} fails {_points(abs(row['difference']))} points {less} often than {row['a']}"
-    return Finding(tone, text + ("." if certain else ", which may be chance."))
+    text = f"{_points(abs(row['difference']))} points {less} often than {row['a']}"
+    if row["ci95"] is not None and (row["ci95"][1] < 0.0 or row["ci95"][0] > 0.0):
+        return "good" if better else "bad", text
+    return "neutral", f"{text}, which may be chance"
 
 
 def _chance(share: float) -> str:

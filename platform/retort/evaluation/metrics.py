@@ -215,6 +215,10 @@ _ROWS = (
         compared=True,
     ),
     Metric(
+        "energy_spread", "Energy spread in an utterance", "dB", None, "mean", "quality",
+        value=of_values("energy_spread"), compared=True,
+    ),
+    Metric(
         "speaking_rate", "Speaking rate", "words/s", None, "mean", "quality", value=of_values("speaking_rate"),
         compared=True,
     ),

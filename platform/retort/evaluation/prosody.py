@@ -1,4 +1,4 @@
-"""What word errors do not hear, and distillation may take away: melody, pace, and variety between samples of a text.
+"""What word errors do not hear, and distillation may take away: melody, stress, pace, and variety between samples.
 
 Students may speak as clearly as their teacher and yet more flatly, faster, or the same way each time (METHODS.md 7b).
 None of these figures has a better side; what counts is how far a student is from its teacher.
@@ -6,6 +6,7 @@ None of these figures has a better side; what counts is how far a student is fro
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,8 +49,25 @@ def f0_spread(samples_N: Tensor, sample_rate: int) -> float | None:
     semitones_T = 12.0 * np.log2(f0_T[f0_T > 0])
     if len(semitones_T) < _FEWEST_VOICED:
         return None
-    low, high = np.percentile(semitones_T, [16.0, 84.0])
+    return _half_of_the_middle(semitones_T)
+
+
+def _half_of_the_middle(values_T: NDArray[np.floating[Any]]) -> float:
+    low, high = np.percentile(values_T, [16.0, 84.0])
     return float(high - low) / 2.0
+
+
+def energy_spread(samples_N: Tensor, sample_rate: int) -> float | None:
+    """Spread of the level within an utterance, in dB, measured as that of :func:`f0_spread`; None where all is silent.
+
+    Of the frames that are at most 40 dB below the loudest one: pauses are not stress.
+    """
+    audible_N = audible_16k(samples_N, sample_rate, -50.0)
+    if audible_N is None:
+        return None
+    power_T = _power_of_frames(audible_N)
+    level_T = 10.0 * torch.log10(power_T[_is_loud(power_T)])
+    return _half_of_the_middle(level_T.numpy())
 
 
 def speaking_rate(samples_N: Tensor, sample_rate: int, text: str) -> float | None:
@@ -58,10 +76,21 @@ def speaking_rate(samples_N: Tensor, sample_rate: int, text: str) -> float | Non
     words = len(score_text(text).split())
     if audible_N is None or not words:
         return None
-    frame = RECOGNISER_RATE // 100
-    power_T = torch.nn.functional.pad(audible_N, (0, -audible_N.numel() % frame)).view(-1, frame).square().mean(dim=1)
-    loud = torch.nonzero(power_T > power_T.max() * 10.0 ** (-_EDGE_DB / 10.0)).flatten()
+    loud = torch.nonzero(_is_loud(_power_of_frames(audible_N))).flatten()
     return words / (float(loud[-1] - loud[0] + 1) / 100.0)
+
+
+def _power_of_frames(samples_16k_N: Tensor) -> Tensor:
+    """Mean power [T] of each 10 ms."""
+    frame = RECOGNISER_RATE // 100
+    padded_N = torch.nn.functional.pad(samples_16k_N, (0, -samples_16k_N.numel() % frame))
+    power_T: Tensor = padded_N.view(-1, frame).square().mean(dim=1)
+    return power_T
+
+
+def _is_loud(power_T: Tensor) -> Tensor:
+    loud_T: Tensor = power_T > power_T.max() * 10.0 ** (-_EDGE_DB / 10.0)
+    return loud_T
 
 
 def sample_spread(sounds: Sequence[tuple[Tensor, int]]) -> float | None:
@@ -97,9 +126,10 @@ def _warped_distance(a_MT: NDArray[np.float64], b_MT: NDArray[np.float64]) -> fl
 
 
 def prosody_of(samples_N: Tensor, sample_rate: int, text: str) -> dict[str, float]:
-    """``f0_spread`` and ``speaking_rate``, where they can be measured."""
+    """``f0_spread``, ``energy_spread`` and ``speaking_rate``, where they can be measured."""
     found = {
         "f0_spread": f0_spread(samples_N, sample_rate),
+        "energy_spread": energy_spread(samples_N, sample_rate),
         "speaking_rate": speaking_rate(samples_N, sample_rate, text),
     }
     return {name: value for name, value in found.items() if value is not None}
