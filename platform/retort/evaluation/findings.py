@@ -284,7 +284,8 @@ def _agreed_control(
 
 def _against(row: Mapping[str, Any], spans: Sequence[str]) -> tuple[str, ...]:
     """Figures of b minus a, where the claim names them the other way round."""
-    return tuple(f"{row['b']} against {row['a']}: {span}" for span in spans)
+    first, *others = spans
+    return f"{row['b']} against {row['a']}: {first}", *others
 
 
 def _taken_away(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[Finding]:
