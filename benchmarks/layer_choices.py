@@ -24,9 +24,7 @@ from retort.evaluation.scoring import Scorers
 from retort.inference.speech import SpeechEngine
 from retort.inference.synthesizer import Synthesizer
 from retort.methods.layer_pruning import MEASURED
-from retort.models.initialise import bypass
 from retort.models.layer_choice import LayerChoice, read_choice
-from retort.models.weights import LoadedModel
 from retort.orchestration.prune.job import IMPORTANCE_FILE
 from retort.run_config import PruneConfig
 from retort.store.results import RUN_FILE, result_of
@@ -49,11 +47,8 @@ def scored(prune: Path, *, split: str, num_strings: int, num_kept: int | None) -
     )
     found: dict[Layers, Any] = {}
     for layers in itertools.combinations(range(choice.num_layers), num_kept or choice.num_kept):
-        model = bypass(whole.loaded.model, layers)
-        loaded = LoadedModel(model, whole.loaded.lineage, whole.loaded.fingerprint)
-        speaks = Synthesizer(loaded, whole.codec, whole.front_end, whole.voices, precision=config.precision)
         name = "-".join(map(str, layers))
-        system = System(name, "model", SpeechEngine(speaks), config.decoding)
+        system = System(name, "model", SpeechEngine(whole.with_layers(layers)), config.decoding)
         items = [
             verdict.item
             for begin in range(0, len(ids), config.batch_size)

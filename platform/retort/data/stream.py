@@ -17,6 +17,7 @@ from retort.data.batches import CodebookLayout, LMBatch, teacher_forced
 from retort.data.prompts import PROMPT_MAX_FRAMES, PromptsById, crop_prompt
 from retort.data.tokens import TokenRow
 from retort.errors import DataError
+from retort.nn.guidance import NullCondition
 
 
 class BatchConfig(Config):
@@ -44,9 +45,9 @@ class BatchConfig(Config):
         return self.drop_text + self.drop_speaker + self.drop_both
 
     @property
-    def null_conditions(self) -> tuple[Literal["no_text", "no_speaker", "null"], ...]:
+    def null_conditions(self) -> tuple[NullCondition, ...]:
         """Those that such batches hold; who is trained on them may be guided against them."""
-        probabilities: tuple[tuple[Literal["no_text", "no_speaker", "null"], float], ...] = (
+        probabilities: tuple[tuple[NullCondition, float], ...] = (
             ("no_text", self.drop_text),
             ("no_speaker", self.drop_speaker),
             ("null", self.drop_both),

@@ -23,7 +23,8 @@ from retort.inference.speaker import Facts, Request, Spoken
 from retort.inference.voices import CODES, VOICES_FILE, load_voices, no_voices, pick_voices, save_voices
 from retort.models.codec_lm import CodecLM, count_parameters
 from retort.models.codec_lm_lineage import CodecLMLineage
-from retort.models.weights import CONFIG_FILE, WEIGHTS_FILE, LoadedCodecLM, load_codec_lm, save_model
+from retort.models.initialise import bypass
+from retort.models.weights import CONFIG_FILE, WEIGHTS_FILE, LoadedCodecLM, LoadedModel, load_codec_lm, save_model
 from retort.nn.conditions import Conditions
 from retort.nn.guidance import TwoTermGuidance
 from retort.nn.precision import Precision, pick_dtype
@@ -45,6 +46,11 @@ class Synthesizer:
         self.loaded, self.codec, self.front_end, self.voices = loaded, codec, front_end, dict(voices)
         self.decoder = Decoder(loaded.model, precision=precision)
         self._precision: Precision = precision if precision in ("fp32", "bf16") else "auto"
+
+    def with_layers(self, kept: Sequence[int]) -> "Synthesizer":
+        """The same model without its other layers, untrained; the weights are shared."""
+        loaded = LoadedModel(bypass(self.loaded.model, kept), self.loaded.lineage, self.loaded.fingerprint)
+        return Synthesizer(loaded, self.codec, self.front_end, self.voices, precision=self._precision)
 
     @classmethod
     def open(cls, folder: Path, *, precision: DecodePrecision = "fp32", device: str = "cpu") -> "Synthesizer":

@@ -3,13 +3,11 @@
 A student carries the guidance that it was distilled at, and refuses to be guided again.
 """
 
-from typing import Literal
-
 from pydantic import Field
 
 from retort.config import Config
 from retort.errors import ConfigError
-from retort.nn.guidance import Guidance, GuidanceConfig
+from retort.nn.guidance import Guidance, GuidanceConfig, NullCondition
 
 
 class CodecLMLineage(Config):
@@ -24,7 +22,7 @@ class CodecLMLineage(Config):
     """Of the teacher that it was distilled from."""
     distilled_at: GuidanceConfig | None = None
     """The guidance that is baked in; None for a model that may be guided."""
-    trained_drops: tuple[Literal["no_text", "no_speaker", "null"], ...] = ()
+    trained_drops: tuple[NullCondition, ...] = ()
     """Null conditions that were seen in training, without which guidance against them is not valid."""
     kept_layers: tuple[int, ...] | None = None
     """The teacher's layers that it was copied from, where a choice among them was made."""

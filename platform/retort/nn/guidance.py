@@ -15,7 +15,8 @@ from torch import Tensor
 
 from retort.config import Config
 
-Condition = Literal["full", "no_text", "no_speaker", "null"]
+NullCondition = Literal["no_text", "no_speaker", "null"]
+Condition = Literal["full"] | NullCondition
 """``full``: text and speaker; ``no_text`` and ``no_speaker``: one replaced by its learned null; ``null``: both."""
 
 CONDITIONS: tuple[Condition, ...] = ("full", "no_text", "no_speaker", "null")

@@ -17,8 +17,6 @@ from retort.inference.synthesizer import Synthesizer
 from retort.losses.features import valid_columns
 from retort.methods.layer_pruning import WHOLE, block_influence, divergence
 from retort.models.codec_lm import CodecLM
-from retort.models.initialise import bypass
-from retort.models.weights import LoadedModel
 from retort.orchestration.chunks import ChunkResult
 from retort.orchestration.outputs import with_results
 from retort.run_config import PruneConfig
@@ -115,10 +113,6 @@ class PruneWorker:
         """The teacher with the layers that are present, but for one; it shares the weights."""
         if self._latest is None or self._latest[0] != left_out:
             self._latest = None  # What the earlier one packed for decoding goes before the next one packs.
-            whole = self.teacher
             kept = [layer for layer in self.sweep.present if layer != left_out]
-            model = bypass(whole.loaded.model, kept)
-            loaded = LoadedModel(model, whole.loaded.lineage, whole.loaded.fingerprint)
-            opened = Synthesizer(loaded, whole.codec, whole.front_end, whole.voices, precision=self.config.precision)
-            self._latest = left_out, opened
+            self._latest = left_out, self.teacher.with_layers(kept)
         return self._latest[1]
