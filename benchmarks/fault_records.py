@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fault_jobs import Outcome
+from retort.store.commit import write_bytes_atomic
 
 Record = dict[str, Any]
 _OF_ONE_RUN = ("fault", "date", "commit", "seed")
@@ -45,18 +46,16 @@ def add_record(path: Path, record: Record) -> list[Record]:
 
     Several runs may add to one file at the same time.
     """
-    with path.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        records: list[Record] = json.loads(file.read() or "[]")
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        records = read_records(path)
         same = next((r for r in records if all(r[key] == record[key] for key in _OF_ONE_RUN)), None)
         if same is None:
             records.append(record)
         else:
             same |= {key: same[key] + record[key] for key in record if key not in _OF_ONE_RUN}
             same["seconds"] = round(same["seconds"], 1)
-        file.truncate(0)
-        file.write(json.dumps(records, indent=1) + "\n")
+        write_bytes_atomic(path, (json.dumps(records, indent=1) + "\n").encode())
     return records
 
 

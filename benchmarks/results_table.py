@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retort.evaluation.findings import AT_BEST
+from retort.evaluation.findings import AT_BEST, Finding
 from retort.evaluation.metrics import labels_of
 from retort.evaluation.noise_floor import sentence
 
@@ -29,7 +29,7 @@ def main(folder: Path) -> None:
         print("Seconds:", ", ".join(f"{name} {value:.0f}" for name, value in seconds.items()), end=" ")
         print(f"(sum {sum(seconds.values()):.0f})")
     for finding in summary["findings"]:
-        print(f"- {finding['text']}")
+        print(f"- {Finding(**finding).line}")
 
 
 def systems_table(systems: list[dict[str, Any]]) -> str:

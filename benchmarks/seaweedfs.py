@@ -58,7 +58,7 @@ class SeaweedFS:
         options = [f"-{name}.port={port}" for name, port in self.ports.items()]
         options += [f"-{name}.port.grpc={port}" for name, port in self.grpc.items()]
         command = [str(WEED), "server", f"-dir={self.folder}", "-ip=127.0.0.1", "-s3", "-filer", *options]
-        command += ["-volume.max=20", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+        command += ["-volume.max=200", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"]
         with (self.folder / "log.txt").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder, start_new_session=True)
 

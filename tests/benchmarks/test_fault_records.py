@@ -28,7 +28,12 @@ def test_repetitions_of_one_run_are_one_record(tmp_path: Path) -> None:
 def test_nothing_is_lost_where_many_write_at_once(tmp_path: Path) -> None:
     path = tmp_path / "records.json"
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: add_record(path, of("node", seed=number % 3)), range(60)))
+        read = [pool.submit(read_records, path) for _ in range(2)]
+        for number in range(60):
+            pool.submit(add_record, path, of("node", seed=number % 3))
+            read.append(pool.submit(read_records, path))
+        counts = [sum(record["repetitions"] for record in one.result()) for one in read]
+    assert max(counts) <= 60, "a whole file each time, however far the writers are"
     assert [r["repetitions"] for r in json.loads(path.read_text())] == [20, 20, 20]
 
 

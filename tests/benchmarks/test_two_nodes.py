@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from benchmarks import two_nodes
 from benchmarks.moved_tour import moved
 from benchmarks.tour_run import TourRun, table
 from retort.config import Config, load_config, load_tree, validate
@@ -58,7 +60,8 @@ def test_word_errors_are_compared_utterance_by_utterance(tmp_path: Path) -> None
     runs = []
     for name, wrong in (("a", 3), ("b", 3), ("c", 4)):
         tree = {"job": "demo", "output": "runs/t", "jobs": [{**evaluation, "output": str(tmp_path / name)}]}
-        runs.append(TourRun(validate(tree, DemoConfig, where="test"), tmp_path, {}).figures)
+        tour = validate(tree, DemoConfig, where="test")
+        runs.append(TourRun(tour, tmp_path, {}, tmp_path / "registry").figures)
         write_evaluation(tmp_path / name, {"m": tmp_path / "model"}, wrong=wrong)
     a, b, c = ({row.partition(": ")[2]: value for row, value in figures().items()} for figures in runs)
     assert a["wer_corpus of m"] == "0.050000"
@@ -76,3 +79,11 @@ def test_the_table_counts_what_differs_or_is_missing() -> None:
         "| b | 2 | 3 | DIFFERS |",
         "| c | (absent) | 4 | DIFFERS |",
     ]
+
+
+def test_a_run_in_place_must_be_finished(tmp_path: Path) -> None:
+    jobs = load_tree(Path("benchmarks/two_nodes.yaml"))["jobs"][:1]
+    jobs[0]["output"] = str(tmp_path / "corpus")
+    (tmp_path / "tour.yaml").write_text(yaml.safe_dump({"job": "demo", "output": str(tmp_path), "jobs": jobs}))
+    with pytest.raises(SystemExit, match="corpus holds no finished result; run the tour first"):
+        two_nodes.main(["--config", str(tmp_path / "tour.yaml"), "--in-place", "--kill-during", ""])

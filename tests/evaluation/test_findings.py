@@ -242,7 +242,9 @@ def failing(a, b, difference, ci95, told_as):
 @pytest.mark.parametrize(
     ("plain", "best", "tone", "text"),
     [
-        ((-0.1, [-0.2, -0.05]), (-0.02, [-0.05, 0.01]), "good",
+        ((-0.1, [-0.2, -0.05]), (-0.02, [-0.05, -0.01]), "good",
+         "10.0 points less often than teacher; at each one's best temperature 2.0 points less often than teacher@best"),
+        ((-0.1, [-0.2, -0.05]), (-0.02, [-0.05, 0.01]), "neutral",
          "10.0 points less often than teacher; at each one's best temperature 2.0 points less often than teacher@best, "
          "which may be chance"),
         ((0.0, [0.0, 0.0]), (0.1, [0.05, 0.2]), "bad",
@@ -255,8 +257,11 @@ def failing(a, b, difference, ci95, told_as):
 def test_failures_are_told_at_equal_settings_and_at_each_ones_best_in_one_sentence(plain, best, tone, text):
     systems = [system(name, "teacher") for name in ("teacher", "student", "teacher@best", "student@best")]
     rows = [failing("teacher", "student", *plain, "asked"), failing("teacher@best", "student@best", *best, "at_best")]
-    found = [(f.tone, f.text) for f in find(systems, rows) if "fails" in f.text]
-    assert found == [(tone, f"student fails {text}.")]
+    (found,) = [f for f in find(systems, rows) if "fails" in f.text]
+    assert (found.tone, found.text) == (tone, f"student fails {text}.")
+    plain_figures, best_figures = found.figures
+    assert plain_figures.startswith("at the file's settings: 95 % interval ")
+    assert best_figures.startswith("at each one's best: 95 % interval ")
 
 
 def test_failures_that_are_equal_at_both_settings_are_no_finding():
@@ -264,3 +269,11 @@ def test_failures_that_are_equal_at_both_settings_are_no_finding():
     rows = [failing("teacher", "student", 0.0, [0.0, 0.0], "asked")]
     rows.append(failing("teacher@best", "student@best", 0.0, [0.0, 0.0], "at_best"))
     assert [f.text for f in find(systems, rows)] == ["50 utterances, 4 systems."]
+
+
+def test_failures_that_are_asked_for_are_told_once():
+    systems = [system("teacher", "teacher"), system("student")]
+    row = pair("teacher", "student", -0.1, [-0.15, -0.05], metric="failure_rate")
+    found = [f for f in find(systems, [row, {**row, "is_asked_for": False}]) if "student" in f.text]
+    assert [f.tone for f in found] == ["good"]
+    assert found[0].line == f"{found[0].text} ({found[0].figures[0]})"

@@ -190,6 +190,14 @@ def test_a_bare_summary_of_the_contract_is_enough(tmp_path):
     assert page.open_tags == []
 
 
+@pytest.mark.parametrize("finding", ["a is better.", {"tone": "good", "text": "a is better."}])
+def test_findings_of_earlier_versions_are_shown(tmp_path, finding):
+    system = {"name": "a", "utterances": 1, "wer_corpus": 0.0, "wer_mean": 0.0, "failure_rate": 0.0, "wer_ci95": None}
+    system |= dict.fromkeys(("method", "family", "parameters"))
+    tree = {"systems": [system], "comparisons": [], "environment": {}, "findings": [finding]}
+    assert "a is better." in write_report(tmp_path, tree, []).read_text()
+
+
 def test_speed_has_intervals_where_there_are_some_and_the_noise_floor_beside_it(tmp_path):
     row = {
         "method": None,

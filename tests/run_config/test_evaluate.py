@@ -61,6 +61,7 @@ def test_comparisons_are_pairs_or_name_their_metric() -> None:
     [
         ({"comparisons": [["t", "s", "r"]]}, r"a comparison is \[a, b\], .* this has 3 entries"),
         ({"comparisons": [["t", "ghost"]]}, "the systems are"),
+        ({"comparisons": [["t", "s"], ["s", "t"], ["t", "s"]]}, r"\[t, s\] stands there more than once"),
         ({"comparisons": [{"a": "t", "b": "s", "metric": "wre"}]}, "unknown figure 'wre'; did you mean 'wer'"),
         ({"comparisons": [{"a": "t", "b": "s", "metric": "rtf"}]}, "unknown figure 'rtf'"),
         ({"margins": {"wre": 0.02}}, "unknown figure 'wre'; did you mean 'wer'"),

@@ -34,6 +34,11 @@ class Finding:
     text: str
     figures: tuple[str, ...] = ()
 
+    @property
+    def line(self) -> str:
+        """The claim and its figures, where there is but one line for both."""
+        return f"{self.text} ({'; '.join(self.figures)})" if self.figures else self.text
+
 
 def find(
     systems: Sequence[Mapping[str, Any]],
@@ -105,10 +110,14 @@ def _at_both(key: _Asked, judged: Mapping[_Asked, Finding], temperatures: Mappin
     settings = f"equal temperature ({own.pop():g})" if len(own) == 1 and None not in own else "the file's settings"
     pairs = zip((a, b), best[:2], strict=True)
     each = ", ".join(f"{name} {t:g}" for name, name_at_best in pairs if (t := temperatures[name_at_best]) is not None)
-    tone: Tone = plain.tone if plain.tone == other.tone else "bad" if "bad" in (plain.tone, other.tone) else "neutral"
+    tone = _tone_of_both(plain.tone, other.tone)
     text = f"At {settings}: {plain.text} At each one's best temperature ({each}): {other.text}"
     figures = (f"at {settings}: {'; '.join(plain.figures)}", f"at each one's best: {'; '.join(other.figures)}")
     return Finding(tone, text, figures)
+
+
+def _tone_of_both(one: Tone, other: Tone) -> Tone:
+    return one if one == other else "bad" if "bad" in (one, other) else "neutral"
 
 
 def _at_best(key: _Asked, temperatures: Mapping[str, float | None]) -> _Asked:
@@ -190,11 +199,15 @@ def _verdict(row: Mapping[str, Any]) -> Verdict:
 def _span(row: Mapping[str, Any], metric: Metric) -> str:
     """The difference with what is known of it."""
     difference = metric.amount(metric.signed(row["difference"]))
+    return difference if row["ci95"] is None else f"{difference} ({_interval(row, metric)})"
+
+
+def _interval(row: Mapping[str, Any], metric: Metric) -> str:
     if row["ci95"] is None:
-        return difference
+        return "n too small for an interval"
     low, high = row["ci95"]
     chance = f"probability of improvement {_chance(row['probability_of_improvement'])}"
-    return f"{difference} (95 % interval {metric.signed(low)} to {metric.signed(high)}, {chance})"
+    return f"95 % interval {metric.signed(low)} to {metric.signed(high)}, {chance}"
 
 
 def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
@@ -359,7 +372,9 @@ def _failures(
     comparisons: Sequence[Mapping[str, Any]], temperatures: Mapping[str, float | None]
 ) -> dict[_Asked, list[Finding]]:
     """How much oftener b fails, by pair, and the same at each one's best temperature where that was judged."""
-    rows = {_asked(row): row for row in comparisons if row["metric"] == "failure_rate" and not row["is_asked_for"]}
+    failing = [row for row in comparisons if row["metric"] == "failure_rate"]
+    asked_for = {_asked(row) for row in failing if row["is_asked_for"]}  # judged like any other metric
+    rows = {_asked(row): row for row in failing if _asked(row) not in asked_for}
     told_before = {_at_best(key, temperatures) for key in rows if key[3] == "asked"}
     found = {}
     for key, row in rows.items():
@@ -375,9 +390,10 @@ def _failures_of(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> list
         return []
     (tone, text), *others = [_failing(one) for one in told]
     for other_tone, other in others:
-        tone = "bad" if "bad" in (tone, other_tone) else "good" if "good" in (tone, other_tone) else "neutral"
-        text = f"{text}; at each one's best temperature {other}"
-    return [Finding(tone, f"{row['b']} fails {text}.")]
+        tone, text = _tone_of_both(tone, other_tone), f"{text}; at each one's best temperature {other}"
+    figures = [_interval(one, BY_FIELD["failure_rate"]) for one in told]
+    settings = ("", "at each one's best: ") if best is None else ("at the file's settings: ", "at each one's best: ")
+    return [Finding(tone, f"{row['b']} fails {text}.", tuple(map("".join, zip(settings, figures, strict=False))))]
 
 
 def _failing(row: Mapping[str, Any]) -> tuple[Tone, str]:

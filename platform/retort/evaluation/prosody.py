@@ -21,9 +21,13 @@ from retort.evaluation.hearing import RECOGNISER_RATE, audible_16k
 from retort.evaluation.wer import score_text
 
 _FRAME, _HOP = 1024, 160
-_FEWEST_VOICED = 10
+_FEWEST_VOICED = _FEWEST_LOUD = 10
 _EDGE_DB = 40.0
 _MELS = 40
+
+
+MEASURES = ("f0_spread", "energy_spread", "speaking_rate")
+"""What :func:`prosody_of` measures."""
 
 
 class ProsodyConfig(Config):
@@ -58,16 +62,18 @@ def _half_of_the_middle(values_T: NDArray[np.floating[Any]]) -> float:
 
 
 def energy_spread(samples_N: Tensor, sample_rate: int) -> float | None:
-    """Spread of the level within an utterance, in dB, measured as that of :func:`f0_spread`; None where all is silent.
+    """Spread of the level within an utterance, in dB, measured as that of :func:`f0_spread`; None where little is loud.
 
-    Of the frames that are at most 40 dB below the loudest one: pauses are not stress.
+    Of the frames that are at most 40 dB below the loudest one: pauses are not stress. A frame has 64 ms under a Hann
+    window, so that the pulses of a low voice do not count as changes of its level.
     """
     audible_N = audible_16k(samples_N, sample_rate, -50.0)
-    if audible_N is None:
+    if audible_N is None or audible_N.numel() < 2 * _FRAME:
         return None
-    power_T = _power_of_frames(audible_N)
-    level_T = 10.0 * torch.log10(power_T[_is_loud(power_T)])
-    return _half_of_the_middle(level_T.numpy())
+    framed_TF = audible_N.unfold(0, _FRAME, _HOP) * torch.hann_window(_FRAME)
+    power_T = framed_TF.square().mean(dim=1)
+    loud_T = power_T[_is_loud(power_T)]
+    return _half_of_the_middle((10.0 * torch.log10(loud_T)).numpy()) if len(loud_T) >= _FEWEST_LOUD else None
 
 
 def speaking_rate(samples_N: Tensor, sample_rate: int, text: str) -> float | None:

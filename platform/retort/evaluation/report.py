@@ -60,8 +60,10 @@ def _view(summary: Mapping[str, Any], items: Sequence[ItemResult], samples: Sequ
         "quality": _table("quality", systems),
         "cost": _with_speed_up(_table("cost", systems), systems, summary.get("speed_noise_floor")),
         "noise_floor": sentence(summary["speed_noise_floor"]) if summary.get("speed_noise_floor") else None,
+        # Summaries of earlier versions have plain sentences, or figures within them.
         "findings": [
-            f if isinstance(f, Mapping) else {"tone": "neutral", "text": f} for f in _list(summary, "findings")
+            {"figures": (), **(f if isinstance(f, Mapping) else {"tone": "neutral", "text": f})}
+            for f in _list(summary, "findings")
         ],
         "comparisons": _comparisons(summary["comparisons"]),
         "preferences": _list(summary, "preferences"),

@@ -45,12 +45,13 @@ class Synthesizer:
     ) -> None:
         self.loaded, self.codec, self.front_end, self.voices = loaded, codec, front_end, dict(voices)
         self.decoder = Decoder(loaded.model, precision=precision)
+        self._decode_precision = precision
         self._precision: Precision = precision if precision in ("fp32", "bf16") else "auto"
 
     def with_layers(self, kept: Sequence[int]) -> "Synthesizer":
         """The same model without its other layers, untrained; the weights are shared."""
         loaded = LoadedModel(bypass(self.loaded.model, kept), self.loaded.lineage, self.loaded.fingerprint)
-        return Synthesizer(loaded, self.codec, self.front_end, self.voices, precision=self._precision)
+        return Synthesizer(loaded, self.codec, self.front_end, self.voices, precision=self._decode_precision)
 
     @classmethod
     def open(cls, folder: Path, *, precision: DecodePrecision = "fp32", device: str = "cpu") -> "Synthesizer":

@@ -1,5 +1,6 @@
 """Systems → results, summary and report."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -153,7 +154,7 @@ class EvaluateConfig(Config):
     naturalness_strings: int | None = Field(default=None, ge=1)
     """How many of the strings they hear, the same of every system; ``None`` is all."""
     prosody: ProsodyConfig | None = None
-    """Melody, pace, and variety between samples of a text: what distillation may take away."""
+    """Melody, stress, pace, and variety between samples of a text: what distillation may take away."""
     slices: tuple[SliceName, ...] = ()
     """Ways to ask models and services for the same strings that are harder, each told beside the plain one in pairs.
     ``no_final_punctuation`` takes the strings that end in some; ``cut_prompt`` is for models: their voice's recording
@@ -232,6 +233,10 @@ class EvaluateConfig(Config):
         unknown = sorted(str(name) for name in asked if name not in names)
         if unknown:
             raise ValueError(f"comparisons or confidence_teacher name {unknown}; the systems are {names}")
+        twice = [pair for pair, count in Counter(self.comparisons).items() if count > 1]
+        if twice:
+            told = ", ".join(f"[{pair.a}, {pair.b}]" for pair in twice)
+            raise ValueError(f"comparisons: {told} stands there more than once; once is enough")
         if self.temperatures is not None and any("@" in name for name in names):
             raise ValueError(f"temperatures: SYSTEM@best is what they add, so no system has an @ in its name: {names}")
         if self.temperatures is not None and self.temperatures.split == self.split:

@@ -263,6 +263,20 @@ def test_pieces_that_were_judged_otherwise_do_not_get_between(tmp_path: Path, fo
     assert left(first) == set(), "nobody knows under what they were judged"
 
 
+def test_what_an_earlier_version_did_not_measure_is_judged_again(
+    tmp_path: Path, folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, _ = folders
+    for prosody, stays in (({"strings": 3}, False), (None, True)):
+        asked = cheap(tmp_path, data, [{"name": "r", "kind": "resynthesis"}], prosody=prosody)
+        with monkeypatch.context() as earlier:
+            earlier.setattr("retort.orchestration.evaluate.kept.MEASURES", ("f0_spread",))
+            drop_what_changed(tmp_path / "pieces", asked)
+        (tmp_path / "pieces" / "r-0000.jsonl").touch()
+        drop_what_changed(tmp_path / "pieces", asked)
+        assert (tmp_path / "pieces" / "r-0000.jsonl").exists() == stays
+
+
 def test_what_a_program_said_before_it_changed_is_dropped(tmp_path: Path, folders: tuple[Path, Path]) -> None:
     program = tmp_path / "speak"
 

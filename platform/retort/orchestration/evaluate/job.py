@@ -335,7 +335,7 @@ def _write(
         config=validate(_recorded(output), EvaluateConfig, where="run.yaml").model_dump(mode="json"),
         metrics={
             "systems": metrics,
-            "findings": [finding["text"] for finding in tree["findings"]],
+            "findings": [finding.line for finding in summary.findings],
             "missing": missing_of(tree),
         },
     )

@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+from retort.evaluation.prosody import MEASURES
 from retort.inference.black_box.opening import facts_of
 from retort.run_config import EvaluateConfig, SystemConfig
 from retort.store.artifact import read_artifact
@@ -56,4 +57,6 @@ def _key(config: EvaluateConfig, system: SystemConfig) -> str:
         "data": read_artifact(config.data, verify=False).fingerprint,
         "mels": config.mel_reference is not None,
     }
+    if config.prosody is not None:  # what an earlier version did not measure is measured now
+        told["prosody_measures"] = MEASURES
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
