@@ -98,6 +98,8 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
         infos = [describe_system(system, config, strings) for system in config.systems]
         leaking = _leaking(config)
         tasks, choosing = tasks_of(config, strings), choosing_tasks(config, infos)
+        if config.temperatures is not None and not choosing:
+            progress.log("no system has a temperature, so that there is none to choose")
         pieces = output / _PIECES
         drop_what_changed(pieces, config)
         with workplace(output, Demand.of_pool(config.pool), progress) as place:
