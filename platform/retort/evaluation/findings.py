@@ -1,16 +1,12 @@
-"""Plain statements about an evaluation, the unwelcome ones too.
-
-That two systems are equally good is never said because their difference may be chance: it is said where the paired
-95 % interval ends below a margin that stood in the run file before the run (non-inferiority, METHODS.md 5).
-"""
+"""Plain statements about an evaluation, the unwelcome ones too."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from retort.evaluation.bootstrap import MOST_CERTAIN
-from retort.evaluation.metrics import BY_FIELD, Metric, metric_of_field
+from retort.evaluation.metrics import BY_FIELD, metric_of_field
 from retort.evaluation.noise_floor import is_equal, sentence
+from retort.evaluation.verdicts import Verdict, deeds_of, interval_of, margin_of, span_of, verdict_of
 
 Tone = Literal["good", "bad", "neutral"]
 ToldAs = Literal["asked", "at_best", "untouched"]
@@ -130,10 +126,10 @@ def _at_best(key: _Asked, temperatures: Mapping[str, float | None]) -> _Asked:
 def _untouched(row: Mapping[str, Any]) -> Finding:
     """A student that is no nearer to the target than the target's own model untouched has moved for nothing."""
     a, b, metric = row["a"], row["b"], metric_of_field(row["metric"])
-    span = _span(row, metric)
+    span = span_of(row, metric)
     if row["difference"] >= 0.0:
         return Finding("bad", f"{b} is no nearer to the target than {a}, an untouched copy.", (span,))
-    if _verdict(row) == "better":
+    if verdict_of(row) == "better":
         return Finding("good", f"{b} is nearer to the target than {a}, an untouched copy.", (span,))
     why = "n too small to judge" if row["ci95"] is None else "which may be chance"
     return Finding("neutral", f"{b} is nearer to the target than {a}, an untouched copy, {why}.", (span,))
@@ -179,46 +175,15 @@ def _times(ratio: float, what: str, is_noise: bool) -> str:
     return f"{ratio:.2f} times {what}{' (equal: within the noise floor)' if is_noise else ''}"
 
 
-Verdict = Literal["better", "worse", "worse within the margin", "as good", "open", "too few"]
-
-
-def _verdict(row: Mapping[str, Any]) -> Verdict:
-    """What a comparison says of b."""
-    if row["ci95"] is None:
-        return "too few"
-    metric, (low, high) = metric_of_field(row["metric"]), row["ci95"]
-    least, most = (-high, -low) if metric.higher_is_better else (low, high)  # how much worse b is, at least and at most
-    within = row["margin"] is not None and most + _unseen(row, metric) < row["margin"]
-    if most < 0.0:
-        return "better"
-    if least > 0.0:
-        return "worse within the margin" if within else "worse"
-    return "as good" if within else "open"
-
-
-def _span(row: Mapping[str, Any], metric: Metric) -> str:
-    """The difference with what is known of it."""
-    difference = metric.amount(metric.signed(row["difference"]))
-    return difference if row["ci95"] is None else f"{difference} ({_interval(row, metric)})"
-
-
-def _interval(row: Mapping[str, Any], metric: Metric) -> str:
-    if row["ci95"] is None:
-        return "n too small for an interval"
-    low, high = row["ci95"]
-    chance = f"probability of improvement {_chance(row['probability_of_improvement'])}"
-    return f"95 % interval {metric.signed(low)} to {metric.signed(high)}, {chance}"
-
-
 def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
     a, b, metric = row["a"], row["b"], metric_of_field(row["metric"])
-    verdict, span = _verdict(row), _span(row, metric)
+    verdict, span = verdict_of(row), span_of(row, metric)
     if verdict == "too few":
         return Finding("neutral", f"{b} against {a}: n too small to judge.", (span,))
     if {roles[a], roles[b]} == {"control", "student"}:
         return _control(row, span, roles, verdict)
-    better, worse = _deeds(metric)
-    margin = _the_margin(row, metric)
+    better, worse = deeds_of(metric)
+    margin = margin_of(row, metric)
     match verdict:
         case "better":
             return Finding("good", f"{b} {better} {a}.", (span,))
@@ -233,21 +198,13 @@ def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
             return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}.", (span,))
 
 
-def _deeds(metric: Metric) -> tuple[str, str]:
-    return metric.deeds or (f"has the better {metric.noun} beside", f"has the worse {metric.noun} beside")
-
-
-def _the_margin(row: Mapping[str, Any], metric: Metric) -> str:
-    return "" if row["margin"] is None else f"the margin of {_margin(metric, row['margin'])} set before the run"
-
-
 def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Finding:
     """One pair, judged by several recognisers: where they agree, and what only some of them support."""
     first = rows[0]
     a, b, metric = first["a"], first["b"], metric_of_field(first["metric"])
     base = BY_FIELD[metric.field.partition("@")[0]]
-    judges = [(str(metric_of_field(row["metric"]).recogniser), _verdict(row), row) for row in rows]
-    spans = tuple(f"{label} {_span(row, base)}" for label, _, row in judges)
+    judges = [(str(metric_of_field(row["metric"]).recogniser), verdict_of(row), row) for row in rows]
+    spans = tuple(f"{label} {span_of(row, base)}" for label, _, row in judges)
     verdicts = {verdict for _, verdict, _ in judges}
     if {roles[a], roles[b]} == {"control", "student"} and "too few" not in verdicts:
         return _agreed_control(judges, roles, spans)
@@ -255,12 +212,12 @@ def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Find
         alone = _judged({**first, "metric": base.field}, roles)
         agree = "" if verdicts == {"too few"} else f"; {_all(judges)} recognisers agree"
         return Finding(alone.tone, f"{alone.text.removesuffix('.')}{agree}.", spans)
-    better, worse = _deeds(base)
+    better, worse = deeds_of(base)
     claims = {
         "better": f"{b} {better} {a}",
         "worse": f"{b} {worse} {a}",
-        "worse within the margin": f"{b} {worse} {a}, yet by less than {_the_margin(first, base)}",
-        "as good": f"{b} is as good as {a} within {_the_margin(first, base)}",
+        "worse within the margin": f"{b} {worse} {a}, yet by less than {margin_of(first, base)}",
+        "as good": f"{b} is as good as {a} within {margin_of(first, base)}",
     }
     firm = {verdict: [label for label, own, _ in judges if own == verdict] for verdict in claims if verdict in verdicts}
     said = [f"{claims[verdict]} by {_listed(labels)} alone" for verdict, labels in firm.items()]
@@ -337,20 +294,6 @@ def _listed(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _unseen(row: Mapping[str, Any], metric: Metric) -> float:
-    """How much worse b may be in utterances like none that were seen, where all of those seen differ alike.
-
-    Resamples of equals are equal: an interval of no width says nothing of how few there were. A share of utterances
-    that none of n showed is below this with 97.5 % confidence (Clopper and Pearson), and each costs a rate at most 1.
-    """
-    low, high = row["ci95"]
-    return float(1.0 - 0.025 ** (1.0 / row["utterances"])) if low == high and metric.unit == "%" else 0.0
-
-
-def _margin(metric: Metric, margin: float) -> str:
-    return metric.amount(metric.text(margin))
-
-
 def _control_of(row: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, str, tuple[Verdict, ...]]:
     """The control, the student, and what a verdict on b must be where the control is worse."""
     if roles[row["a"]] == "control":
@@ -391,7 +334,7 @@ def _failures_of(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> list
     (tone, text), *others = [_failing(one) for one in told]
     for other_tone, other in others:
         tone, text = _tone_of_both(tone, other_tone), f"{text}; at each one's best temperature {other}"
-    figures = [_interval(one, BY_FIELD["failure_rate"]) for one in told]
+    figures = [interval_of(one, BY_FIELD["failure_rate"]) for one in told]
     settings = ("", "at each one's best: ") if best is None else ("at the file's settings: ", "at each one's best: ")
     return [Finding(tone, f"{row['b']} fails {text}.", tuple(map("".join, zip(settings, figures, strict=False))))]
 
@@ -406,13 +349,6 @@ def _failing(row: Mapping[str, Any]) -> tuple[Tone, str]:
     if row["ci95"] is not None and (row["ci95"][1] < 0.0 or row["ci95"][0] > 0.0):
         return "good" if better else "bad", text
     return "neutral", f"{text}, which may be chance"
-
-
-def _chance(share: float) -> str:
-    """Resampling cannot show certainty."""
-    if share > MOST_CERTAIN:
-        return f"above {100.0 * MOST_CERTAIN:.1f} %"
-    return f"below {100.0 * (1.0 - MOST_CERTAIN):.1f} %" if share < 1.0 - MOST_CERTAIN else f"{100.0 * share:.1f} %"
 
 
 def _points(fraction: float) -> str:
