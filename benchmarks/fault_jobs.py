@@ -62,6 +62,7 @@ class TinyJob(ABC):
         self.root, self.name, self.output = root, name, root / name
         self.place: Path = self.output
         self.store: SeaweedFS | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self.run_file = root / f"{name}.yaml"
         self.run_file.write_text(yaml.safe_dump(self.tree()))
 
@@ -95,7 +96,8 @@ class TinyJob(ABC):
         stored = {} if self.store is None else {**self.store.environment, "XDG_CACHE_HOME": str(self.root / "cache")}
         variables = {**os.environ, **stored, **(environment or {})}
         with self.root.joinpath(f"{self.name}.log").open("ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=variables)
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=variables)
+        return self._process
 
     def is_finished(self) -> bool:
         """Whether the result is there, wherever it lies."""
@@ -113,7 +115,9 @@ class TinyJob(ABC):
         return copy
 
     def clear(self) -> None:
-        """Remove what it left, its store too."""
+        """End it if it still runs, and remove what it left, its store too."""
+        if self._process is not None and self._process.poll() is None:
+            end_all_of(self._process)
         if self.store is not None:
             self.store.kill()
         for path in (self.output, self.root / self.name, *self.root.glob(f"{self.name}.*")):

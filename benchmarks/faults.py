@@ -128,10 +128,9 @@ def disk_full(job: TinyJob, moment: random.Random, outcome: Outcome) -> None:
         raise SystemExit(f"disk: needs the right to mount a small file system: {mounted.stderr.decode().strip()}")
     process = _begun(job, moment)
     filler = job.output / "filler"
-    with filler.open("wb") as file, contextlib.suppress(OSError):  # full: that is the fault
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):  # full: that is the fault
         while True:
             file.write(b"\0" * (1 << 16))
-            file.flush()
     expect_code(job, process, outcome, ResourceError.exit_code, left=job.size - job.done())
     filler.unlink()
 
