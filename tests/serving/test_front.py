@@ -7,6 +7,7 @@ import resource
 import selectors
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -88,6 +89,25 @@ def proxied(
     finally:
         process.terminate()
         process.wait(HANG_S)
+
+
+@haproxy_only
+def test_it_ends_with_who_started_it() -> None:
+    """Where a signal ends Ray Serve and everything around it at once, nobody is left who would end HAProxy."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        folder = Path(name)
+        ports = _free_port(), _free_port(), _free_port()
+        rays_own(folder, "http://127.0.0.1:9", "127.0.0.1", ports)._generate_config_file_internal()
+        write_starter(folder / "haproxy", _haproxy() or "", Front("127.0.0.1", HEADER, 1000, 5, 5))
+        begun = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(600)"
+        command = [str(folder / "haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
+        starter = subprocess.Popen([sys.executable, "-c", begun, *command], stdout=subprocess.PIPE, text=True)
+        assert starter.stdout is not None
+        process = Path("/proc") / starter.stdout.readline().strip()
+        assert comes(lambda: process.joinpath("exe").resolve().name == "haproxy")
+        starter.kill()
+        starter.wait(HANG_S)
+        assert comes(lambda: not process.exists() or not process.joinpath("cmdline").read_bytes())
 
 
 @haproxy_only

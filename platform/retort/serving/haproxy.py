@@ -5,11 +5,13 @@ here: it mends the configuration and then becomes HAProxy. It needs the standard
 configuration that it does not know: a server that does not start is seen, one without its limits is not.
 """
 
+import ctypes
 import json
 import os
 import re
 import resource
 import shlex
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +20,7 @@ from pathlib import Path
 _PAGES = 64
 """Connections of each page of counters."""
 _SPARE_FILES = 200
+_PR_SET_PDEATHSIG = 1
 _MESSAGES = {
     400: ("the request is not HTTP", "invalid_request_error", "bad_request"),
     404: ("no such route", "invalid_request_error", "not_found"),
@@ -119,8 +122,21 @@ def _write_pages(folder: Path) -> dict[int, Path]:
     return written
 
 
+def _end_with_parent() -> None:
+    """Have Linux end this process, and HAProxy in its place, when the one of Ray Serve that started it has ended.
+
+    Where a signal goes to the server's whole group, nobody else is left who would.
+    """
+    parent = os.getppid()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        raise SystemExit("Ray Serve has ended")
+
+
 def _main(arguments: Sequence[str]) -> None:
     """Mend the file behind ``-f``, and become HAProxy."""
+    _end_with_parent()
     binary, front, *rest = arguments
     file = Path(rest[rest.index("-f") + 1])
     changed = mended(file.read_text(), Front(**json.loads(front)), _write_pages(file.parent))
