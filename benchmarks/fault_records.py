@@ -41,8 +41,8 @@ def read_records(path: Path) -> list[Record]:
     return records
 
 
-def add_record(path: Path, record: Record) -> list[Record]:
-    """Add to a file of records, to the one of the same run if there is one; returns all of them.
+def add_record(path: Path, record: Record) -> None:
+    """Add to a file of records, to the one of the same run if there is one.
 
     Several runs may add to one file at the same time.
     """
@@ -56,7 +56,6 @@ def add_record(path: Path, record: Record) -> list[Record]:
             same |= {key: same[key] + record[key] for key in record if key not in _OF_ONE_RUN}
             same["seconds"] = round(same["seconds"], 1)
         write_bytes_atomic(path, (json.dumps(records, indent=1) + "\n").encode())
-    return records
 
 
 def fewest(records: Iterable[Record], faults: Sequence[str], *, at_least: int) -> str | None:

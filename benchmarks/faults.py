@@ -219,7 +219,7 @@ def expect_code(job: TinyJob, process: "subprocess.Popen[bytes]", outcome: Outco
     """Wait for the end; a job that does not say what happened to it is wrong.
 
     Raises:
-        UnharmedError: it ended well, and less than half of its work was ``left`` when the harm was done.
+        UnharmedError: it ended well, and at most half of its work was ``left`` when the harm was done.
     """
     outcome.exit_codes.append(process.wait())
     if outcome.exit_codes[-1] == 0 and left <= job.size // 2:

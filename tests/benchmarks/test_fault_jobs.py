@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.fault_jobs import Outcome, TinyJob, digest_of
+from benchmarks.fault_jobs import Outcome, RowsJob, digest_of
 from benchmarks.faults import UnharmedError, expect_code, main
 
 
@@ -26,29 +26,15 @@ def test_a_table_is_its_rows_whatever_version_wrote_them(tmp_path: Path, version
     assert digest(tmp_path / "second", id=["b", "a"], wav=[b"2", b"1"], **versions) != first
 
 
-class Done(TinyJob):
-    """A job of ten steps that is said to have done some."""
-
-    verb, size, worker_title = "true", 10, ""
-
-    def tree(self) -> dict[str, object]:
-        return {}
-
-    def done(self) -> int:
-        return 0
-
-    def compare(self, reference: TinyJob, outcome: Outcome) -> None:
-        raise NotImplementedError
-
-
 @pytest.mark.parametrize(
-    ("code", "left", "wrong"), [(75, 9, 0), (75, 1, 0), (0, 9, 1), (0, 6, 1), (1, 9, 1), (1, 1, 1), (0, 5, None)]
+    ("code", "left", "wrong"), [(75, 14, 0), (75, 1, 0), (0, 14, 1), (0, 8, 1), (1, 14, 1), (1, 1, 1), (0, 7, None)]
 )
 def test_a_job_that_does_not_notice_its_harm_is_wrong_unless_it_was_nearly_done(
     tmp_path: Path, code: int, left: int, wrong: int | None
 ) -> None:
     process, outcome = subprocess.Popen([sys.executable, "-c", f"raise SystemExit({code})"]), Outcome()
-    job = Done(tmp_path, "job")
+    job = RowsJob(tmp_path, "job")
+    assert job.size == 15
     if wrong is None:
         with pytest.raises(UnharmedError, match="job was done before it could notice what ends with 75"):
             expect_code(job, process, outcome, 75, left=left)

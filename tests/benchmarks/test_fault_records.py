@@ -42,3 +42,18 @@ def test_the_rarest_comes_next_until_there_are_enough_of_each() -> None:
     assert fewest(records, ["a", "b", "c"], at_least=2) == "c"
     assert fewest(records, ["b", "a"], at_least=2) == "a"
     assert fewest(records, ["b"], at_least=2) is None
+
+
+def test_counts_are_added_up_by_fault(tmp_path: Path) -> None:
+    path = tmp_path / "records.json"
+    outcomes = [Outcome(survived=True, exit_codes=[75, 0]), Outcome(steps_lost=3, rows_doubled=1, exit_codes=[-9])]
+    for seed, outcome in ((7, outcomes[0]), (7, outcomes[1]), (8, outcomes[0])):
+        add_record(path, record_of("a", outcome, seed))
+    add_record(path, record_of("b", outcomes[0], 9))
+    first, *_ = read_records(path)
+    assert (first["repetitions"], first["survived"], first["steps_lost"], first["seed"]) == (2, 1, 3, 7)
+    assert first["exit_codes"] == [[75, 0], [-9]]
+    lines = table(read_records(path)).splitlines()
+    assert lines[2].startswith("| a | 3 | 2 | 3 | 0 | 1 | 0 | ")
+    assert lines[3].startswith("| b | 1 | 1 | ")
+    assert len(lines) == 4

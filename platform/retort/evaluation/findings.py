@@ -68,7 +68,7 @@ def find(
                 found.append(_at_both(key, judged, temperatures))
             told.add(key)
         elif row["metric"] == "failure_rate":
-            found += failures.pop(key, ())
+            found += failures.get(key, ())
         elif metric_of_field(row["metric"]).better is None:
             found += _taken_away(row, roles)
     found += _costs(systems, comparisons, floor)

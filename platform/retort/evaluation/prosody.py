@@ -133,9 +133,6 @@ def _warped_distance(a_MT: NDArray[np.float64], b_MT: NDArray[np.float64]) -> fl
 
 def prosody_of(samples_N: Tensor, sample_rate: int, text: str) -> dict[str, float]:
     """``f0_spread``, ``energy_spread`` and ``speaking_rate``, where they can be measured."""
-    found = {
-        "f0_spread": f0_spread(samples_N, sample_rate),
-        "energy_spread": energy_spread(samples_N, sample_rate),
-        "speaking_rate": speaking_rate(samples_N, sample_rate, text),
-    }
-    return {name: value for name, value in found.items() if value is not None}
+    rated = speaking_rate(samples_N, sample_rate, text)
+    found = f0_spread(samples_N, sample_rate), energy_spread(samples_N, sample_rate), rated
+    return {name: value for name, value in zip(MEASURES, found, strict=True) if value is not None}
