@@ -99,9 +99,10 @@ def test_it_ends_with_who_started_it() -> None:
         ports = _free_port(), _free_port(), _free_port()
         rays_own(folder, "http://127.0.0.1:9", "127.0.0.1", ports)._generate_config_file_internal()
         write_starter(folder / "haproxy", _haproxy() or "", Front("127.0.0.1", HEADER, 1000, 5, 5))
-        begun = "import subprocess, sys, time; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); time.sleep(600)"
+        begun = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); sys.stdin.read()"
         command = [str(folder / "haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
-        starter = subprocess.Popen([sys.executable, "-c", begun, *command], stdout=subprocess.PIPE, text=True)
+        begin = [sys.executable, "-c", begun, *command]
+        starter = subprocess.Popen(begin, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert starter.stdout is not None
         process = Path("/proc") / starter.stdout.readline().strip()
         assert comes(lambda: process.joinpath("exe").resolve().name == "haproxy")

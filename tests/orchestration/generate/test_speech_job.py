@@ -174,6 +174,7 @@ def test_killed_actor_and_killed_driver_leave_each_id_exactly_once_and_prepare_r
             run_generate_speech(speech_config(tmp_path / "actor", **changes), Lines())
         run_prepare(prepare_config(tmp_path / "tokens", tmp_path / "driver"), Lines())
     assert len(killed) == 1
+    assert (rejects_of(tmp_path / "driver"), rejects_of(tmp_path / "actor")) == ({}, {})
     driver, actor = records_of(tmp_path / "driver"), records_of(tmp_path / "actor")
     assert sorted(driver) == [f"speech-{number:06d}" for number in range(48)]
     assert driver == actor

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -20,6 +21,9 @@ from retort.inference.black_box.teacher import Line, TeacherFacts, Unspoken
 
 _PLACES = ("{text}", "{text_file}", "{voice}", "{seed}", "{output}")
 _SHOWN = 300
+_FROM_OUTSIDE = {signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGKILL}
+_KILLED_S = (1.0, 5.0)
+"""Pauses before a program that was killed is run again."""
 
 
 class CommandConfig(Config):
@@ -85,7 +89,7 @@ class Command:
             values = (text, str(folder / "text.txt"), line.voice, str(line.seed), str(folder / "output.wav"))
             arguments = [_filled(argument, values) for argument in self.config.arguments[1:]]
             given = self._has("{text}") or self._has("{text_file}")
-            sound = _run([self._path, *arguments], "" if given else line.text, self.config.timeout_s)
+            sound = _run_again([self._path, *arguments], "" if given else line.text, self.config.timeout_s)
             if self._has("{output}"):
                 output = folder / "output.wav"
                 sound = output.read_bytes() if output.is_file() else b""
@@ -119,11 +123,36 @@ def _program(name: str) -> str:
     return found
 
 
+class _Killed(Exception):  # noqa: N818 (it is told to nobody)
+    """Somebody else ended the program."""
+
+
+def _run_again(arguments: Sequence[str], stdin: str, timeout_s: float) -> bytes:
+    """Standard output of a program, which is run again when somebody kills it: that tells nothing of the line.
+
+    Ray kills what a worker has started before it ends the worker, which would otherwise commit a verdict in its last
+    moment; the pauses outlast it.
+
+    Raises:
+        Unspoken: it failed, took too long, or was killed each time.
+    """
+    for pause_s in _KILLED_S:
+        with contextlib.suppress(_Killed):
+            return _run(arguments, stdin, timeout_s)
+        time.sleep(pause_s)
+    try:
+        return _run(arguments, stdin, timeout_s)
+    except _Killed as fault:
+        times = len(_KILLED_S) + 1
+        raise Unspoken("teacher_killed", f"{fault}, {times} times; is there memory enough for it?") from None
+
+
 def _run(arguments: Sequence[str], stdin: str, timeout_s: float) -> bytes:
     """Standard output of a program, which ends with all that it started.
 
     Raises:
         Unspoken: it failed, or took too long.
+        _Killed: a signal that programs do not send to themselves ended it, or what a shell ran in it.
     """
     process = subprocess.Popen(
         arguments,
@@ -140,6 +169,8 @@ def _run(arguments: Sequence[str], stdin: str, timeout_s: float) -> bytes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    if -process.returncode in _FROM_OUTSIDE or process.returncode - 128 in _FROM_OUTSIDE:
+        raise _Killed(f"{arguments[0]} was killed ({process.returncode})")
     if process.returncode != 0:
         said = errors.decode("utf-8", errors="replace").strip()[-_SHOWN:]
         raise Unspoken("teacher_failed", f"{arguments[0]} ended with {process.returncode}: {said or 'it said nothing'}")
