@@ -26,7 +26,7 @@ from retort.run_config import (
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
-NUM_FILES = 25
+NUM_FILES = 26
 
 
 def load(file: Path) -> AnyConfig:
