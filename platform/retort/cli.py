@@ -248,7 +248,10 @@ def promote(
     evaluation: Annotated[
         Path | None, typer.Option(parser=parse_location, help="The evaluation whose figures count.")
     ] = None,
-    system: Annotated[str | None, typer.Option(help="Its name there, if the model stands under several.")] = None,
+    system: Annotated[
+        str | None,
+        typer.Option(help="Its name there, if the model stands under several; NAME@best is at its best temperature."),
+    ] = None,
     registry: RegistryOption = _REGISTRY,
     as_json: JsonOption = False,
 ) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from retort.evaluation.items import Expected, ItemResult, failed_item, write_results
 from retort.evaluation.results import SystemInfo, summarise, write_summary
+from retort.evaluation.temperatures import Choice, TemperaturesConfig, at_best
 from retort.store.artifact import describe_artifact, write_artifact
 
 NUM_UTTERANCES = 60
@@ -24,11 +25,19 @@ def _row(system: str, number: int, *, is_wrong: bool) -> ItemResult:
     )
 
 
-def write_evaluation(folder: Path, models: dict[str, Path], *, wrong: int) -> Path:
-    """An evaluation in which each system says ``wrong`` of the utterances wrongly; returns its output folder."""
-    rows = [_row(name, n, is_wrong=n < wrong) for name in models for n in range(NUM_UTTERANCES)]
-    summary = summarise(
-        rows, [SystemInfo(name, "student", facts={"parameters": 1000}) for name in models], note="mini-scale"
+def write_evaluation(
+    folder: Path, models: dict[str, Path], *, wrong: int, best: tuple[dict[str, float], int] = ({}, 0)
+) -> Path:
+    """An evaluation in which each system says ``wrong`` of the utterances wrongly; returns its output folder.
+
+    ``best`` has the temperatures that were chosen, and how many each system says wrongly at its own.
+    """
+    temperatures, still_wrong = best
+    said = {**dict.fromkeys(models, wrong), **{at_best(name): still_wrong for name in temperatures}}
+    rows = [_row(name, n, is_wrong=n < wrong) for name, wrong in said.items() for n in range(NUM_UTTERANCES)]
+    summary = dataclasses.replace(
+        summarise(rows, [SystemInfo(name, "student", facts={"parameters": 1000}) for name in said], note="mini-scale"),
+        temperatures=Choice(TemperaturesConfig(), temperatures, ()).tree() if temperatures else None,
     )
     systems = [
         {"name": name, "model": str(path), "decoding": {"kind": "codec_lm", "sampler": {"temperature": 0.7}}}

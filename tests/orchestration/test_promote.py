@@ -88,6 +88,26 @@ def test_the_evaluation_must_be_of_this_model(tmp_path: Path, model: Path, good:
     assert promote(model, "small", evaluation=twice, system="b", registry=registry)["version"] == 1
 
 
+def test_a_model_is_served_at_the_temperature_that_was_chosen_for_it_where_that_is_asked(
+    tmp_path: Path, model: Path
+) -> None:
+    registry = tmp_path / "registry"
+    judged = write_evaluation(tmp_path / "judged", {"m": model}, wrong=6, best=({"m": 0.4}, 3))
+    assert promote(model, "plain", evaluation=judged, registry=registry)["figures"]["wer"] == 0.1
+    found = promote(model, "best", evaluation=judged, system="m@best", registry=registry)
+    assert found["figures"]["wer"] == 0.05
+    config = registry_config(registry)
+    assert config is not None
+    assert {served.name: served.decoding.sampler.temperature for served in config.models} == {"plain": 0.7, "best": 0.4}
+    with pytest.raises(DataError, match=r"no system 'm@0.4' .*it has m, m@best"):
+        promote(model, "best", evaluation=judged, system="m@0.4", registry=registry)
+    with pytest.raises(DataError, match=r"no system 'm@best' .*it has m$"):
+        promote(
+            model, "best", evaluation=write_evaluation(tmp_path / "x", {"m": model}, wrong=0), system="m@best",
+            registry=registry,
+        )  # fmt: skip
+
+
 def test_options_that_do_not_fit_are_refused(tmp_path: Path, model: Path, good: Path) -> None:
     registry = tmp_path / "registry"
     with pytest.raises(ConfigError, match="chooses among the trials of a sweep"):

@@ -6,14 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from retort.data.tokens import TokenSet
 from retort.errors import ConfigError, DataError, QualityGateError
+from retort.evaluation.findings import AT_BEST
 from retort.evaluation.items import read_results
 from retort.evaluation.metrics import OBJECTIVES, labels_of, metrics_of
 from retort.evaluation.model_card import card_text
 from retort.evaluation.pareto import figures_of
 from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
 from retort.evaluation.results import read_summary
+from retort.evaluation.temperatures import at_best
+from retort.inference.decoding import CodecLMDecoding, Decoding, MelDiffusionDecoding, ZeroShotDecoding
 from retort.inference.opening import open_speaker
 from retort.location import parse_location
 from retort.orchestration.tune.job import FRONT_FILE
@@ -50,7 +55,8 @@ def promote(
         best: which trial of a sweep, such as ``wer<=0.2, fastest``.
         gate: constraints at the worse end of the 95 % intervals; None takes the sweep's, or the default.
         evaluation: the evaluation whose figures count; a sweep's trials have their own.
-        system: its name there, where one model stands under several.
+        system: its name there, where one model stands under several; ``NAME@best`` where the evaluation chose it a
+            temperature of its own, at which it is then served.
         registry: folder of the registry.
 
     Returns the summary: name, version, where it is, and the gate's checks.
@@ -120,20 +126,21 @@ def _system(evaluation: Path, model: Path, name: str | None) -> Mapping[str, Any
         DataError: it judged none, or several systems with it and ``name`` is none of them.
     """
     names = [tree["name"] for tree in _systems_with(evaluation, model)]
+    unasked = [known for known in names if not known.endswith(AT_BEST)]
     if name is not None and name not in names:
         raise DataError(
             f"{evaluation} has no system {name!r} with the model {model}; it has {', '.join(names) or 'none'}"
         )
-    if len(names) != 1 and name is None:
+    if len(unasked) != 1 and name is None:
         cure = "evaluate it first" if not names else f"choose one with --system: {', '.join(names)}"
-        raise DataError(f"{evaluation} judged {len(names)} systems with the model {model}; {cure}")
+        raise DataError(f"{evaluation} judged {len(unasked)} systems with the model {model}; {cure}")
     summary = read_summary(result_of(evaluation) / "summary.json")
-    figures: Mapping[str, Any] = next(s for s in summary["systems"] if s["name"] == (name or names[0]))
+    figures: Mapping[str, Any] = next(s for s in summary["systems"] if s["name"] == (name or unasked[0]))
     return figures
 
 
 def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
-    """Configurations of an evaluation's systems that speak with ``model``."""
+    """Configurations of an evaluation's systems that speak with ``model``; behind them, the same at their best."""
     config: Any = read_artifact(result_of(evaluation), verify=False).info.config
     found = []
     for tree in config["systems"]:
@@ -142,7 +149,20 @@ def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
                 found.append(tree)
         except DataError:
             continue  # another system's model is gone
-    return found
+    chosen = read_summary(result_of(evaluation) / "summary.json").get("temperatures") or {"best": {}}
+    best: Mapping[str, float] = chosen["best"]
+    return [*found, *(_at_best(tree, model, best[tree["name"]]) for tree in found if tree["name"] in best)]
+
+
+def _at_best(tree: Mapping[str, Any], model: Path, temperature: float) -> dict[str, Any]:
+    """A system's configuration at the temperature that was chosen for it."""
+    wanted = TypeAdapter[Decoding | None](Decoding | None).validate_python(tree.get("decoding"))
+    match open_speaker(model).decoding(wanted):
+        case CodecLMDecoding() | MelDiffusionDecoding() as decoding:
+            served = decoding.at_temperature(temperature).model_dump(mode="json")
+        case ZeroShotDecoding():
+            raise AssertionError("it draws no tokens, so no temperature is chosen for it")
+    return {**tree, "name": at_best(tree["name"]), "decoding": served}
 
 
 def _card(name: str, candidate: _Candidate, model: Artifact, judged: Artifact, checks: list[str]) -> dict[str, Any]:
