@@ -99,6 +99,14 @@ def test_a_model_is_served_at_the_temperature_that_was_chosen_for_it_where_that_
     config = registry_config(registry)
     assert config is not None
     assert {served.name: served.decoding.sampler.temperature for served in config.models} == {"plain": 0.7, "best": 0.4}
+    under_one_name = [
+        promote(model, "plain", evaluation=judged, system=name, registry=registry)["version"]
+        for name in ("m@best", "m", "m@best")
+    ]
+    assert under_one_name == [2, 1, 2]
+    config = registry_config(registry)
+    assert config is not None
+    assert {served.decoding.sampler.temperature for served in config.models} == {0.4}
     with pytest.raises(DataError, match=r"no system 'm@0.4' .*it has m, m@best"):
         promote(model, "best", evaluation=judged, system="m@0.4", registry=registry)
     with pytest.raises(DataError, match=r"no system 'm@best' .*it has m$"):

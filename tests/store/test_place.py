@@ -349,7 +349,7 @@ def test_a_registry_in_a_store_promotes_serves_and_keeps_what_it_has(node: Node)
     versions = []
     for seed in ("1", "2", "1"):  # the same model on the same evaluation is no new version
         source = read_artifact(result_of(node.place(f"runs/{seed}")))
-        added = registry.add("small", source, Card({"seed": seed}, "text"), evaluation=f"e{seed}")
+        added = registry.add("small", source, Card({"seed": seed}, "text"), evaluation=f"e{seed}", system="s")
         versions.append(int(added.info.version))
         node.become_another()
     assert versions == [1, 2, 1]

@@ -28,10 +28,10 @@ def card(text: str = "card") -> Card:
 def test_a_new_version_is_used_and_the_old_one_stays(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     assert registry.names() == []
-    first = registry.add("small", model(tmp_path / "a", "one"), card("1"), evaluation="e")
-    second = registry.add("small", model(tmp_path / "b", "two"), card("2"), evaluation="e")
+    first = registry.add("small", model(tmp_path / "a", "one"), card("1"), evaluation="e", system="s")
+    second = registry.add("small", model(tmp_path / "b", "two"), card("2"), evaluation="e", system="s")
     assert [first.info.reference, second.info.reference] == ["small@1", "small@2"]
-    assert second.info.inputs.keys() == {"teacher", "promoted", "evaluation"}
+    assert second.info.inputs.keys() == {"teacher", "promoted", "evaluation", "system"}
     assert second.info.config == {"a": 1}
     assert registry.versions("small") == [1, 2]
     assert (registry.current("small").version, registry.card("small")) == (2, {"text": "2"})
@@ -43,17 +43,18 @@ def test_a_new_version_is_used_and_the_old_one_stays(tmp_path: Path) -> None:
 def test_the_same_model_and_evaluation_come_back_as_the_version_that_they_are(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     one, two = model(tmp_path / "a", "one"), model(tmp_path / "b", "two")
-    registry.add("small", one, card(), evaluation="e")
-    registry.add("small", two, card(), evaluation="e")
-    again = registry.add("small", one, card(), evaluation="e")
+    registry.add("small", one, card(), evaluation="e", system="s")
+    registry.add("small", two, card(), evaluation="e", system="s")
+    again = registry.add("small", one, card(), evaluation="e", system="s")
     assert (again.info.version, registry.current("small").version, registry.versions("small")) == ("1", 1, [1, 2])
-    assert registry.add("small", one, card(), evaluation="other").info.version == "3"
+    assert registry.add("small", one, card(), evaluation="other", system="s").info.version == "3"
+    assert registry.add("small", one, card(), evaluation="e", system="guided").info.version == "4"
 
 
 def test_a_version_can_be_promoted_under_another_name_without_its_old_card(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
-    first = registry.add("small", model(tmp_path / "a", "one"), card("1"), evaluation="e")
-    other = registry.add("other", first, card("2"), evaluation="e")
+    first = registry.add("small", model(tmp_path / "a", "one"), card("1"), evaluation="e", system="s")
+    other = registry.add("other", first, card("2"), evaluation="e", system="s")
     assert registry.names() == ["other", "small"]
     assert json.loads((other.path / "card.json").read_text()) == {"text": "2"}
 
@@ -62,17 +63,17 @@ def test_promotions_of_one_name_do_not_run_at_once(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
     source = model(tmp_path / "a", "one")
     with OutputLock(tmp_path / "registry" / "small"), pytest.raises(StorageError, match="another run"):
-        registry.add("small", source, card(), evaluation="e")
+        registry.add("small", source, card(), evaluation="e", system="s")
     assert registry.versions("small") == []
 
 
 def test_what_is_not_there_or_damaged_is_told(tmp_path: Path) -> None:
     registry = Registry(tmp_path / "registry")
-    registry.add("small", model(tmp_path / "a", "one"), card(), evaluation="e")
+    registry.add("small", model(tmp_path / "a", "one"), card(), evaluation="e", system="s")
     with pytest.raises(DataError, match="no model 'smal'; it has small"):
         registry.current("smal")
     with pytest.raises(DataError, match="names are letters"):
-        registry.add("a/b", model(tmp_path / "b", "one"), card(), evaluation="e")
+        registry.add("a/b", model(tmp_path / "b", "one"), card(), evaluation="e", system="s")
     assert read_pointer(tmp_path) is None
     pointer = tmp_path / "registry" / "small" / "current.json"
     for content in ('{"version": 7, "promoted_at": "x"}', '{"version": "x"}', "{"):

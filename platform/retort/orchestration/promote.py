@@ -80,7 +80,9 @@ def promote(
         raise QualityGateError(f"{candidate.model} is not promoted: {failed}")
     model, judged = read_artifact(result_of(candidate.model)), read_artifact(result_of(candidate.evaluation))
     tree = _card(name, candidate, model, judged, [str(check) for check in checks])
-    added = Registry(registry).add(name, model, Card(tree, card_text(tree)), evaluation=judged.fingerprint)
+    system_name = str(candidate.system["name"])
+    card = Card(tree, card_text(tree))
+    added = Registry(registry).add(name, model, card, evaluation=judged.fingerprint, system=system_name)
     return {
         "name": name,
         "version": int(added.info.version),

@@ -95,22 +95,23 @@ class Registry:
         tree: dict[str, Any] = json.loads(content_of(self.current(name).path / CARD_FILE) or b"{}")
         return tree
 
-    def add(self, name: str, source: Artifact, card: Card, *, evaluation: str) -> Artifact:
+    def add(self, name: str, source: Artifact, card: Card, *, evaluation: str, system: str) -> Artifact:
         """Add a model as the next version of a name and put it into use.
 
-        The same model on the same evaluation is not added twice: its version is put into use.
+        The same model as the same system of an evaluation is not added twice: its version is put into use.
 
         Args:
             name: under which it is served.
             source: the model.
             card: what is known of it.
             evaluation: fingerprint of the evaluation that its card quotes.
+            system: what it is called there, which tells how it decodes.
 
         Raises:
             DataError: the name does not fit for a folder.
             StorageError: another promotion is writing, or the folder cannot be written.
         """
-        inputs = {**source.info.inputs, "promoted": source.fingerprint, "evaluation": evaluation}
+        inputs = {**source.info.inputs, "promoted": source.fingerprint, "evaluation": evaluation, "system": system}
         check_name(name)
         with hold(self.folder / name):
             there = self.versions(name)
