@@ -18,6 +18,7 @@ from retort.orchestration.promote import promote
 from retort.orchestration.tune.job import Sweep, run_tune
 from retort.orchestration.tune.trial import Ledger, TrialOutcome
 from retort.store.registry import Registry
+from tests.orchestration.tiny_runs import Lines
 from tests.orchestration.tune_runs import sweep, sweep_tree, write_inputs
 from tests.patience import comes
 
@@ -47,6 +48,21 @@ def test_the_ledger_alone_says_what_is_left(tmp_path: Path) -> None:
     ledger.end(0, outcome(0.9))
     assert ledger.trial(0).outcome == outcome(), "the first record stands"
     assert Sweep(sweep(tmp_path, space=heads(1, 2, 4, 8), num_trials=4), QuietProgress()).num_left == 2
+
+
+def test_what_a_trial_tells_of_itself_is_news_of_the_sweep(tmp_path: Path) -> None:
+    told: Any = Lines()
+    config = sweep(tmp_path, space=heads(1, 2, 4))
+    tried = Sweep(config, told)
+    assert [tried.next(), tried.next()] == [0, 1]
+    assert tried.goes_on(1, {"step": 40.0, "value": 1.0, "size": 1.0})
+    Ledger(config).end(0, outcome())
+    tried.ended(0)
+    assert tried.goes_on(1, {"step": 60.0, "value": 1.0, "size": 1.0})
+    assert [done for done, _, _ in told.updates] == [0, 1, 1]
+    assert [note for _, _, note in told.updates] == [
+        "trials, number 1 is at step 40", "trials", "trials, number 1 is at step 60"
+    ]  # fmt: skip
 
 
 def test_trials_of_another_sweep_are_not_mixed_in(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Sweep:
 
     Args:
         config: the sweep.
-        progress: is told of every trial that ends.
+        progress: is told of every trial that ends, and of how far those that have not are.
     """
 
     def __init__(self, config: TuneConfig, progress: Progress) -> None:
@@ -107,6 +107,7 @@ class Sweep:
         self._waiting = [trial for trial in trials if trial.outcome is None]
         self._next_number = max((trial.number for trial in trials), default=-1) + 1
         self._num_new = max(self._total - len(trials), 0)
+        self._num_ended = len(trials) - len(self._waiting)
         self._parameters = {trial.number: trial.parameters for trial in trials}
         settings = config.early_stopping
         self._halving = (
@@ -142,6 +143,7 @@ class Sweep:
     def goes_on(self, number: int, figures: dict[str, float]) -> bool:
         """Whether a trial goes on after these figures; if not, that is its outcome."""
         step, value, size = (figures[name] for name in ("step", "value", "size"))
+        self._progress.update(self._num_ended, self._total, f"trials, number {number} is at step {step:.0f}")
         if self._halving is None or self._halving.goes_on(number, step=int(step), value=value, size=size):
             return True
         assert self._config.early_stopping is not None
@@ -154,9 +156,9 @@ class Sweep:
         outcome = self._ledger.trial(number).outcome
         assert outcome is not None, f"trial {number} ended without an outcome"
         self._learn(number, outcome)
-        num_left = sum(trial.outcome is None for trial in self._ledger.trials()) + self._num_new
+        self._num_ended = self._total - self._num_new - sum(t.outcome is None for t in self._ledger.trials())
         self._progress.log(f"trial {number} {outcome.state}: {_said(outcome, self._config.objectives)}")
-        self._progress.update(self._total - num_left, self._total, "trials")
+        self._progress.update(self._num_ended, self._total, "trials")
 
     def broke(self, number: int, error: Exception) -> None:
         """Take back a trial whose process failed."""
