@@ -106,7 +106,8 @@ def _winner(
     model = folder / row["model"]
     chosen = {"path": str(source), "number": row["number"], "parameters": row["parameters"], "best": best}
     if evaluation is None:
-        return _Candidate(model, folder / row["evaluation"], row["system"], gate or tree["gate"], chosen)
+        judged_as = {**row["system"], "name": tree["system"]}
+        return _Candidate(model, folder / row["evaluation"], judged_as, gate or tree["gate"], chosen)
     figures = _system(evaluation, model, system)
     return _Candidate(model, evaluation, figures, gate or tree["gate"], chosen)
 
