@@ -26,7 +26,7 @@ from retort.evaluation.service import Asked
 from retort.evaluation.slices import SliceName, cut_in_a_word, is_in, without_end
 from retort.evaluation.sounds import read_any_sound
 from retort.evaluation.speaker import embed
-from retort.inference.decoding import CodecLMDecoding, Decoding, MelDiffusionDecoding, ZeroShotDecoding
+from retort.inference.decoding import Decoding, at_temperature
 from retort.inference.speaker import Request, Speaker, Spoken
 from retort.inference.voices import Voice, pick_voices, voice_of_codes
 from retort.nn.random import seed_of
@@ -49,11 +49,8 @@ class System:
     def at_temperature(self, name: str, temperature: float) -> "System":
         """This model under another name, drawing its tokens at another temperature."""
         assert self.speaker is not None, "only a model has a temperature"
-        match self.speaker.decoding(self.decoding):
-            case CodecLMDecoding() | MelDiffusionDecoding() as decoding:
-                return dataclasses.replace(self, name=name, decoding=decoding.at_temperature(temperature))
-            case ZeroShotDecoding():
-                raise AssertionError("it draws no tokens, so nobody asks for it")
+        decoding = at_temperature(self.speaker.decoding(self.decoding), temperature)
+        return dataclasses.replace(self, name=name, decoding=decoding)
 
 
 @dataclass(frozen=True)

@@ -106,3 +106,12 @@ class ZeroShotDecoding(Config):
 
 Decoding = Annotated[CodecLMDecoding | MelDiffusionDecoding | ZeroShotDecoding, Field(discriminator="kind")]
 """Of any family, told apart by ``kind``."""
+
+
+def at_temperature(decoding: Decoding, temperature: float) -> Decoding:
+    """The same at another temperature, of a family that draws tokens."""
+    match decoding:
+        case CodecLMDecoding() | MelDiffusionDecoding():
+            return decoding.at_temperature(temperature)
+        case ZeroShotDecoding():
+            raise AssertionError("it draws no tokens, so nobody asks for it")

@@ -18,7 +18,7 @@ from retort.evaluation.pareto import figures_of
 from retort.evaluation.preference import DEFAULT_GATE, check_gate, choose, parse_gate, parse_preference
 from retort.evaluation.results import read_summary
 from retort.evaluation.temperatures import at_best
-from retort.inference.decoding import CodecLMDecoding, Decoding, MelDiffusionDecoding, ZeroShotDecoding
+from retort.inference.decoding import Decoding, at_temperature
 from retort.inference.opening import open_speaker
 from retort.location import parse_location
 from retort.orchestration.tune.job import FRONT_FILE
@@ -160,11 +160,7 @@ def _systems_with(evaluation: Path, model: Path) -> list[dict[str, Any]]:
 def _at_best(tree: Mapping[str, Any], model: Path, temperature: float) -> dict[str, Any]:
     """A system's configuration at the temperature that was chosen for it."""
     wanted = TypeAdapter[Decoding | None](Decoding | None).validate_python(tree.get("decoding"))
-    match open_speaker(model).decoding(wanted):
-        case CodecLMDecoding() | MelDiffusionDecoding() as decoding:
-            served = decoding.at_temperature(temperature).model_dump(mode="json")
-        case ZeroShotDecoding():
-            raise AssertionError("it draws no tokens, so no temperature is chosen for it")
+    served = at_temperature(open_speaker(model).decoding(wanted), temperature).model_dump(mode="json")
     return {**tree, "name": at_best(tree["name"]), "decoding": served}
 
 
