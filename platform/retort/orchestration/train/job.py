@@ -78,7 +78,8 @@ def _train(config: TrainJob, progress: Progress, reports: Reports) -> Artifact:
         assignment = Assignment(absolute_paths(resolved), config.model_dump(mode="json"), inputs, uuid.uuid4().hex)
         claim(output, assignment.run)
         demand = Demand.of_training(config.training.workers)
-        with workplace(output, demand, progress) as place, _Sigterm(assignment, output, progress).noted() as told:
+        told = _Sigterm(assignment, output, progress)
+        with told.with_last_step(), workplace(output, demand, progress) as place, told.noted():
             allowance = Allowance(config.training.max_bad_steps, config.training.steps)
 
             def work(heard: Progress) -> None:
@@ -125,6 +126,10 @@ def refuse_other_run(config: TrainJob) -> None:
         )
 
 
+class _GraceOverError(PreemptedError):
+    """The time of grace is up, and the workers still train."""
+
+
 class _Sigterm:
     """SIGTERM to the driver becomes a word to the workers, who have a time of grace to write a checkpoint."""
 
@@ -135,7 +140,27 @@ class _Sigterm:
         self._since: float | None = None
 
     @contextlib.contextmanager
-    def noted(self) -> Iterator["_Sigterm"]:
+    def with_last_step(self) -> Iterator[None]:
+        """Tell how far the workers came, if the time was up in the block.
+
+        They train on until the block has ended their Ray, and those of another machine a moment longer.
+
+        Raises:
+            PreemptedError: the workers were not ready in time.
+        """
+        try:
+            yield
+        except _GraceOverError as error:
+            steps = steps_at(shipped(self._output) / CHECKPOINTS)
+            how = "to go on from there, or from a later one" if steps else "to begin anew"
+            kept = f"there is one of step {steps[-1]}" if steps else "there is none yet"
+            raise PreemptedError(
+                f"told to end by SIGTERM, and {self._grace_s:g} s were too short for a checkpoint of the present step "
+                f"(training.workers.preemption_grace_s); {kept}. Run the same command again {how}"
+            ) from error
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
         """Have SIGTERM noted inside the block."""
 
         def note(number: int, frame: object) -> None:
@@ -143,13 +168,13 @@ class _Sigterm:
             self._is_told = True
 
         with sigterm_handled(note):
-            yield self
+            yield
 
     def look(self) -> None:
         """Pass the word on once, and see whether the time is up.
 
         Raises:
-            PreemptedError: the workers were not ready in time.
+            _GraceOverError: the workers were not ready in time.
         """
         if not self._is_told:
             return
@@ -160,12 +185,7 @@ class _Sigterm:
                 f"told to end by SIGTERM: the workers have {self._grace_s:g} s for a checkpoint of the present step"
             )
         if time.monotonic() - self._since >= self._grace_s:
-            steps = steps_at(shipped(self._output) / CHECKPOINTS)
-            kept = f"the last one is of step {steps[-1]}" if steps else "there is none yet"
-            raise PreemptedError(
-                f"told to end by SIGTERM, and {self._grace_s:g} s were too short for a checkpoint of the present step "
-                f"(training.workers.preemption_grace_s); {kept}. Run the same command again to go on from there"
-            )
+            raise _GraceOverError(f"not ready within {self._grace_s:g} s")
 
     def save(self, reason: str) -> None:
         """Have a checkpoint written while the work goes on."""
