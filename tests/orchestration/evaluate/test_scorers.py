@@ -15,7 +15,7 @@ from retort.evaluation.asr import PocketSphinxConfig, recogniser_name
 from retort.evaluation.results import SystemInfo, summarise
 from retort.evaluation.wheels import DISTILLMOS, DNSMOS, WHISPER_EXTRA, WHISPER_WEIGHTS, missing
 from retort.models.codec_lm_lineage import CodecLMLineage
-from retort.orchestration.evaluate.listeners import listeners_of
+from retort.orchestration.evaluate.listeners import listeners_of, with_part
 from retort.orchestration.evaluate.scorers import with_installed
 from retort.orchestration.evaluate.system_facts import note_of
 from retort.orchestration.evaluate.tasks import PlainTask
@@ -142,6 +142,9 @@ def test_recognisers_that_chose_filtered_or_judged_a_sweep_are_known(tmp_path):
     )  # fmt: skip
     student = model_of(tmp_path / "student", {"method": {"synthetic": str(synthetic.path.parent)}, "steps": 3})
     assert listeners_of(student, CodecLMLineage(**LINEAGE)) == {name: "filtered the data"}
+    both = {name: "chose the layers and filtered the data"}
+    assert listeners_of(student, CodecLMLineage(**LINEAGE, selected_by=name)) == both, "each part is told"
+    assert with_part(both, name, "filtered the data") == both, "once"
     sweep = load_tree(Path("tune_configs/demo.yaml"))
     winner = model_of(tmp_path / "sweep" / "trials" / "0003" / "student", {})
     (tmp_path / "sweep" / "run.yaml").write_text(yaml.safe_dump(sweep))

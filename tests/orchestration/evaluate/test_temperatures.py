@@ -99,6 +99,9 @@ def test_who_is_judged_at_the_best_is_judged_once_and_speaks_as_if_the_file_said
     assert [info.name for info in with_best_infos(both, infos)] == ["r", "m", "guided", "m@best", "guided@best"]
     chosen = with_best_infos(dataclasses.replace(both, recogniser="ears"), infos)
     assert [dict(info.listeners) for info in chosen] == [{}] * 3 + [{"ears": "chose the temperature"}] * 2
+    filtered = [dataclasses.replace(info, listeners={"ears": "filtered the data"}) for info in infos]
+    twice = with_best_infos(dataclasses.replace(both, recogniser="ears"), filtered)[-1]
+    assert twice.listeners == {"ears": "filtered the data and chose the temperature"}
     at_best = with_best_infos(both, infos)[3]
     assert (at_best.role, at_best.facts["temperature"], at_best.facts["parameters"]) == (
         "teacher", 0.25, infos[1].facts["parameters"],

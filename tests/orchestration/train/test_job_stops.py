@@ -91,16 +91,13 @@ def test_sigterm_makes_a_checkpoint_and_the_next_start_goes_on_from_it(root: Pat
 
 def test_a_grace_that_is_too_short_is_said(root: Path) -> None:
     # All checkpoints are kept: until their Ray has ended, the workers train on, and would drop the one that is told.
-    made = job(
-        root, "hurried", workers={"preemption_grace_s": 0.0}, checkpoint_every=5, keep_checkpoints=STEPS, steps=10 * STEPS
-    )
+    kept = {"checkpoint_every": 5, "keep_checkpoints": STEPS}
+    made = job(root, "hurried", workers={"preemption_grace_s": 0.0}, **kept)
     code, errors = run(made, when_at(made, 12, lambda pid: os.kill(pid, signal.SIGTERM)))
     assert code == 75, errors
-    found = re.search(r"0 s were too short .*; there is one of step (\d+)\. Run the same command again to go on", errors)
+    found = re.search(r"0 s were too short .*; there is one of step (\d+)\. Run the same command again", errors)
     assert found, errors
-    steps = CheckpointFolder(made.output / "checkpoints").steps()
-    assert int(found[1]) in steps
-    assert int(found[1]) >= 10, "what is told is what there was when the wait ended"
+    assert int(found[1]) in CheckpointFolder(made.output / "checkpoints").steps()
     assert "resuming" not in events_of(made)
 
 

@@ -20,6 +20,7 @@ from retort.store.artifact import ARTIFACT_FILE, read_artifact
 from retort.store.results import result_of
 
 _RECOGNISER: TypeAdapter[Any] = TypeAdapter(RecogniserConfig)
+_AND = " and "
 
 
 def listeners_of(model: Path, lineage: Lineage) -> dict[str, str]:
@@ -27,14 +28,20 @@ def listeners_of(model: Path, lineage: Lineage) -> dict[str, str]:
     found: dict[str, str] = {}
     match lineage:
         case CodecLMLineage(selected_by=str(name)):
-            found[name] = "chose the layers"
+            found = with_part(found, name, "chose the layers")
         case CodecLMLineage() | MelDiffusionLineage() | ZeroShotLineage():
             pass
     for name in _filtered(model):
-        found.setdefault(name, "filtered the data")
+        found = with_part(found, name, "filtered the data")
     for name in _swept(model):
-        found.setdefault(name, "judged the sweep")
+        found = with_part(found, name, "judged the sweep")
     return found
+
+
+def with_part(parts: Mapping[str, str], name: str, part: str) -> dict[str, str]:
+    """``parts``, and that the recogniser of this name did this too, each thing once."""
+    before = parts[name].split(_AND) if name in parts else []
+    return {**parts, name: _AND.join(dict.fromkeys([*before, part]))}
 
 
 def _filtered(model: Path) -> Iterator[str]:

@@ -8,6 +8,7 @@ from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo
 from retort.evaluation.temperatures import Choice, at_best, choose
+from retort.orchestration.evaluate.listeners import with_part
 from retort.orchestration.evaluate.tasks import BestTask, ChoosingTask, PlainTask, Task, pieces_of
 from retort.run_config import EvaluateConfig
 
@@ -65,7 +66,7 @@ def with_best_items(choice: Choice | None, items: Sequence[ItemResult]) -> list[
 def with_best_infos(choice: Choice | None, infos: Sequence[SystemInfo]) -> list[SystemInfo]:
     """Every system, and behind them all the same at their best: nothing else of them differs, nor do their costs."""
     best = {} if choice is None else choice.best
-    chose = {} if choice is None or choice.recogniser is None else {choice.recogniser: "chose the temperature"}
+    judge = None if choice is None else choice.recogniser
     return [
         *infos,
         *(
@@ -73,7 +74,7 @@ def with_best_infos(choice: Choice | None, infos: Sequence[SystemInfo]) -> list[
                 info,
                 name=at_best(info.name),
                 facts={**info.facts, "temperature": best[info.name]},
-                listeners={**chose, **info.listeners},
+                listeners=with_part(info.listeners, judge, "chose the temperature") if judge else info.listeners,
             )
             for info in infos
             if info.name in best
