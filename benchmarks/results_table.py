@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from retort.evaluation.findings import AT_BEST, Finding
+from retort.evaluation.finding import Finding
+from retort.evaluation.findings import AT_BEST
 from retort.evaluation.metrics import labels_of
 from retort.evaluation.noise_floor import sentence
 

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 
 from retort.errors import ConfigError, DataError
+from retort.evaluation.findings import find
 from retort.evaluation.items import Expected, Heard, failed_item, read_results, write_results
 from retort.evaluation.metrics import OBJECTIVES, find_metric, labels_of, metrics_of
 from retort.evaluation.pareto import costs, figures_of
@@ -82,13 +83,60 @@ def test_findings_say_where_recognisers_agree(sphinx, whisper, margins, tone, wo
             "neutral",
             "a, a control, is worse than b by sphinx alone: that the method helps is not shown by every",
         ),
-        (0, 0, "bad", "a, a control, is not worse than b by any recogniser"),
-        (3, 3, "bad", "a, a control, is not worse than b by any recogniser"),
+        (0, 0, "bad", "a, a control, is not shown to be worse than b by any recogniser"),
+        (3, 3, "bad", "a, a control, is better than b; both recognisers agree: this run does not show that the"),
+        (3, 0, "bad", "a, a control, is better than b by sphinx alone: this run does not show that the method"),
+        (-3, 3, "bad", "contradict each other: a, a control, is worse than b by sphinx alone, but better by whisper"),
     ],
 )
 def test_a_control_that_one_recogniser_alone_finds_worse_proves_little(sphinx, whisper, tone, words):
     finding = told(judged(sphinx, whisper, roles=("control", "student")))
     assert (finding.tone, words in finding.text) == (tone, True), finding.text
+
+
+@pytest.mark.parametrize(
+    ("margins", "found"),
+    [
+        ({"wer": 0.2}, (0.2, 0.2)),
+        ({"wer_capped": 0.1, "wer": 0.2}, (0.1, 0.1)),
+        ({"wer@sphinx": 0.1, "wer@whisper": 0.2}, (0.1, 0.2)),
+        ({"wer@whisper": 0.1, "wer": 0.2}, (0.2, 0.1)),
+        ({"wer_capped@sphinx": 0.1, "wer_capped": 0.2, "wer@sphinx": 0.3, "wer": 0.4}, (0.1, 0.2)),
+        ({"failure_rate": 0.1}, (None, None)),
+    ],
+)
+def test_the_margin_that_is_stated_nearest_is_the_one_that_counts(margins, found):
+    rows = {row["metric"]: row["margin"] for row in judged(0, 0, margins=margins).comparisons}
+    assert (rows["wer_capped@sphinx"], rows["wer_capped@whisper"]) == found
+
+
+def test_each_recognisers_own_margin_is_told():
+    finding = told(judged(0, 0, margins={"wer@sphinx": 0.4, "wer@whisper": 0.3}))
+    assert "b is as good as a by WER, within each one's margin (sphinx the margin of 40.0 points" in finding.text
+    assert "whisper the margin of 30.0 points" in finding.text
+
+
+def test_who_finds_it_better_is_not_said_to_find_less_than_as_good():
+    text = told(judged(-3, 0, margins={"wer": 0.2})).text
+    assert "b makes fewer word errors than a by sphinx alone" in text
+    assert "as good as a within the margin of 20.0 points of WER set before the run by whisper." in text
+
+
+def test_nobody_is_compared_by_a_recogniser_that_did_not_listen():
+    """Utterances that both missed would have all words deleted by anybody: they alone would be compared."""
+    rows = [row(name, n, {"sphinx": 1 + 2 * (name == "b")}) for name in "ab" for n in range(20)]
+    rows += [failed_item(name, Expected(f"x{n}", "one two three four")) for name in "ab" for n in range(10)]
+    pairs = [Pair("a", "b", "wer@whisper", {"wer@whisper": 0.5})]
+    summary = summarise(rows, [SystemInfo("a", "teacher"), SystemInfo("b", "student")], pairs, bootstrap=FAST)
+    assert summary.comparisons == ()
+    assert "b against a: no utterance of both has a WER by whisper." in [found.text for found in summary.findings]
+
+
+def test_one_row_without_a_label_is_no_further_recogniser():
+    labelled = judged(-3, -3)
+    rows = [*labelled.comparisons, *judged(-3, -3, metric="wer_capped").comparisons]
+    texts = [finding.line for finding in find(labelled.systems, rows)]
+    assert not any("None" in text or "all 3" in text for text in texts)
 
 
 def test_each_recogniser_has_figures_of_its_own_and_plain_ones_are_the_first_s():

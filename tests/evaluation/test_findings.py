@@ -59,6 +59,22 @@ def test_a_control_that_is_not_worse_is_said_so(a, b, ci95, worse):
     assert ("does not show that the method helps" in finding.text) is not worse
 
 
+@pytest.mark.parametrize(("a", "b", "sign"), [("control", "student", 1), ("student", "control", -1)])
+def test_a_control_that_is_better_is_said_to_be_better(a, b, sign):
+    ci95 = sorted((sign * 0.01, sign * 0.06))
+    for margin in (None, 0.1):
+        finding = only([system("control", "control"), system("student")], pair(a, b, 0.03 * sign, ci95, margin=margin))
+        assert finding.tone == "bad"
+        assert "control, a control, is better than student: this run does not show that the method" in finding.text
+
+
+def test_a_control_that_fails_more_often_speaks_for_the_student():
+    systems = [system("student"), system("control", "control")]
+    row = pair("student", "control", 0.5, [0.4, 0.6], metric="failure_rate", is_asked_for=False)
+    assert only(systems, row).tone == "good"
+    assert only(systems, row | {"difference": -0.5, "ci95": [-0.6, -0.4]}).tone == "bad"
+
+
 def test_a_control_is_there_for_the_student_to_beat_and_not_for_the_teacher():
     finding = only(
         [system("teacher", "teacher"), system("control", "control")], pair("teacher", "control", 0.0, [-0.1, 0.1])
@@ -95,10 +111,17 @@ def test_as_good_as_is_said_within_a_margin_that_stood_before_the_run(metric, ci
     assert words in finding.text
 
 
-@pytest.mark.parametrize(("utterances", "shown"), [(50, False), (200, True)])
-def test_few_utterances_that_are_all_equal_do_not_show_equality(utterances, shown):
-    """None of 50 was worse: with 97.5 % confidence fewer than 7.1 % are; of 200, 1.8 %."""
-    row = pair("teacher", "student", 0.0, [0.0, 0.0], margin=0.02) | {"utterances": utterances}
+def test_a_margin_that_was_stated_when_there_was_a_report_speaks_for_nobody():
+    row = pair("teacher", "student", 0.0, [-0.01, 0.01], margin=0.02) | {"is_margin_late": True}
+    finding = only([system("teacher", "teacher"), system("student")], row)
+    assert finding.tone == "neutral"
+    assert "the margin of 2.0 points of WER that was stated when there was a report already" in finding.text
+
+
+@pytest.mark.parametrize(("utterances", "units", "shown"), [(50, 50, False), (200, 200, True), (400, 8, False)])
+def test_few_utterances_that_are_all_equal_do_not_show_equality(utterances, units, shown):
+    """None of 50 was worse: with 97.5 % confidence fewer than 7.1 % are; of 200, 1.8 %; of 8 speakers, 37 %."""
+    row = pair("teacher", "student", 0.0, [0.0, 0.0], margin=0.02) | {"utterances": utterances, "units": units}
     text = only([system("teacher", "teacher"), system("student")], row).text
     assert ("is as good as" in text) is shown
     assert ("is not shown" in text) is not shown

@@ -8,6 +8,7 @@ import torch
 from retort.errors import ConfigError, DataError
 from retort.evaluation.bootstrap import confidence_interval, paired_comparison
 from retort.evaluation.confidence import ConfidenceAccumulator
+from retort.evaluation.preference import check_gate, parse_gate
 from retort.evaluation.results import (
     BootstrapConfig,
     Expected,
@@ -128,6 +129,16 @@ def test_no_failure_among_ten_is_not_a_rate_of_exactly_zero():
     assert low == 0.0
     assert (1.0 - high) ** 10 == pytest.approx(0.025)
     assert student["failure_rate_ci95"] == [pytest.approx(1.0 - high), 1.0]
+
+
+def test_no_word_error_in_ten_strings_passes_no_gate_that_asks_for_fewer_than_ten_can_show():
+    rows = [row(s, i, 0) for s in ERRORS for i in range(10)]
+    teacher, _ = summarise(rows, SYSTEMS, bootstrap=FAST).systems
+    low, high = teacher["wer_ci95"]
+    assert low == teacher["wer_corpus"] == 0.0
+    assert (1.0 - high) ** 10 == pytest.approx(0.025)
+    (check,) = check_gate(parse_gate("wer<=0.01"), teacher)
+    assert not check.passed
 
 
 def test_missing_utterances_count_as_failures():

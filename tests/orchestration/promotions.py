@@ -6,7 +6,8 @@ from pathlib import Path
 from retort.evaluation.items import Expected, ItemResult, failed_item, write_results
 from retort.evaluation.results import SystemInfo, summarise, write_summary
 from retort.evaluation.temperatures import Choice, TemperaturesConfig, at_best
-from retort.store.artifact import describe_artifact, write_artifact
+from retort.orchestration.evaluate.kept import model_input
+from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 
 NUM_UTTERANCES = 60
 
@@ -48,6 +49,7 @@ def write_evaluation(
         write_results(target / "results.jsonl", summary.items)
         write_summary(target / "summary.json", summary)
 
-    info = describe_artifact("evaluation", "e", "1", inputs={}, config={"systems": systems})
+    judged = {model_input(name): read_artifact(path).fingerprint for name, path in models.items() if path.is_dir()}
+    info = describe_artifact("evaluation", "e", "1", inputs=judged, config={"systems": systems})
     write_artifact(folder / "result", info, fill)
     return folder

@@ -1,6 +1,7 @@
 """From a judged model to a version in the registry."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from retort.errors import ConfigError, DataError, QualityGateError
 from retort.inference.synthesizer import Synthesizer
 from retort.orchestration.promote import promote
 from retort.serving.local import registry_config
+from retort.store.artifact import read_artifact
 from retort.store.registry import Registry
 from retort.store.results import result_of
 from tests.inference.speaking import speaking_model
@@ -86,6 +88,18 @@ def test_the_evaluation_must_be_of_this_model(tmp_path: Path, model: Path, good:
     with pytest.raises(DataError, match="no system 'c'"):
         promote(model, "small", evaluation=twice, system="c", registry=registry)
     assert promote(model, "small", evaluation=twice, system="b", registry=registry)["version"] == 1
+
+
+def test_figures_of_the_model_that_lay_there_before_pass_no_gate(tmp_path: Path, model: Path) -> None:
+    judged = write_evaluation(tmp_path / "judged", {"m": model}, wrong=0, best=({"m": 0.4}, 0))
+    was = read_artifact(model).fingerprint
+    shutil.rmtree(model)
+    (tmp_path / "again").mkdir()
+    shutil.copytree(speaking_model(tmp_path / "again", weights_seed=1), model)
+    for name in ("m", "m@best"):
+        with pytest.raises(DataError, match=f"judged {was} as {name}, .* another model's; evaluate it again"):
+            promote(model, "small", evaluation=judged, system=name, registry=tmp_path / "registry")
+    assert not (tmp_path / "registry").exists()
 
 
 def test_a_model_is_served_at_the_temperature_that_was_chosen_for_it_where_that_is_asked(

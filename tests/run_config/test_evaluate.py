@@ -62,6 +62,11 @@ def test_comparisons_are_pairs_or_name_their_metric() -> None:
         ({"comparisons": [["t", "s", "r"]]}, r"a comparison is \[a, b\], .* this has 3 entries"),
         ({"comparisons": [["t", "ghost"]]}, "the systems are"),
         ({"comparisons": [["t", "s"], ["s", "t"], ["t", "s"]]}, r"\[t, s\] stands there more than once"),
+        ({"comparisons": [["t", "t"]]}, r"\[t, t\] compares a system with itself"),
+        (
+            {"comparisons": [["t", "s"], {"a": "t", "b": "s", "metric": "wer_capped"}]},
+            r"\[t, s\] says the same by wer_capped, .* leave out the one with metric: wer_capped",
+        ),
         ({"comparisons": [{"a": "t", "b": "s", "metric": "wre"}]}, "unknown figure 'wre'; did you mean 'wer'"),
         ({"comparisons": [{"a": "t", "b": "s", "metric": "rtf"}]}, "unknown figure 'rtf'"),
         ({"margins": {"wre": 0.02}}, "unknown figure 'wre'; did you mean 'wer'"),

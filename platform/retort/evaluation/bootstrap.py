@@ -105,11 +105,20 @@ def rate_interval(
     Raises:
         DataError: there are no utterances, or the lengths differ.
     """
-    found = confidence_interval(shares, clusters=clusters, num_resamples=num_resamples, seed=seed)
-    if found.low < found.high:
-        return found
-    unseen, share = 1.0 - 0.025 ** (1.0 / found.units), found.low
-    return Interval(share - unseen * share, share + unseen * (1.0 - share), found.units)
+    return with_unseen(confidence_interval(shares, clusters=clusters, num_resamples=num_resamples, seed=seed))
+
+
+def with_unseen(interval: Interval) -> Interval:
+    """An interval of a share, widened where it has no width: see :func:`rate_interval`."""
+    if interval.low < interval.high:
+        return interval
+    unseen, share = unseen_share(interval.units), interval.low
+    return Interval(share - unseen * share, share + unseen * max(1.0 - share, 0.0), interval.units)
+
+
+def unseen_share(units: int) -> float:
+    """Below what a share is with 97.5 % confidence that none of so many units showed (Clopper and Pearson, 1934)."""
+    return float(1.0 - 0.025 ** (1.0 / units))
 
 
 def paired_comparison(

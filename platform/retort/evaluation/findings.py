@@ -1,39 +1,26 @@
 """Plain statements about an evaluation, the unwelcome ones too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from retort.evaluation.metrics import BY_FIELD, metric_of_field
+from retort.evaluation.controls import agreed_control, control
+from retort.evaluation.finding import Finding, Tone, all_of, listed
+from retort.evaluation.metrics import BY_FIELD, Metric, metric_of_field
 from retort.evaluation.noise_floor import is_equal, sentence
-from retort.evaluation.verdicts import Verdict, deeds_of, interval_of, margin_of, span_of, verdict_of
+from retort.evaluation.verdicts import (
+    deeds_of,
+    interval_of,
+    is_margin_late,
+    margin_of,
+    span_of,
+    verdict_of,
+)
 
-Tone = Literal["good", "bad", "neutral"]
 ToldAs = Literal["asked", "at_best", "untouched"]
 """Why two systems are compared: the run file asks for it; it asks for the same pair, which is compared at each one's
 best temperature, too; or one is the target's model untouched, and the student should be nearer to the target."""
 AT_BEST = "@best"
 """Behind the name of a system that is decoded at its best temperature."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What is claimed.
-
-    Attributes:
-        tone: whether it speaks for the student, against it, or for neither.
-        text: the claim, in a sentence or two.
-        figures: the numbers that it stands on, one line each.
-    """
-
-    tone: Tone
-    text: str
-    figures: tuple[str, ...] = ()
-
-    @property
-    def line(self) -> str:
-        """The claim and its figures, where there is but one line for both."""
-        return f"{self.text} ({'; '.join(self.figures)})" if self.figures else self.text
 
 
 def find(
@@ -53,11 +40,9 @@ def find(
     for row in comparisons:
         if row["is_asked_for"]:
             together.setdefault(_asked(row), []).append(row)
-    judged = {
-        key: _judged(rows[0], roles) if len(rows) == 1 else _agreed(rows, roles) for key, rows in together.items()
-    }
+    judged = {key: _found_by(rows, roles) for key, rows in together.items()}
     temperatures = {system["name"]: system.get("temperature") for system in systems}
-    failures = _failures(comparisons, temperatures)
+    failures = _failures(comparisons, temperatures, roles)
     told = set()
     for row in comparisons:
         key = _asked(row)
@@ -175,15 +160,22 @@ def _times(ratio: float, what: str, is_noise: bool) -> str:
     return f"{ratio:.2f} times {what}{' (equal: within the noise floor)' if is_noise else ''}"
 
 
-def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
+def _found_by(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Finding:
+    """What one pair's rows of one metric say: the first recogniser's own, or that of several, by their labels."""
+    labelled = [row for row in rows if "@" in row["metric"]]
+    return _agreed(labelled, roles) if len(labelled) > 1 else _judged(rows[0], roles)
+
+
+def _judged(row: Mapping[str, Any], roles: Mapping[str, str], margin: str | None = None) -> Finding:
+    """What one comparison says; ``margin`` is how its margin is called, where its own name for it does not do."""
     a, b, metric = row["a"], row["b"], metric_of_field(row["metric"])
     verdict, span = verdict_of(row), span_of(row, metric)
     if verdict == "too few":
         return Finding("neutral", f"{b} against {a}: n too small to judge.", (span,))
     if {roles[a], roles[b]} == {"control", "student"}:
-        return _control(row, span, roles, verdict)
+        return control(row, span, roles, verdict)
     better, worse = deeds_of(metric)
-    margin = margin_of(row, metric)
+    margin = margin_of(row, metric) if margin is None else margin
     match verdict:
         case "better":
             return Finding("good", f"{b} {better} {a}.", (span,))
@@ -192,7 +184,8 @@ def _judged(row: Mapping[str, Any], roles: Mapping[str, str]) -> Finding:
         case "worse":
             return Finding("bad", f"{b} {worse} {a}.", (span,))
         case "as good":
-            return Finding("good", f"{b} is as good as {a} by {metric.noun}, within {margin}.", (span,))
+            tone: Tone = "neutral" if is_margin_late(row) else "good"
+            return Finding(tone, f"{b} is as good as {a} by {metric.noun}, within {margin}.", (span,))
         case "open":
             shown = f"; that {b} stays within {margin} is not shown" if margin else ""
             return Finding("neutral", f"{b} and {a} cannot be told apart by {metric.noun}{shown}.", (span,))
@@ -206,56 +199,38 @@ def _agreed(rows: Sequence[Mapping[str, Any]], roles: Mapping[str, str]) -> Find
     judges = [(str(metric_of_field(row["metric"]).recogniser), verdict_of(row), row) for row in rows]
     spans = tuple(f"{label} {span_of(row, base)}" for label, _, row in judges)
     verdicts = {verdict for _, verdict, _ in judges}
+    margin = _margin_of_all(rows, base)
     if {roles[a], roles[b]} == {"control", "student"} and "too few" not in verdicts:
-        return _agreed_control(judges, roles, spans)
+        return agreed_control(judges, roles, spans)
     if len(verdicts) == 1:
-        alone = _judged({**first, "metric": base.field}, roles)
-        agree = "" if verdicts == {"too few"} else f"; {_all(judges)} recognisers agree"
+        alone = _judged({**first, "metric": base.field}, roles, margin)
+        agree = "" if verdicts == {"too few"} else f"; {all_of(judges)} recognisers agree"
         return Finding(alone.tone, f"{alone.text.removesuffix('.')}{agree}.", spans)
     better, worse = deeds_of(base)
     claims = {
         "better": f"{b} {better} {a}",
         "worse": f"{b} {worse} {a}",
-        "worse within the margin": f"{b} {worse} {a}, yet by less than {margin_of(first, base)}",
-        "as good": f"{b} is as good as {a} within {margin_of(first, base)}",
+        "worse within the margin": f"{b} {worse} {a}, yet by less than {margin}",
+        "as good": f"{b} is as good as {a} within {margin}",
     }
     firm = {verdict: [label for label, own, _ in judges if own == verdict] for verdict in claims if verdict in verdicts}
-    said = [f"{claims[verdict]} by {_listed(labels)} alone" for verdict, labels in firm.items()]
+    # Who finds it better finds it as good, too.
+    alone_in = {verdict: "" if verdict == "as good" and "better" in firm else " alone" for verdict in firm}
+    said = [f"{claims[verdict]} by {listed(labels)}{alone_in[verdict]}" for verdict, labels in firm.items()]
     opposed = "better" in firm and ("worse" in firm or "worse within the margin" in firm)
     if opposed:
         return Finding("bad", f"The recognisers contradict each other: {', but '.join(said)}.", spans)
     others = [label for label, own, _ in judges if own not in claims]
-    rest = f"; by {_listed(others)} this is not shown" if others else ""
+    rest = f"; by {listed(others)} this is not shown" if others else ""
     return Finding("neutral", f"Not all recognisers agree: {', and '.join(said)}{rest}.", spans)
 
 
-def _all(judges: Sequence[object]) -> str:
-    return "both" if len(judges) == 2 else f"all {len(judges)}"
-
-
-def _agreed_control(
-    judges: Sequence[tuple[str, Verdict, Mapping[str, Any]]], roles: Mapping[str, str], spans: tuple[str, ...]
-) -> Finding:
-    """A control that only some recognisers find worse shows the method through their ears alone."""
-    row = judges[0][2]
-    control, other, worse = _control_of(row, roles)
-    support = [label for label, verdict, _ in judges if verdict in worse]
-    figures = _against(row, spans)
-    if len(support) == len(judges):
-        return Finding(
-            "good", f"{control}, a control, is worse than {other}; {_all(judges)} recognisers agree.", figures
-        )
-    if support:
-        text = f"{control}, a control, is worse than {other} by {_listed(support)} alone: that the method helps is not"
-        return Finding("neutral", f"{text} shown by every recogniser.", figures)
-    text = f"{control}, a control, is not worse than {other} by any recogniser: this run does not show that the method"
-    return Finding("bad", f"{text} helps.", figures)
-
-
-def _against(row: Mapping[str, Any], spans: Sequence[str]) -> tuple[str, ...]:
-    """Figures of b minus a, where the claim names them the other way round."""
-    first, *others = spans
-    return f"{row['b']} against {row['a']}: {first}", *others
+def _margin_of_all(rows: Sequence[Mapping[str, Any]], metric: Metric) -> str:
+    """What the margin is called that all of them are held against, or that each one has."""
+    if len({(row["margin"], is_margin_late(row)) for row in rows}) == 1:
+        return margin_of(rows[0], metric)
+    own = [f"{metric_of_field(row['metric']).recogniser} {margin_of(row, metric) or 'none'}" for row in rows]
+    return f"each one's margin ({'; '.join(own)})"
 
 
 def _taken_away(row: Mapping[str, Any], roles: Mapping[str, str]) -> list[Finding]:
@@ -280,39 +255,18 @@ def _who_listened(recognisers: Sequence[Mapping[str, Any]]) -> list[Finding]:
     told = "; ".join(f"{label} {_part_in(made)}" for label, made in parts.items())
     if len(parts) == len(recognisers):
         return [Finding("bad", f"No independent recogniser listened: {told}. A choice may be fitted to its judge.")]
-    free = _listed([r["label"] for r in recognisers if r["label"] not in parts])
+    free = listed([r["label"] for r in recognisers if r["label"] not in parts])
     return [Finding("neutral", f"Of the recognisers, {told}; {free} had no part in the systems.")]
 
 
 def _part_in(made: Mapping[str, str]) -> str:
     """What one recogniser did, each deed with the systems that it was done to."""
     deeds = dict.fromkeys(made.values())
-    return ", ".join(f"{deed} of {_listed([name for name in made if made[name] == deed])}" for deed in deeds)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _control_of(row: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[str, str, tuple[Verdict, ...]]:
-    """The control, the student, and what a verdict on b must be where the control is worse."""
-    if roles[row["a"]] == "control":
-        return row["a"], row["b"], ("better",)
-    return row["b"], row["a"], ("worse", "worse within the margin")
-
-
-def _control(row: Mapping[str, Any], span: str, roles: Mapping[str, str], verdict: Verdict) -> Finding:
-    """A control exists to be beaten: where it is not, the method has not been shown to be the cause."""
-    control, other, worse = _control_of(row, roles)
-    figures = _against(row, (span,))
-    if verdict in worse:
-        return Finding("good", f"{control}, a control, is worse than {other}.", figures)
-    text = f"{control}, a control, is not worse than {other}: this run does not show that the method helps."
-    return Finding("bad", text, figures)
+    return ", ".join(f"{deed} of {listed([name for name in made if made[name] == deed])}" for deed in deeds)
 
 
 def _failures(
-    comparisons: Sequence[Mapping[str, Any]], temperatures: Mapping[str, float | None]
+    comparisons: Sequence[Mapping[str, Any]], temperatures: Mapping[str, float | None], roles: Mapping[str, str]
 ) -> dict[_Asked, list[Finding]]:
     """How much oftener b fails, by pair, and the same at each one's best temperature where that was judged."""
     failing = [row for row in comparisons if row["metric"] == "failure_rate"]
@@ -323,15 +277,15 @@ def _failures(
     for key, row in rows.items():
         if key not in told_before:
             best = rows.get(_at_best(key, temperatures)) if key[3] == "asked" else None
-            found[key] = _failures_of(row, best)
+            found[key] = _failures_of(row, best, roles)
     return found
 
 
-def _failures_of(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> list[Finding]:
+def _failures_of(row: Mapping[str, Any], best: Mapping[str, Any] | None, roles: Mapping[str, str]) -> list[Finding]:
     told = [row] if best is None else [row, best]
     if not any(one["difference"] for one in told):
         return []
-    (tone, text), *others = [_failing(one) for one in told]
+    (tone, text), *others = [_failing(one, roles) for one in told]
     for other_tone, other in others:
         tone, text = _tone_of_both(tone, other_tone), f"{text}; at each one's best temperature {other}"
     figures = [interval_of(one, BY_FIELD["failure_rate"]) for one in told]
@@ -339,15 +293,16 @@ def _failures_of(row: Mapping[str, Any], best: Mapping[str, Any] | None) -> list
     return [Finding(tone, f"{row['b']} fails {text}.", tuple(map("".join, zip(settings, figures, strict=False))))]
 
 
-def _failing(row: Mapping[str, Any]) -> tuple[Tone, str]:
-    """Tone and words of a difference in failures."""
+def _failing(row: Mapping[str, Any], roles: Mapping[str, str]) -> tuple[Tone, str]:
+    """Tone and words of a difference in failures; a control is there to fail more often than a student."""
     if not row["difference"]:
         return "neutral", f"as often as {row['a']}"
     better = row["difference"] < 0.0
     less = "less" if better else "more"
     text = f"{_points(abs(row['difference']))} points {less} often than {row['a']}"
     if row["ci95"] is not None and (row["ci95"][1] < 0.0 or row["ci95"][0] > 0.0):
-        return "good" if better else "bad", text
+        is_for_the_student = better != ((roles[row["a"]], roles[row["b"]]) == ("student", "control"))
+        return "good" if is_for_the_student else "bad", text
     return "neutral", f"{text}, which may be chance"
 
 

@@ -19,7 +19,7 @@ from retort.data.phone_mels import PhoneMelRow, PhoneMelSet, PhoneMelSetDescript
 from retort.data.tokens import refuse_mismatch
 from retort.errors import DataError
 from retort.evaluation.bootstrap import Interval, paired_comparison
-from retort.evaluation.findings import Finding
+from retort.evaluation.finding import Finding
 from retort.evaluation.speaker import SpeakerEncoder, embed
 from retort.evaluation.speaker_probe import Likeness, Probed, hash_of, likeness, probe_speakers, refuse_few
 from retort.inference.zero_shot_making import ZeroShotMaker

@@ -88,6 +88,14 @@ class Metric:
         assert (self.value is not None) == self.is_of_items, f"{self.name}: facts have no value of an utterance"
 
     @property
+    def margins(self) -> tuple[str, ...]:
+        """Names by which a margin may be stated that is meant for this one, the nearest first."""
+        names = []
+        for base in filter(None, (self.name.partition("@")[0], self.margin_of)):
+            names += [base] if self.recogniser is None else [f"{base}@{self.recogniser}", base]
+        return tuple(dict.fromkeys(names))
+
+    @property
     def is_of_items(self) -> bool:
         """Whether utterances have it, so that it has intervals and can be compared in pairs."""
         return self.averaging in ("corpus", "mean", "rate")

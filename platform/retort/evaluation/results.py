@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from retort.errors import ConfigError, DataError
-from retort.evaluation.bootstrap import confidence_interval, paired_comparison, rate_interval
+from retort.evaluation.bootstrap import confidence_interval, paired_comparison, with_unseen
 from retort.evaluation.confidence import Confidence
-from retort.evaluation.findings import Finding, ToldAs, find
+from retort.evaluation.finding import Finding
+from retort.evaluation.findings import ToldAs, find
 from retort.evaluation.items import Expected, ItemResult, complete, failed_item, read_results, write_results
 from retort.evaluation.metrics import (
     COMPARABLE,
@@ -93,7 +94,8 @@ class Pair:
         b: name of another.
         metric: by which they are judged; None takes the word errors, capped at each utterance's words, by each of the
             recognisers, and tells failures and voices beside them.
-        margins: name of a metric to how much worse, in its unit, still counts as good; stated before the run.
+        margins: name of a metric to how much worse, in its unit, still counts as good.
+        late_margins: names of those that were not stated before there was a report.
         told_as: why it is compared.
     """
 
@@ -101,6 +103,7 @@ class Pair:
     b: str
     metric: str | None = None
     margins: Mapping[str, float] = field(default_factory=dict)
+    late_margins: frozenset[str] = frozenset()
     told_as: ToldAs = "asked"
 
 
@@ -292,10 +295,9 @@ def _interval(metric: Metric, rows: Sequence[ItemResult], bootstrap: BootstrapCo
     values, weights = _columns(metric, rows)
     clusters = _clusters(rows, bootstrap)
     draws = {"num_resamples": bootstrap.num_resamples, "seed": bootstrap.seed}
-    if metric.averaging == "rate":
-        found = rate_interval(values, clusters=clusters, **draws)
-    else:
-        found = confidence_interval(values, weights, clusters=clusters, **draws)
+    found = confidence_interval(values, weights, clusters=clusters, **draws)
+    if metric.unit == "%":  # eight strings without an error do not show that there are none
+        found = with_unseen(found)
     return [found.low, found.high] if found.reliable else None
 
 
@@ -308,6 +310,7 @@ def _compare(
         if pair.metric is None
         else [find_metric(pair.metric, COMPARABLE)]
     )
+    asked = [metric for metric in asked if metric.recogniser is None or metric.recogniser in labels]
     judged = {pair.metric} if pair.metric else {f"{JUDGED}@{label}" for label in labels} or {JUDGED}
     compared = []
     for metric in asked:
@@ -330,6 +333,7 @@ def _compare(
             num_resamples=bootstrap.num_resamples,
             seed=bootstrap.seed,
         )
+        name = next((name for name in metric.margins if name in pair.margins), None)
         compared.append(
             {
                 "a": pair.a,
@@ -339,8 +343,10 @@ def _compare(
                 "ci95": [found.low, found.high] if found.reliable else None,
                 "probability_of_improvement": found.probability_of_improvement if metric.better else None,
                 "utterances": len(pairs),
+                "units": found.units,
                 "higher_is_better": metric.higher_is_better,
-                "margin": pair.margins.get(metric.name, pair.margins.get(metric.margin_of)),
+                "margin": None if name is None else pair.margins[name],
+                "is_margin_late": name in pair.late_margins,
                 "is_asked_for": metric.name in judged,
                 "told_as": pair.told_as,
             }

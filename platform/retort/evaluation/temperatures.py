@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from retort.config import Config
+from retort.evaluation.finding import Finding, listed
 from retort.evaluation.findings import AT_BEST
 from retort.evaluation.items import ItemResult
 from retort.evaluation.metrics import METRICS, OF_ITEMS, labels_of, metrics_of
@@ -22,7 +23,7 @@ class TemperaturesConfig(Config):
     """Which temperatures there are to choose from, and on which strings."""
 
     values: tuple[Annotated[float, Field(ge=0)], ...] = Field(default=(0.4, 0.6, 0.8, 1.0), min_length=2)
-    """0 is greedy."""
+    """Beside the one that a system has in the run file; 0 is greedy."""
     split: Literal["validation", "train"] = "validation"
     """Of the strings that choose; never those that judge."""
     num_strings: int = Field(default=100, ge=1)
@@ -60,6 +61,18 @@ class Choice:
     rows: tuple[Mapping[str, Any], ...]
     recogniser: str | None = None
 
+    @property
+    def findings(self) -> list[Finding]:
+        """Where the best one is the last of those tried, the next one may be better still."""
+        tried = {name: [row["temperature"] for row in self.rows if row["system"] == name] for name in self.best}
+        found = []
+        for which, end, other in (("lowest", min, "lower"), ("highest", max, "higher")):
+            names = [name for name, best in self.best.items() if best == end(tried[name]) and best > 0.0]
+            if names:
+                whose = f"the best temperature of {listed(names)} is the {which} that was tried"
+                found.append(Finding("neutral", f"{whose.capitalize()}: a {other} one may be better still."))
+        return found
+
     def tree(self) -> dict[str, Any]:
         """For ``summary.json``."""
         return {
@@ -80,27 +93,38 @@ def at_best(system: str) -> str:
     return f"{system}{AT_BEST}"
 
 
+def candidates_of(config: TemperaturesConfig, own: float) -> tuple[float, ...]:
+    """What there is to choose from for a system that the run file has at a temperature of its own, in order."""
+    return tuple(sorted({*config.values, own}))
+
+
 def choose(
-    config: TemperaturesConfig, systems: Sequence[str], items: Sequence[ItemResult], bootstrap: BootstrapConfig
+    config: TemperaturesConfig,
+    candidates: Mapping[str, Sequence[float]],
+    items: Sequence[ItemResult],
+    bootstrap: BootstrapConfig,
 ) -> Choice:
     """The best temperature of each system.
 
     Args:
-        config: what there was to choose from.
-        systems: those that have a temperature.
+        config: how it is chosen.
+        candidates: of each system that has a temperature, what there was to choose from (:func:`candidates_of`).
         items: what each said at each temperature; their systems are named by :func:`at`.
         bootstrap: how intervals are drawn.
 
     Raises:
         DataError: the items are not of the same strings.
     """
-    pairs = [(name, value) for name in systems for value in sorted(config.values)]
+    pairs = [(name, value) for name, values in candidates.items() for value in values]
     if not pairs:
         return Choice(config, {}, ())
     found = summarise(items, [SystemInfo(at(*pair), "student") for pair in pairs], bootstrap=bootstrap).systems
     figures = dict(zip(pairs, found, strict=True))
     field = METRICS[config.metric].field
-    best = {name: min(config.values, key=lambda value: (figures[name, value][field], -value)) for name in systems}
+    best = {
+        name: min(values, key=lambda value: (figures[name, value][field], -value))
+        for name, values in candidates.items()
+    }
     rows = tuple(
         {"system": name, "temperature": value, "is_best": best[name] == value, **_told(figures[name, value])}
         for name, value in pairs

@@ -1,13 +1,14 @@
 """What one comparison says of its second system, and the words for its figures.
 
 That two systems are equally good is never said because their difference may be chance: it is said where the paired
-95 % interval ends below a margin that stood in the run file before the run (non-inferiority, METHODS.md 5).
+95 % interval ends below a margin (non-inferiority, METHODS.md 5). A margin that was not in the run file before there
+was a report is told as such, and speaks for nobody.
 """
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from retort.evaluation.bootstrap import MOST_CERTAIN
+from retort.evaluation.bootstrap import MOST_CERTAIN, unseen_share
 from retort.evaluation.metrics import Metric, metric_of_field
 
 Verdict = Literal["better", "worse", "worse within the margin", "as good", "open", "too few"]
@@ -48,20 +49,26 @@ def deeds_of(metric: Metric) -> tuple[str, str]:
 
 
 def margin_of(row: Mapping[str, Any], metric: Metric) -> str:
-    """The margin that a comparison is held against; nothing where there is none."""
+    """The margin that a comparison is held against, and whether it is a late one; nothing where there is none."""
     if row["margin"] is None:
         return ""
-    return f"the margin of {metric.amount(metric.text(row['margin']))} set before the run"
+    when = "that was stated when there was a report already" if is_margin_late(row) else "set before the run"
+    return f"the margin of {metric.amount(metric.text(row['margin']))} {when}"
+
+
+def is_margin_late(row: Mapping[str, Any]) -> bool:
+    """Whether its margin was stated when there was a report already; summaries of old do not say."""
+    return bool(row.get("is_margin_late"))
 
 
 def _unseen(row: Mapping[str, Any], metric: Metric) -> float:
     """How much worse b may be in utterances like none that were seen, where all of those seen differ alike.
 
     Resamples of equals are equal: an interval of no width says nothing of how few there were. A share of utterances
-    that none of n showed is below this with 97.5 % confidence (Clopper and Pearson), and each costs a rate at most 1.
+    that none of n showed is below this with 97.5 % confidence, and each costs a rate at most 1.
     """
     low, high = row["ci95"]
-    return float(1.0 - 0.025 ** (1.0 / row["utterances"])) if low == high and metric.unit == "%" else 0.0
+    return unseen_share(row.get("units", row["utterances"])) if low == high and metric.unit == "%" else 0.0
 
 
 def _chance(share: float) -> str:

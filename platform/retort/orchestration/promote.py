@@ -21,6 +21,7 @@ from retort.evaluation.temperatures import at_best
 from retort.inference.decoding import Decoding, at_temperature
 from retort.inference.opening import open_speaker
 from retort.location import parse_location
+from retort.orchestration.evaluate.kept import model_input
 from retort.orchestration.tune.job import FRONT_FILE
 from retort.store.artifact import Artifact, code_version, read_artifact
 from retort.store.registry import Card, Registry, check_name
@@ -63,7 +64,8 @@ def promote(
 
     Raises:
         ConfigError: the options do not fit the source.
-        DataError: the source, or the evaluation, is missing or does not belong to it; or the name is none.
+        DataError: the source, or the evaluation, is missing or does not belong to it (another model lay at its path
+            when it was judged); or the name is none.
         QualityGateError: the gate is not passed, or no trial satisfies ``best``; the registry stays as it was.
     """
     check_name(name)
@@ -74,13 +76,19 @@ def promote(
         candidate = _trained(source, found, best, gate, evaluation, system)
     else:
         raise ConfigError(f"{source} holds a result of kind {found.info.kind}, promote a sweep or a model")
+    model, judged = read_artifact(result_of(candidate.model)), read_artifact(result_of(candidate.evaluation))
+    system_name = str(candidate.system["name"])
+    was = judged.info.inputs.get(model_input(system_name.removesuffix(AT_BEST)), model.fingerprint)
+    if was != model.fingerprint:
+        raise DataError(
+            f"{candidate.evaluation} judged {was} as {system_name}, and {candidate.model} holds {model.fingerprint} "
+            "now: its figures are another model's; evaluate it again"
+        )
     checks = check_gate(parse_gate(candidate.gate), candidate.system)
     if not all(check.passed for check in checks):
         failed = "; ".join(str(check) for check in checks if not check.passed)
         raise QualityGateError(f"{candidate.model} is not promoted: {failed}")
-    model, judged = read_artifact(result_of(candidate.model)), read_artifact(result_of(candidate.evaluation))
     tree = _card(name, candidate, model, judged, [str(check) for check in checks])
-    system_name = str(candidate.system["name"])
     card = Card(tree, card_text(tree))
     added = Registry(registry).add(name, model, card, evaluation=judged.fingerprint, system=system_name)
     return {

@@ -11,6 +11,7 @@ from retort.config import Config
 from retort.evaluation.asr import AnyRecogniserConfig, RecogniserConfig, label_of
 from retort.evaluation.leakage import LeakageConfig
 from retort.evaluation.long_text import LongTextConfig
+from retort.evaluation.metrics import JUDGED
 from retort.evaluation.naturalness import NaturalnessConfig
 from retort.evaluation.prosody import ProsodyConfig
 from retort.evaluation.results import Role
@@ -118,6 +119,17 @@ class ComparisonConfig(Config):
         if len(tree) != 2:
             raise ValueError(f"a comparison is [a, b], or a mapping with a, b and metric; this has {len(tree)} entries")
         return {"a": tree[0], "b": tree[1]}
+
+    @model_validator(mode="after")
+    def _of_two(self) -> "ComparisonConfig":
+        if self.a == self.b:
+            raise ValueError(f"[{self.a}, {self.b}] compares a system with itself; name two")
+        return self
+
+    @property
+    def judged_by(self) -> str:
+        """Name of the metric, without the recogniser of several by whom it is heard."""
+        return JUDGED if self.metric is None else self.metric.partition("@")[0]
 
 
 class EvaluateConfig(Config):
@@ -237,6 +249,15 @@ class EvaluateConfig(Config):
         if twice:
             told = ", ".join(f"[{pair.a}, {pair.b}]" for pair in twice)
             raise ValueError(f"comparisons: {told} stands there more than once; once is enough")
+        whole = {(pair.a, pair.b) for pair in self.comparisons if pair.metric is None}
+        parts = [pair for pair in self.comparisons if pair.metric is not None and pair.judged_by == JUDGED]
+        twice = [pair for pair in parts if (pair.a, pair.b) in whole]
+        if twice:
+            pair = twice[0]
+            raise ValueError(
+                f"comparisons: [{pair.a}, {pair.b}] says the same by {JUDGED}, by each recogniser; leave out the one "
+                f"with metric: {pair.metric}"
+            )
         if self.temperatures is not None and any("@" in name for name in names):
             raise ValueError(f"temperatures: SYSTEM@best is what they add, so no system has an @ in its name: {names}")
         if self.temperatures is not None and self.temperatures.split == self.split:

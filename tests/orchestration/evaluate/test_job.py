@@ -14,7 +14,7 @@ from retort.evaluation.lm_confidence import Sureness
 from retort.evaluation.medians import Median
 from retort.evaluation.noise_floor import Ratio
 from retort.evaluation.report import write_report
-from retort.evaluation.results import BootstrapConfig, SystemInfo, summarise
+from retort.evaluation.results import BootstrapConfig, SystemInfo, read_summary, summarise
 from retort.evaluation.speed import Measured, SpeedCase
 from retort.models.weights import load_zero_shot
 from retort.orchestration.cluster import ray_session
@@ -26,6 +26,7 @@ from retort.orchestration.evaluate.tasks import BestTask, Judged, PlainTask
 from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.orchestration.progress import QuietProgress
 from retort.run_config import EvaluateConfig
+from retort.store.artifact import read_artifact
 from tests.contracts.evaluation_toys import write_strings
 from tests.evaluation.leaking import tilted_rows, write_tilted
 from tests.inference.speaking import speaking_model, speaking_zero_shot
@@ -207,6 +208,11 @@ def figures(output: Path) -> dict[str, object]:
     }
 
 
+def late(output: Path) -> set[bool]:
+    rows = read_summary(output / "result" / "summary.json")["comparisons"]
+    return {row["is_margin_late"] for row in rows if row["margin"] is not None}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_finished_evaluation_goes_on_with_another_system(tmp_path: Path, folders: tuple[Path, Path]) -> None:
@@ -217,11 +223,16 @@ def test_a_finished_evaluation_goes_on_with_another_system(tmp_path: Path, folde
         pieces = sorted((tmp_path / "out" / "pieces").glob("r-*.jsonl"))
         before = [path.stat().st_mtime_ns for path in pieces]
         assert len(pieces) == 2
-        more = cheap(tmp_path / "out", data, [lm, resynthesis], comparisons=[["r", "m"]])
+        asked = {"comparisons": [["r", "m"]], "margins": {"wer": 0.5}}
+        more = cheap(tmp_path / "out", data, [lm, resynthesis], **asked)
         assert list(run_evaluate(more, QuietProgress())["systems"]) == ["m", "r"]
         assert [path.stat().st_mtime_ns for path in pieces] == before, "what was judged is not judged again"
         run_evaluate(more.replace(output=tmp_path / "whole"), QuietProgress())
     assert figures(tmp_path / "out") == figures(tmp_path / "whole")
+    assert (late(tmp_path / "out"), late(tmp_path / "whole")) == ({True}, {False}), "a margin after the first report"
+    judged = read_artifact(tmp_path / "out" / "result").info
+    assert judged.inputs["model of m"] == read_artifact(teacher).fingerprint
+    assert judged.metrics["first_margins"] == {"wer": 0.03}, "of the run file of before"
     names = [sorted(p.name for p in (tmp_path / o / "result" / "audio").iterdir()) for o in ("out", "whole")]
     assert names[0] == names[1] != []
     with pytest.raises(ConfigError, match="'m' is in its report"):

@@ -57,6 +57,20 @@ def test_what_is_not_installed_is_left_out_and_said_with_the_cure(tmp_path, monk
     assert said[0] in note
 
 
+def test_what_is_asked_of_the_only_recogniser_left_is_asked_without_its_label(tmp_path, monkeypatch):
+    lacking("faster_whisper", monkeypatch=monkeypatch)
+    metrics = (None, "wer@pocketsphinx", "wer@faster_whisper")
+    config, _ = with_installed(
+        evaluation(
+            tmp_path, margins={"wer@pocketsphinx": 0.1, "wer@faster_whisper": 0.2, "failure_rate": 0.3},
+            systems=[{"name": name, "kind": "recordings"} for name in "rs"], confidence_teacher=None,
+            comparisons=[{"a": "r", "b": "s", "metric": metric} for metric in metrics],
+        )
+    )  # fmt: skip
+    assert config.margins == {"wer": 0.1, "wer@faster_whisper": 0.2, "failure_rate": 0.3}
+    assert [pair.metric for pair in config.comparisons] == [None, "wer", "wer@faster_whisper"]
+
+
 def test_only_what_is_embedded_is_called_so(tmp_path):
     config = evaluation(tmp_path, recognisers=[{"kind": "faster_whisper"}])
     heard, seen = {"kind": "pocketsphinx"}, {"kind": "resemblyzer"}

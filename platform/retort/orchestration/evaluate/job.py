@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from retort.nn.random import seed_of
 from retort.orchestration.after_finish import after_finish
 from retort.orchestration.cluster import ray_session, worker_environment
 from retort.orchestration.demand import Demand
-from retort.orchestration.evaluate.kept import drop_what_changed
+from retort.orchestration.evaluate.kept import drop_what_changed, models_of
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.pieces import SOUNDS, sound_name, sounds_of
 from retort.orchestration.evaluate.scorers import with_installed
@@ -49,12 +49,13 @@ from retort.orchestration.outputs import absolute_paths, job_output, run_once, w
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workers_for, workplace
 from retort.run_config import EvaluateConfig, ReportConfig
-from retort.store.artifact import Artifact, describe_artifact, name_for, write_artifact
-from retort.store.commit import write_json_atomic
+from retort.store.artifact import Artifact, describe_artifact, name_for, read_artifact, write_artifact
+from retort.store.commit import is_committed, write_json_atomic
 from retort.store.place import local_of, pull, push, shipped
 from retort.store.results import result_of
 
 _PIECES = "pieces"
+_FIRST_MARGINS = "first_margins"
 
 
 def run_evaluate(config: EvaluateConfig, progress: Progress) -> dict[str, Any]:
@@ -83,6 +84,8 @@ class Found:
     note: str | None
     choice: Choice | None = None
     leaks: Sequence[Leak] = ()
+    first_margins: Mapping[str, float] = field(default_factory=dict)
+    """Those that were stated when the first report was written."""
 
 
 def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
@@ -113,7 +116,8 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
             measured, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, measured, memory) for info in infos]
         judged = read_judged(config, pieces, tasks)
-        found = Found(infos, judged, sureness, note_of(config, infos, absent), choice, leaks)
+        first_margins = _first_margins(output, config)
+        found = Found(infos, judged, sureness, note_of(config, infos, absent), choice, leaks, first_margins)
         folders = dict.fromkeys(task.piece(pieces).folder for task in tasks if isinstance(task, PlainTask | BestTask))
         return _write(config, output, strings, found, sounds=[folder / SOUNDS for folder in folders])
 
@@ -271,7 +275,8 @@ def summary_of(
 ) -> Summary:
     """What was judged and measured, summed up as the run file asks."""
     bootstrap = bootstrap_of(config)
-    asked = [Pair(pair.a, pair.b, pair.metric, config.margins) for pair in config.comparisons]
+    late = frozenset(name for name, margin in config.margins.items() if found.first_margins.get(name) != margin)
+    asked = [Pair(pair.a, pair.b, pair.metric, config.margins, late) for pair in config.comparisons]
     plain = summarise(
         found.sureness.told_of(with_best_items(found.choice, found.judged.items)),
         with_best_infos(found.choice, found.infos),
@@ -282,17 +287,27 @@ def summary_of(
         confidence=found.sureness.confidence,
         bootstrap=bootstrap,
     )
+    chosen_findings = () if found.choice is None else found.choice.findings
     draws = {"num_resamples": bootstrap.num_resamples, "seed": bootstrap.seed}
     leakage = leakage_tree(found.leaks, [(pair.a, pair.b) for pair in config.comparisons], **draws)
     return dataclasses.replace(
         plain,
-        findings=(*plain.findings, *leakage_findings(leakage)),
+        findings=(*plain.findings, *chosen_findings, *leakage_findings(leakage)),
         leakage=leakage,
         slices=found.judged.summary_of_slices(bootstrap),
         voices=by_voices(plain.items, with_best_infos(found.choice, found.infos), strings.trained_speakers, bootstrap),
         long_text=found.judged.summary_of_long_text(),
         temperatures=None if found.choice is None else found.choice.tree(),
     )
+
+
+def _first_margins(output: Path, config: EvaluateConfig) -> dict[str, float]:
+    """The margins of before there was a report: a finished evaluation may go on with others."""
+    if not is_committed(output / "result"):
+        return dict(config.margins)
+    before = read_artifact(output / "result", verify=False).info
+    margins: Any = before.metrics.get(_FIRST_MARGINS, before.config.get("margins", {}))
+    return dict(margins)
 
 
 def _with_untouched(found: Found) -> list[Pair]:
@@ -333,12 +348,13 @@ def _write(
         "evaluation",
         name_for(config.output),
         "1",
-        inputs={"data": strings.description.codec_fingerprint},
+        inputs={"data": strings.description.codec_fingerprint, **models_of(config)},
         config=validate(_recorded(output), EvaluateConfig, where="run.yaml").model_dump(mode="json"),
         metrics={
             "systems": metrics,
             "findings": [finding.line for finding in summary.findings],
             "missing": missing_of(tree),
+            _FIRST_MARGINS: dict(found.first_margins),
         },
     )
     return write_artifact(output / "result", info, fill, replace=True)

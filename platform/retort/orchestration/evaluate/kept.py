@@ -46,6 +46,21 @@ def drop_what_changed(folder: Path, config: EvaluateConfig) -> None:
     push(path)
 
 
+def model_input(system: str) -> str:
+    """Among the inputs of an evaluation, the model of a system."""
+    return f"model of {system}"
+
+
+def models_of(config: EvaluateConfig) -> dict[str, str]:
+    """What is judged: the fingerprint of each system's model, since another may lie at its path later.
+
+    Args:
+        config: with its inputs as committed folders of this node.
+    """
+    models = {system.name: system.model for system in config.systems if system.model is not None}
+    return {model_input(name): read_artifact(path, verify=False).fingerprint for name, path in models.items()}
+
+
 def _key(config: EvaluateConfig, system: SystemConfig) -> str:
     """Names all that decides what a system's pieces hold."""
     told = {

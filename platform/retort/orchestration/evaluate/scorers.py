@@ -27,11 +27,22 @@ def with_installed(config: EvaluateConfig) -> tuple[EvaluateConfig, tuple[str, .
     if not recognisers:
         raise ConfigError(f"no recogniser is left: {'; '.join(reason for _, reason in absent)}")
     naturalness = tuple(scorer for scorer in config.naturalness if scorer not in gone)
-    left = config.model_copy(update={"recogniser": None, "recognisers": recognisers, "naturalness": naturalness})
+    changes = {"recogniser": None, "recognisers": recognisers, "naturalness": naturalness}
+    if len(recognisers) == 1:
+        changes |= _without_label(config, label_of(recognisers[0]))
+    left = config.model_copy(update=changes)
     judges = " and ".join(label_of(scorer) for scorer in recognisers)
     return left, tuple(
         f"{scorer.kind} did not judge: {reason}. Words were heard by {judges}." for scorer, reason in absent
     )
+
+
+def _without_label(config: EvaluateConfig, label: str) -> dict[str, Any]:
+    """What is asked of the only recogniser left, whose figures have no label; of the others it stays unanswered."""
+    names = {name: name.removesuffix(f"@{label}") for name in config.margins}
+    stated = {plain: config.margins[name] for name, plain in names.items() if plain == name or plain not in names}
+    asked = [pair.replace(metric=pair.metric and pair.metric.removesuffix(f"@{label}")) for pair in config.comparisons]
+    return {"margins": stated, "comparisons": tuple(dict.fromkeys(asked))}
 
 
 def open_scorers(config: EvaluateConfig, *, device: str) -> Scorers:

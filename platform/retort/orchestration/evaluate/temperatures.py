@@ -7,7 +7,7 @@ from pathlib import Path
 from retort.evaluation.items import ItemResult
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import BootstrapConfig, Pair, SystemInfo
-from retort.evaluation.temperatures import Choice, at_best, choose
+from retort.evaluation.temperatures import Choice, at_best, candidates_of, choose
 from retort.orchestration.evaluate.listeners import with_part
 from retort.orchestration.evaluate.tasks import BestTask, ChoosingTask, PlainTask, Task, pieces_of
 from retort.run_config import EvaluateConfig
@@ -19,14 +19,15 @@ def choosing_tasks(config: EvaluateConfig, infos: Sequence[SystemInfo]) -> list[
     Raises:
         DataError: there are fewer strings to choose by than are asked for.
     """
-    asked, names = config.temperatures, _with_temperature(infos)
-    if asked is None or not names:
+    asked = config.temperatures
+    candidates = _candidates(config, infos)
+    if asked is None or not candidates:
         return []
     ids = TestStrings(config.data, split=asked.split, count=asked.num_strings).by_length
     return [
         ChoosingTask(name, asked, temperature, number, piece)
-        for name in names
-        for temperature in asked.values
+        for name, temperatures in candidates.items()
+        for temperature in temperatures
         for number, piece in enumerate(pieces_of(ids, config.batch_size))
     ]
 
@@ -38,7 +39,7 @@ def chosen(
     if config.temperatures is None or not tasks:
         return None
     items = [item for task in tasks for item in task.piece(folder).read(None)]
-    return choose(config.temperatures, _with_temperature(infos), items, bootstrap_of(config))
+    return choose(config.temperatures, _candidates(config, infos), items, bootstrap_of(config))
 
 
 def best_tasks(choice: Choice | None, infos: Sequence[SystemInfo], tasks: Sequence[Task]) -> list[BestTask]:
@@ -100,5 +101,8 @@ def bootstrap_of(config: EvaluateConfig) -> BootstrapConfig:
     return BootstrapConfig(config.cluster_by_speaker, config.num_resamples, config.seed)
 
 
-def _with_temperature(infos: Sequence[SystemInfo]) -> list[str]:
-    return [info.name for info in infos if info.facts.get("temperature") is not None]
+def _candidates(config: EvaluateConfig, infos: Sequence[SystemInfo]) -> dict[str, tuple[float, ...]]:
+    """What there is to choose from for each system that has a temperature; nothing where none is chosen."""
+    own = {info.name: info.facts.get("temperature") for info in infos}
+    asked = config.temperatures
+    return {} if asked is None else {name: candidates_of(asked, t) for name, t in own.items() if t is not None}
