@@ -17,7 +17,7 @@ from retort.config import Config, validate
 from retort.orchestration.jobs import JOBS
 from retort.run_config import RunConfig
 from retort.serving.settings import ServeConfig
-from tests.k8s import crd_schemas, operator_rules
+from tests.k8s import crd_schemas, operator_rules, ray_pods
 from tests.k8s.pod_security import amount, careful, confined, restricted
 from tests.k8s.rendering import K8S, OVERLAYS, RAY_KINDS, ROOT, Manifest, clusters, named, one, overlay, pods, render
 
@@ -108,6 +108,16 @@ def test_ray_is_the_one_of_the_package_with_tokens_state_and_probes(name: str) -
                 readiness_is_the_operators = manifest["kind"] == "RayService" and container["name"] == "ray-worker"
                 assert len(probes) == (2 if readiness_is_the_operators else 3)
                 assert all(probe == {"path": "/api/healthz", "port": 52365} for probe in probes.values())
+
+
+@EVERYWHERE
+def test_pods_of_ray_end_without_losing_work(name: str) -> None:
+    found = [(named(manifest), pod) for manifest in overlay(name) for pod in ray_pods.pods_of_ray(manifest)]
+    assert len(found) >= 2
+    assert [(place, told) for place, pod in found if (told := list(ray_pods.faults(pod)))] == []
+    from ray._private import ray_constants
+
+    assert ray_constants.RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S == 30, "the name of the variable is still Ray's"
 
 
 @EVERYWHERE

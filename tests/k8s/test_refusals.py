@@ -8,7 +8,7 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from tests.k8s import crd_schemas, operator_rules, pod_security
+from tests.k8s import crd_schemas, operator_rules, pod_security, ray_pods
 from tests.k8s.rendering import K8S, Manifest, clusters, one, overlay, pods, render
 
 Break = Callable[[Manifest], Any]
@@ -217,6 +217,33 @@ def test_pods_that_are_refused(rule: str, broken: Break) -> None:
 def test_no_rule_of_pods_is_without_a_pod_that_breaks_it() -> None:
     named = {rule for rule, _ in PODS} - {"seccomp"}
     assert {rule for rule in rules_of(pod_security) if rule[0].islower()} == named
+
+
+def environment(pod: Manifest, **changes: str | None) -> None:
+    """Give the pod's container other variables, and take away those of ``None``."""
+    kept = {**{entry["name"]: entry["value"] for entry in container(pod)["env"]}, **changes}
+    container(pod)["env"] = [{"name": name, "value": value} for name, value in kept.items() if value is not None]
+
+
+DRAIN = "Ray drains for a stated time, and the pod's grace is longer"
+RAY_PODS: list[tuple[str, Break]] = [
+    (DRAIN, lambda p: environment(p, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=None)),
+    (DRAIN, lambda p: environment(p, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0")),
+    (DRAIN, lambda p: environment(p, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="180")),
+    (DRAIN, lambda p: p.pop("terminationGracePeriodSeconds")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rule", "broken"), RAY_PODS)
+def test_pods_of_ray_that_would_lose_work(rule: str, broken: Break) -> None:
+    pod = next(ray_pods.pods_of_ray(valid("RayCluster")))
+    assert list(ray_pods.faults(pod)) == []
+    broken(pod)
+    assert rule in {found for found, _ in ray_pods.faults(pod)}
+
+
+def test_no_rule_of_pods_of_ray_is_without_a_pod_that_breaks_it() -> None:
+    assert rules_of(ray_pods) == {rule for rule, _ in RAY_PODS}
 
 
 DEFINITIONS: list[tuple[str, Break, str]] = [

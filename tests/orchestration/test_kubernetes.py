@@ -17,7 +17,7 @@ from retort.orchestration.jobs import JOBS, load_job
 from retort.orchestration.kubernetes import KubernetesJob, Placing, render, submit_to_kubernetes
 from retort.orchestration.submit import Execution
 from retort.run_config import RunConfig
-from tests.k8s import crd_schemas, operator_rules
+from tests.k8s import crd_schemas, operator_rules, ray_pods
 from tests.k8s.pod_security import careful, restricted
 from tests.k8s.rendering import K8S, KUBECTL, ROOT, pods
 from tests.orchestration import kube_api
@@ -41,6 +41,7 @@ def test_any_run_file_becomes_a_job_that_the_operator_takes(file: Path) -> None:
     assert operator_rules.faults(ray_job) == []
     for place, pod in pods(ray_job):
         assert [*restricted(pod), *careful(pod)] == [], place
+    assert [told for pod in ray_pods.pods_of_ray(ray_job) for told in ray_pods.faults(pod)] == []
     # What the driver is told to read is mounted where it looks, and is the run file.
     program, job, path, *rest = ray_job["spec"]["entrypoint"].split()
     assert (program, job, rest) == ("retort", file.stem, ["--json"])

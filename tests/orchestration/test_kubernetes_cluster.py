@@ -18,7 +18,7 @@ from retort.orchestration.kubernetes import CLUSTER, KubernetesJob, Placing, ren
 from retort.orchestration.kubernetes_cluster import GPU, Shape, shape_cluster
 from retort.orchestration.submit import Execution
 from retort.run_config import PoolConfig, WorkersConfig
-from tests.k8s import crd_schemas, operator_rules
+from tests.k8s import crd_schemas, operator_rules, ray_pods
 from tests.k8s.pod_security import careful, restricted
 from tests.k8s.rendering import K8S, ROOT, pods
 
@@ -166,6 +166,7 @@ def test_workers_of_the_run_file_become_groups_pods_and_labels(distill: Kubernet
     assert operator_rules.faults(ray_job) == []
     for place, pod in pods(ray_job):
         assert [*restricted(pod), *careful(pod)] == [], place
+    assert [told for pod in ray_pods.pods_of_ray(ray_job) for told in ray_pods.faults(pod)] == []
 
 
 def test_an_accelerator_without_its_nodes_is_refused(distill: KubernetesJob) -> None:
