@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from retort import cli
-from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
+from retort.errors import ConfigError, MissingRequirementError, NodeLostError, ResourceError, StorageError
 from retort.orchestration import submit
 from retort.orchestration.ray_jobs import check_answer
 from retort.orchestration.submit import Execution, Submission, packed, resolved_config, submit_job, tracked_files
@@ -321,6 +321,31 @@ def test_what_may_pass_is_tried_again_with_its_environment(head: Head, tmp_path:
     assert ended.returncode == 0, ended.stderr
     assert "ended with exit code 6; it is tried again, 2 of 2 retries left" in ended.stdout
     assert ended.stdout.count("hello there\n") == 2
+
+
+@pytest.mark.ray
+def test_a_job_whose_supervisor_is_lost_is_tried_again(head: Head, tmp_path: Path) -> None:
+    """As with its node: Ray has no exit code of the entry script then."""
+    begun = tmp_path / "begun"
+    mortal = script(tmp_path / "mortal", f"[ -e {begun} ] && exit 0; echo $$ > {begun}; exec sleep 1000000")
+    (tmp_path / "report.yaml").write_text("job: report\nevaluation: mortal\noutput: out\n")
+    arguments = ("submit", "report", "report.yaml", "--address", head.address, "--python", str(mortal))
+    for retries, code in (("1", 0), ("0", NodeLostError.exit_code)):
+        begun.unlink(missing_ok=True)
+        killer = threading.Thread(target=kill_the_supervisor_of, args=(begun,))
+        killer.start()
+        ended = retort(tmp_path, *arguments, "--retries", retries)
+        killer.join()
+        assert ended.returncode == code, ended.stdout + ended.stderr
+        assert "what ran its entry script at the cluster is gone" in (ended.stderr if code else ended.stdout)
+        assert ("ended with exit code 9; it is tried again, 1 of 1 retries left" in ended.stdout) == (code == 0)
+
+
+def kill_the_supervisor_of(begun: Path) -> None:
+    """When its entry script has written which process it is."""
+    pid = int(comes(lambda: begun.read_text().strip() if begun.exists() else ""))
+    (supervisor,) = (found for found in psutil.Process(pid).parents() if "JobSupervisor" in " ".join(found.cmdline()))
+    supervisor.kill()
 
 
 def script(file: Path, commands: str) -> Path:

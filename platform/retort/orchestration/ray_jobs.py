@@ -7,12 +7,12 @@ import os
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
+from retort.errors import ConfigError, MissingRequirementError, NodeLostError, ResourceError, StorageError
 from retort.orchestration.auth_token import token_file
 
 _ANSWER_S = 10.0
@@ -20,6 +20,9 @@ _STOPPED_EXIT_CODE = 130
 _KILLED = 128
 """As a shell reports it, a program that a signal ended has this and the signal's number as exit code."""
 _RECONNECTIONS = 5
+"""One after another, without a word of the job between them."""
+_PAUSE_S = 1.0
+"""Before the log is asked for again; twice as long after each loss."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,14 @@ def _stop(client: Any, identity: str, patience_s: float) -> None:
         time.sleep(0.5)
 
 
-def latest_try(client: Any, identity: str) -> tuple[int, bool]:
-    """How many tries of this job the cluster knows, and whether the last of them has not ended."""
-    known = {details.submission_id: details.status for details in client.list_jobs() if details.submission_id}
+def latest_try(client: Any, address: str, identity: str) -> tuple[int, bool]:
+    """How many tries of this job the cluster knows, and whether the last of them has not ended.
+
+    Raises:
+        StorageError: the cluster does not answer.
+    """
+    with _told(address):
+        known = {details.submission_id: details.status for details in client.list_jobs() if details.submission_id}
     count = 0
     while name_of_try(identity, count + 1) in known:
         count += 1
@@ -137,13 +145,15 @@ def await_end(
 
     Raises:
         ResourceError: it ran longer than ``timeout_s``, and was stopped.
-        StorageError: the log was lost and could not be taken up again.
+        StorageError: the cluster was lost, and did not come back.
+        NodeLostError: what ran its entry script is gone; it may be tried again.
         MissingRequirementError: the cluster could not run it.
     """
     try:
-        asyncio.run(asyncio.wait_for(_follow(client, identity, log), timeout_s))
+        asyncio.run(asyncio.wait_for(_follow(client, address, identity, log), timeout_s))
     except TimeoutError:
-        _stop(client, identity, patience_s=120.0)
+        with _told(address, identity):
+            _stop(client, identity, patience_s=120.0)
         raise ResourceError(
             f"{identity}: not done after {timeout_s:g} s, and stopped; submit it again to go on from what it wrote, "
             "with a longer --timeout-s"
@@ -151,7 +161,8 @@ def await_end(
     except KeyboardInterrupt:
         log(f"\nthe job goes on at the cluster; stop it with: retort jobs stop {identity} --address {address}\n")
         raise
-    return _exit_code(client, identity)
+    with _told(address, identity):
+        return _exit_code(client, identity)
 
 
 @contextlib.contextmanager
@@ -159,7 +170,7 @@ def _told(address: str, identity: str | None = None) -> Iterator[None]:
     """What the cluster answers to a question, in our words."""
     try:
         yield
-    except (RuntimeError, ConnectionError, OSError) as error:
+    except (OSError, RuntimeError) as error:
         if identity is not None and ("404" in str(error) or "does not exist" in str(error)):
             raise ConfigError(
                 f"{identity}: {address} knows no such job; see: retort jobs list --address {address}"
@@ -229,29 +240,48 @@ def connect(address: str) -> Any:
     logging.getLogger("ray").setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         raise StorageError(f"{address}: {error}") from error
 
 
-async def _follow(client: Any, identity: str, log: Callable[[str], None]) -> None:
+async def _follow(client: Any, address: str, identity: str, log: Callable[[str], None]) -> None:
     """Pass on the log until the job has ended; a lost connection is taken up again without repeating lines."""
     shown, losses = 0, 0
     while True:
-        seen = 0
+        seen, lost = 0, None
         try:
-            async for text in client.tail_job_logs(identity):
+            async for text in _tail(client, address, identity):
+                losses = 0
                 start = max(0, shown - seen)
                 seen += len(text)
                 if fresh := text[start:]:
                     shown += len(fresh)
                     log(fresh)
-        except (ConnectionError, OSError, RuntimeError) as error:
+        except StorageError as error:
+            lost = error
+        try:
+            with _told(address):
+                if client.get_job_status(identity).is_terminal():
+                    return
+        except StorageError as error:
+            lost = error
+        if lost is not None:
             losses += 1
-            if losses > _RECONNECTIONS:
-                raise StorageError(f"the log of {identity} was lost: {error}; the job may go on") from error
-        if client.get_job_status(identity).is_terminal():
-            return
-        await asyncio.sleep(1.0)
+        if losses > _RECONNECTIONS:
+            raise StorageError(f"the log of {identity} was lost: {lost}; the job may go on") from lost
+        await asyncio.sleep(_PAUSE_S * 2**losses)
+
+
+async def _tail(client: Any, address: str, identity: str) -> AsyncIterator[str]:
+    """What the job has written, from its beginning to the end of the connection."""
+    from aiohttp import ClientError  # what Ray's client follows a log with
+
+    with _told(address):
+        try:
+            async for text in client.tail_job_logs(identity):
+                yield text
+        except ClientError as error:
+            raise ConnectionError(error) from error
 
 
 def _exit_code(client: Any, identity: str) -> int:
@@ -271,4 +301,7 @@ def _exit_code(client: Any, identity: str) -> int:
     if info.driver_exit_code:
         code = int(info.driver_exit_code)
         return code if code > 0 else _KILLED - code
+    # The supervisor of an entry script that had begun.
+    if info.driver_node_id is not None and "JOB_SUPERVISOR" in str(info.error_type):
+        raise NodeLostError(f"{identity}: what ran its entry script at the cluster is gone: {info.message}")
     raise MissingRequirementError(f"the cluster could not run {identity}: {info.message}")

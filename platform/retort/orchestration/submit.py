@@ -18,7 +18,7 @@ import yaml
 
 import retort
 from retort.config import validate
-from retort.errors import ConfigError, MissingRequirementError, ResourceError, StorageError
+from retort.errors import ConfigError, MissingRequirementError, NodeLostError, ResourceError, StorageError
 from retort.orchestration.jobs import load_job
 from retort.orchestration.ray_jobs import await_end, connect, latest_try, name_of_try
 from retort.run_config import AnyConfig, RunConfig
@@ -107,6 +107,7 @@ def submit_job(submission: Submission, *, log: Callable[[str], None], wait: bool
         ConfigError: the run file is faulty, a relative path has no root there, or nobody waits for a timeout.
         ResourceError: the pack is too large, or the job ran too long.
         StorageError: the cluster does not answer, or refuses the token; never a hang.
+        NodeLostError: what ran its entry script is gone, and no retry is left.
         MissingRequirementError: this is no git clone, or the cluster could not start the job.
     """
     execution = submission.execution
@@ -118,7 +119,7 @@ def submit_job(submission: Submission, *, log: Callable[[str], None], wait: bool
     if not submission.is_local and submission.address.startswith("http://"):
         log("warning: the token and the log travel unencrypted; forward the port or use https\n")
     for left in range(execution.retries, -1, -1):
-        number, is_running = latest_try(client, identity)
+        number, is_running = latest_try(client, submission.address, identity)
         if is_running:
             log(f"{submission.job} runs already as {name_of_try(identity, number)} at {submission.address}\n")
         else:
@@ -128,7 +129,13 @@ def submit_job(submission: Submission, *, log: Callable[[str], None], wait: bool
         if not wait:
             return 0
         name = name_of_try(identity, number)
-        code = await_end(client, submission.address, name, log=log, timeout_s=execution.timeout_s)
+        try:
+            code = await_end(client, submission.address, name, log=log, timeout_s=execution.timeout_s)
+        except NodeLostError as error:
+            if not left:
+                raise
+            log(f"{error}\n")
+            code = error.exit_code
         if code in _NO_OTHER_TRY or not left:
             return code
         log(f"{name} ended with exit code {code}; it is tried again, {left} of {execution.retries} retries left\n")
@@ -151,7 +158,7 @@ def _start(client: Any, submission: Submission, run_file: str, name: str) -> Non
                 metadata={"retort_job": submission.job},
                 entrypoint_num_cpus=submission.execution.driver_cpus,
             )
-        except (RuntimeError, ConnectionError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise StorageError(f"{submission.address}: the cluster did not take the job: {error}") from error
 
 
