@@ -1,4 +1,4 @@
-"""What each pod of a Ray cluster needs besides, so that no work on it is lost."""
+"""What each pod of a Ray cluster needs besides, and the heads' disruption budget, so that no work on them is lost."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,8 @@ from tests.k8s.rendering import Manifest, clusters
 Fault = tuple[str, str]
 _GRACE_S = 30
 """A pod's time of grace that Kubernetes takes where none is given."""
+_MOST_PODS = 150_000
+"""Kubernetes is made for clusters of no more."""
 
 
 def pods_of_ray(manifest: Manifest) -> Iterator[Manifest]:
@@ -21,3 +23,10 @@ def faults(pod: Manifest) -> Iterator[Fault]:
     drain_s = float(environment.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "nan"))
     if not 0 < drain_s < pod.get("terminationGracePeriodSeconds", _GRACE_S):
         yield "Ray drains for a stated time, and the pod's grace is longer", f"{drain_s:g} s"
+
+
+def budget_faults(budget: Manifest) -> Iterator[Fault]:
+    """Of a budget over heads; nothing but a number of ready pods counts there, without a scale subresource."""
+    least = budget["spec"].get("minAvailable")
+    if not isinstance(least, int) or least <= _MOST_PODS:
+        yield "a drain evicts no head, of however many clusters", str(budget["spec"])

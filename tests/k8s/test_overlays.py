@@ -191,6 +191,7 @@ def test_policies_and_budgets_select_labels_that_pods_get(name: str) -> None:
     # A RayCluster has no scale subresource, without which a budget can only count.
     assert crd_schemas.schemas()["ray.io/v1/RayCluster"]["subresources"] == ["status"]
     assert all(isinstance(spec["minAvailable"], int) for spec in budgets)
+    assert list(ray_pods.budget_faults(one(manifests, "PodDisruptionBudget", "retort-heads"))) == []
 
 
 @EVERYWHERE

@@ -242,8 +242,20 @@ def test_pods_of_ray_that_would_lose_work(rule: str, broken: Break) -> None:
     assert rule in {found for found, _ in ray_pods.faults(pod)}
 
 
+EVICTED = "a drain evicts no head, of however many clusters"
+
+
+@pytest.mark.parametrize("spec", [{"minAvailable": 1}, {"minAvailable": "100%"}, {"maxUnavailable": 0}])
+def test_budgets_that_have_a_head_to_spare_or_cannot_be_counted(spec: Manifest) -> None:
+    budget = one(overlay("gpu"), "PodDisruptionBudget", "retort-heads")
+    assert list(ray_pods.budget_faults(budget)) == []
+    del budget["spec"]["minAvailable"]
+    budget["spec"] |= spec
+    assert [rule for rule, _ in ray_pods.budget_faults(budget)] == [EVICTED]
+
+
 def test_no_rule_of_pods_of_ray_is_without_a_pod_that_breaks_it() -> None:
-    assert rules_of(ray_pods) == {rule for rule, _ in RAY_PODS}
+    assert rules_of(ray_pods) == {EVICTED, *(rule for rule, _ in RAY_PODS)}
 
 
 DEFINITIONS: list[tuple[str, Break, str]] = [
