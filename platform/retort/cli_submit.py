@@ -71,6 +71,10 @@ class SubmitOptions:
     s3_secret: Annotated[str | None, typer.Option(help="Secret on Kubernetes with the keys of the store.")] = None
     s3_endpoint: Annotated[str | None, typer.Option(help="Url of the store that pods on Kubernetes reach.")] = None
     s3_region: Annotated[str | None, typer.Option(help="Region of that store.")] = None
+    cache_gib: Annotated[
+        int | None,
+        typer.Option(min=1, help="Of each pod's disk on Kubernetes, which holds what it needs of the store."),
+    ] = None
     image: Annotated[str | None, typer.Option(help="What the pods run on Kubernetes.")] = None
 
 
@@ -136,6 +140,7 @@ def _submit_to_kubernetes(options: SubmitOptions) -> None:
             options.s3_secret,
             options.s3_endpoint,
             options.s3_region,
+            options.cache_gib,
         ),
         image=options.image,
         root=options.root or SHARED,
@@ -149,7 +154,7 @@ def _submit_to_kubernetes(options: SubmitOptions) -> None:
 
 def _refuse_kubernetes(options: SubmitOptions) -> None:
     """Options of Kubernetes do nothing elsewhere, so they are not passed over in silence."""
-    for name in ("image", "queue", "node_selector", "s3_secret", "s3_endpoint", "s3_region"):
+    for name in ("image", "queue", "node_selector", "s3_secret", "s3_endpoint", "s3_region", "cache_gib"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name.replace('_', '-')} is for Kubernetes; add --kubernetes, or leave it out")
 

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 
+from tests.k8s.pod_security import amount
 from tests.k8s.rendering import Manifest, clusters
 
 Fault = tuple[str, str]
 _GRACE_S = 30
 """A pod's time of grace that Kubernetes takes where none is given."""
+_LEAST_DISK = {False: "20Gi", True: "100Gi"}
+"""For what is in a store, without and with GPUs: of 1.3B parameters a checkpoint is 16 GB, and there are several."""
 _MOST_PODS = 150_000
 """Kubernetes is made for clusters of no more."""
 
@@ -23,6 +26,19 @@ def faults(pod: Manifest) -> Iterator[Fault]:
     drain_s = float(environment.get("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "nan"))
     if not 0 < drain_s < pod.get("terminationGracePeriodSeconds", _GRACE_S):
         yield "Ray drains for a stated time, and the pod's grace is longer", f"{drain_s:g} s"
+    yield from _cache(pod, environment.get("XDG_CACHE_HOME"))
+
+
+def _cache(pod: Manifest, place: str | None) -> Iterator[Fault]:
+    container = pod["containers"][0]
+    mounted = [mount["name"] for mount in container["volumeMounts"] if mount["mountPath"] == place]
+    disks = [volume["ephemeral"] for volume in pod["volumes"] if volume["name"] in mounted and "ephemeral" in volume]
+    sizes = [disk["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"] for disk in disks]
+    if len(sizes) != 1:
+        yield "what is in a store has a disk of its own on each node", f"{place}: {mounted}"
+    least = _LEAST_DISK["nvidia.com/gpu" in container["resources"]["limits"]]
+    if any(amount(size) < amount(least) for size in sizes):
+        yield "the disk for what is in a store holds checkpoints", f"{sizes}, less than {least}"
 
 
 def budget_faults(budget: Manifest) -> Iterator[Fault]:

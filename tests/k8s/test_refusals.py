@@ -225,12 +225,23 @@ def environment(pod: Manifest, **changes: str | None) -> None:
     container(pod)["env"] = [{"name": name, "value": value} for name, value in kept.items() if value is not None]
 
 
+def volume(pod: Manifest, name: str) -> Manifest:
+    return next(found for found in pod["volumes"] if found["name"] == name)  # type: ignore[no-any-return]
+
+
+DISK = "what is in a store has a disk of its own on each node"
 DRAIN = "Ray drains for a stated time, and the pod's grace is longer"
 RAY_PODS: list[tuple[str, Break]] = [
     (DRAIN, lambda p: environment(p, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=None)),
     (DRAIN, lambda p: environment(p, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0")),
     (DRAIN, lambda p: environment(p, RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="180")),
     (DRAIN, lambda p: p.pop("terminationGracePeriodSeconds")),
+    (DISK, lambda p: environment(p, XDG_CACHE_HOME=None)),
+    (DISK, lambda p: environment(p, XDG_CACHE_HOME="/home/retort/.cache")),
+    (DISK, lambda p: container(p).update(volumeMounts=[])),
+    (DISK, lambda p: volume(p, "cache").update(emptyDir=volume(p, "cache").pop("ephemeral"))),
+    ("the disk for what is in a store holds checkpoints", lambda p: volume(p, "cache").update(ephemeral={
+        "volumeClaimTemplate": {"spec": {"resources": {"requests": {"storage": "15Gi"}}}}})),
 ]  # fmt: skip
 
 

@@ -205,13 +205,18 @@ def test_every_job_fits_into_a_queue(name: str) -> None:
 
 
 def test_the_store_is_named_and_its_keys_are_not(distill: KubernetesJob) -> None:
-    placing = {"s3_secret": "mine", "s3_endpoint": "https://store.example:9000", "s3_region": "eu-1"}
+    placing = {"s3_secret": "mine", "s3_endpoint": "https://store.example:9000", "s3_region": "eu-1", "cache_gib": 700}
     _, ray_job = render(with_placing(distill, node_selector={"a": "b"}, **placing))
     cluster = ray_job["spec"]["rayClusterSpec"]
     groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
     assert len(groups) == 2
+    assert [told for pod in ray_pods.pods_of_ray(ray_job) for told in ray_pods.faults(pod)] == []
     for group in groups:
         container = group["template"]["spec"]["containers"][0]
+        disks = [volume for volume in group["template"]["spec"]["volumes"] if "ephemeral" in volume]
+        assert [disk["ephemeral"]["volumeClaimTemplate"]["spec"]["resources"]["requests"] for disk in disks] == [
+            {"storage": "700Gi"}
+        ]
         assert container["envFrom"] == [{"secretRef": {"name": "mine"}}]
         environment = {entry["name"]: entry["value"] for entry in container["env"]}
         assert environment["AWS_ENDPOINT_URL_S3"] == "https://store.example:9000"
@@ -246,16 +251,31 @@ def test_an_endpoint_that_is_none_or_holds_a_password_is_refused_and_not_repeate
 def test_options_of_kubernetes_are_refused_elsewhere(
     distill: KubernetesJob, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for option in (["--queue", "q"], ["--node-selector", "a=b"], ["--s3-secret", "s"], ["--image", "i"]):
+    for option in (
+        ["--queue", "q"],
+        ["--node-selector", "a=b"],
+        ["--s3-secret", "s"],
+        ["--cache-gib", "9"],
+        ["--image", "i"],
+    ):
         assert cli.run(["submit", "distill", str(distill.config), "--dry-run", *option]) == ConfigError.exit_code
         assert f"{option[0]} is for Kubernetes" in capsys.readouterr().err
 
 
 def test_the_command_line_reaches_the_manifest(distill: KubernetesJob, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--queue", "team", "--node-selector", "a=b", "--node-selector", "c=d", "--s3-secret", "mine"]
-    options += ["--s3-endpoint", "http://store:9000", "--s3-region", "eu-1", "--namespace", "ours"]
+    options += [
+        "--s3-endpoint",
+        "http://store:9000",
+        "--s3-region",
+        "eu-1",
+        "--namespace",
+        "ours",
+        "--cache-gib",
+        "700",
+    ]
     assert cli.run(["submit", str(distill.config), "--kubernetes", "--dry-run", *options]) == 0
-    placing = Placing("ours", "team", {"a": "b", "c": "d"}, "mine", "http://store:9000", "eu-1")
+    placing = Placing("ours", "team", {"a": "b", "c": "d"}, "mine", "http://store:9000", "eu-1", 700)
     assert tuple(yaml.safe_load_all(capsys.readouterr().out)) == render(
         KubernetesJob("distill", distill.config, placing=placing)
     )

@@ -47,6 +47,8 @@ class Placing:
             one that k8s/ names if it is there.
         s3_endpoint: url of a store that is not AWS.
         s3_region: its region.
+        cache_gib: of each pod's disk for what is in a store; who works on data has all of them there. ``None`` is what
+            k8s/ has.
     """
 
     namespace: str = "retort"
@@ -55,6 +57,7 @@ class Placing:
     s3_secret: str | None = None
     s3_endpoint: str | None = None
     s3_region: str | None = None
+    cache_gib: int | None = None
 
     def check(self, execution: Execution) -> None:
         """Refuse what cannot be together, and what is no name: a value of a secret in its place is not repeated.
@@ -178,7 +181,7 @@ def _spec(job: KubernetesJob, config: AnyConfig) -> Manifest:
 
 
 def _give_store(cluster: Manifest, placing: Placing) -> None:
-    """Which Secret holds the keys, by its name alone, and where the store is."""
+    """Which Secret holds the keys, by its name alone, where the store is, and how much of it a pod holds."""
     plain = {"AWS_ENDPOINT_URL_S3": placing.s3_endpoint, "AWS_REGION": placing.s3_region}
     for pod in _pods_of(cluster):
         container = pod["containers"][0]
@@ -186,6 +189,9 @@ def _give_store(cluster: Manifest, placing: Placing) -> None:
         if placing.s3_secret is not None:
             # Not optional: a pod that waits for its Secret is seen, a job without keys fails late.
             container["envFrom"] = [{"secretRef": {"name": placing.s3_secret}}]
+        if placing.cache_gib is not None:
+            (disk,) = (volume["ephemeral"] for volume in pod["volumes"] if volume["name"] == "cache")
+            disk["volumeClaimTemplate"]["spec"]["resources"]["requests"]["storage"] = f"{placing.cache_gib}Gi"
 
 
 def _template(path: Path) -> Manifest:
