@@ -93,6 +93,11 @@ class Work:
     stored_gb: float = 0.0
     read_gb: float = 0.0
 
+    @property
+    def written_gb(self) -> float:
+        """Chunks by the workers, and the result by the driver."""
+        return 2 * self.stored_gb
+
 
 def papers(hours: float = 200_000.0) -> list[Work]:
     """The jobs of all papers; ``hours`` of audio are those of paper 1's corpus."""
@@ -104,10 +109,10 @@ def _paper_1(hours: float) -> Iterator[Work]:
     tokens, stored = hours * 3600 * _u("token_hz"), hours * _u("top_gb_per_h")
     yield Work(1, "pretrain", f"1.3B, one pass of {hours:,.0f} h", _training(6 * teacher * tokens))
     label = _hours(2 * teacher * 3 * tokens, "train_mfu") / _u("ray_data")
-    yield Work(1, "generate", "guided by three terms, top 64 of each token", label, stored_gb=stored)
+    yield Work(1, "generate", "guided by three terms, top 64 of each token", label, stored_gb=stored, read_gb=stored)
     for name, size in students.items():
         cached = _training(6 * size * tokens) * _u("cached_cost")
-        yield Work(1, "distill", f"{name}, cached targets", cached, read_gb=stored)
+        yield Work(1, "distill", f"{name}, cached targets", cached, read_gb=_copied(stored))
     live = _hours((6 * students["medium"] + 2 * teacher * 3) * tokens, "live_kd_mfu") * _u("ray_train")
     yield Work(1, "distill", "medium, live teacher instead", live)
 
@@ -115,12 +120,19 @@ def _paper_1(hours: float) -> Iterator[Work]:
 def _paper_2(mels: int = 100_000, steps: int = 50_000, batch: int = 128) -> Iterator[Work]:
     evaluation, mel_gb = _u("denoiser_flops"), 10 * 100 * 80 * 4 / 1e9
     made = _hours(mels * 160 * evaluation, "denoiser_mfu") / _u("ray_data")
-    yield Work(2, "generate", f"{mels:,} mels of 10 s, 2 x 80 evaluations", made, stored_gb=mels * mel_gb)
-    read = steps * batch * mel_gb
+    yield Work(
+        2,
+        "generate",
+        f"{mels:,} mels of 10 s, 2 x 80 evaluations",
+        made,
+        stored_gb=mels * mel_gb,
+        read_gb=mels * mel_gb,
+    )
+    read = _copied(mels * mel_gb)
     # A gradient costs three evaluations; a guided teacher two, two halves of a step two.
     guided = _hours(steps * batch * (3 + 2) * evaluation, "denoiser_mfu") * _u("ray_train")
     yield Work(2, "distill", f"guided, {steps:,} steps of {batch}", guided, read_gb=read)
-    yield Work(2, "distill", f"seven halvings, {steps:,} steps of {batch} each", 7 * guided, read_gb=7 * read)
+    yield Work(2, "distill", f"seven halvings, {steps:,} steps of {batch} each", 7 * guided, read_gb=read)
 
 
 def _paper_3(hours: float = 12_500.0, epochs: int = 7, layers: int = 16, kept: int = 8) -> Iterator[Work]:
@@ -138,9 +150,15 @@ def _paper_4(hours: float = 531.0, share: float = 0.8, epochs: int = 100) -> Ite
     made = hours * share / (1 - share)
     yield Work(4, "pretrain", f"22.5M, {hours:g} h, {epochs} epochs", _training(6 * size * frames * epochs))
     speak = made * 0.012 / _u("ray_data")
-    yield Work(4, "generate", f"{made:,.0f} h of pairs at a real-time factor of .012", speak, stored_gb=made * 0.115)
+    gb = made * 0.115
+    yield Work(4, "generate", f"{made:,.0f} h of pairs at a real-time factor of .012", speak, stored_gb=gb, read_gb=gb)
     both = _training(6 * size * (frames / (1 - share)) * epochs)
-    yield Work(4, "distill", f"{share:.0%} made, {epochs} epochs", both, read_gb=made * 0.115 * epochs)
+    yield Work(4, "distill", f"{share:.0%} made, {epochs} epochs", both, read_gb=_copied(gb))
+
+
+def _copied(gb: float) -> float:
+    """Data that each rank brings to its node's disk whole, once, however many epochs there are."""
+    return gb * _u("gpus")
 
 
 def _training(flops: float) -> float:
@@ -165,7 +183,7 @@ def _papers_table() -> str:
     rows = [
         (
             str(work.paper), work.job, work.how, _n(work.gpu_hours), _n(work.gpu_hours / _u("gpus")),
-            _n(work.gpu_hours * _u("gpu_price")), _n(work.stored_gb), _n(work.read_gb),
+            _n(work.gpu_hours * _u("gpu_price")), _n(work.written_gb), _n(work.read_gb),
         )
         for work in papers()
     ]  # fmt: skip
@@ -179,10 +197,10 @@ def _store_table() -> str:
         if not (work.stored_gb or work.read_gb):
             continue
         seconds = work.gpu_hours / _u("gpus") * 3600
-        shards = max(1.0, work.stored_gb * 1000 / _u("part_mb"))
-        puts, gets = shards / seconds if work.stored_gb else 0.0, work.read_gb * 1000 / _u("part_mb") / seconds
+        shards, puts, gets = (gb * 1000 / _u("part_mb") for gb in (work.stored_gb, work.written_gb, work.read_gb))
+        puts, gets = puts / seconds, gets / seconds
         share = max(puts / _u("put_per_s"), gets / _u("get_per_s"))
-        rate = (work.stored_gb + work.read_gb) * 1000 / seconds
+        rate = (work.written_gb + work.read_gb) * 1000 / seconds
         kept = _n(work.stored_gb * _u("store_price"))
         told = _n(shards) if work.stored_gb else ""
         rows.append((f"{work.paper} {work.job}, {work.how}", told, _n(rate), _n(puts), _n(gets), f"{share:.2%}", kept))
@@ -266,7 +284,13 @@ bounds of an honest bill.
 _STORE = """## The object store
 
 If the job runs on that many GPUs at the pace above. Shards lie under one prefix; a store that gives a prefix less than
-S3 does needs more prefixes, not another layout."""
+S3 does needs more prefixes, not another layout.
+
+A `generate` writes its chunks; at the end its driver brings all of them to its own node and writes them again as the
+result. A `distill` brings its data whole to each node's disk before its first step, and reads them there in each epoch;
+ranks of one node that begin at once each bring them, and one copy is kept. What the table spreads over the run is asked
+for at its beginning, and these disks must hold the data: nothing here is made for that at the size of paper 1, whose
+students ask a prefix for more than it gives."""
 _SERVE = f"""## Serving
 
 {_MINUTES} minutes a day each, {_PEAK} times as many at the peak as in the mean, utterances of {_UTTERANCE_S:g} s, each

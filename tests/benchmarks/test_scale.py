@@ -43,6 +43,16 @@ def test_twice_the_corpus_costs_twice() -> None:
         assert (two.stored_gb, two.read_gb) == pytest.approx((factor * one.stored_gb, factor * one.read_gb))
 
 
+def test_chunks_are_written_twice_and_data_are_brought_to_each_gpu_once_however_often_they_are_seen() -> None:
+    made = {work.paper: work for work in scale.papers() if work.job == "generate"}
+    for work in made.values():
+        assert (work.written_gb, work.read_gb) == (2 * work.stored_gb, work.stored_gb)
+    readers = [work for work in scale.papers() if work.job == "distill" and work.read_gb]
+    assert len(readers) == 6
+    for work in readers:
+        assert work.read_gb == pytest.approx(256 * made[work.paper].stored_gb), work.how
+
+
 def test_the_cost_of_a_known_run_is_found_again() -> None:
     # ModelOpt's figure that the live teacher's share comes from: 600 H100-hours for 6.3 G tokens of 8.9B to 7B.
     flops = 6.3e9 * (6 * 7e9 + 2 * 8.9e9)
