@@ -19,6 +19,7 @@ from retort.run_config import RunConfig
 from retort.serving.settings import ServeConfig
 from tests.k8s import crd_schemas, operator_rules, ray_pods
 from tests.k8s.pod_security import amount, careful, confined, restricted
+from tests.k8s.policies import Pod, lets_through
 from tests.k8s.rendering import K8S, OVERLAYS, RAY_KINDS, ROOT, Manifest, clusters, named, one, overlay, pods, render
 
 KUBERNETES = "1.37.0"
@@ -199,7 +200,7 @@ def test_ports_of_policies_and_services_are_listened_on(name: str) -> None:
     manifests = overlay(name)
     listened = {port["containerPort"] for m in manifests for ports in _found(m, ("ports",)) for port in ports
                 if "containerPort" in port}  # fmt: skip
-    outside = {53, 443, 6443}
+    outside = {53, 80, 443, 6443, 15012}
     policies = [m for m in manifests if m["kind"] == "NetworkPolicy"]
     assert "retort-deny-all" in {m["metadata"]["name"] for m in policies}
     asked = {port["port"] for m in policies for ports in _found(m, ("ports",)) for port in ports}
@@ -279,6 +280,22 @@ def test_the_service_is_one_that_the_package_can_build() -> None:
     limits = groups[2]["template"]["spec"]["containers"][0]["resources"]["limits"]
     assert largest[0] <= amount(limits["cpu"])
     assert largest[1] <= amount(limits["nvidia.com/gpu"])
+
+
+def test_the_service_is_reached_through_its_gateway_and_by_nobody_else() -> None:
+    """Labels of pods as Istio's template and KubeRay give them; the operator names the Gateway after the service."""
+    manifests = overlay("serve")
+    name = one(manifests, "RayService")["metadata"]["name"]
+    gateway = Pod({"gateway.networking.k8s.io/gateway-name": f"{name}-gateway"})
+    speaker = Pod({"ray.io/is-ray-node": "yes", "ray.io/node-type": "worker"})
+    client, stranger = Pod({}, {"retort/clients": "true"}), Pod({}, {"kubernetes.io/metadata.name": "default"})
+    istiod = Pod({"app": "istiod"}, {"kubernetes.io/metadata.name": "istio-system"})
+    redis = Pod({"app.kubernetes.io/name": "retort-redis"})
+    ways = [(client, gateway, 80), (gateway, speaker, 8000), (gateway, istiod, 15012), (client, speaker, 8000)]
+    assert [way for way in ways if not lets_through(manifests, *way)] == []
+    closed = [(stranger, gateway, 80), (stranger, speaker, 8000), (redis, speaker, 8000), (redis, gateway, 80),
+              (gateway, redis, 6379), (gateway, speaker, 8265), (gateway, stranger, 443)]  # fmt: skip
+    assert [way for way in closed if lets_through(manifests, *way)] == []
 
 
 def test_kueue_admits_jobs_of_a_fixed_size_that_fit_its_quota() -> None:
