@@ -84,7 +84,7 @@ class CheckpointFolder:
             StorageError: the folder cannot be written.
             ResourceError: the disk is full; the checkpoints that were there are intact.
         """
-        target = self._path(step)
+        target = self.path_of(step)
         self._discard_unfinished(target)
         with commit_folder(target, replace=True) as temporary:
             fill(temporary)
@@ -121,7 +121,7 @@ class CheckpointFolder:
             StorageError: an expected file is missing, or the folder cannot be committed; the temporary folder is gone.
             ResourceError: the disk is full; the checkpoints that were there are intact.
         """
-        folder, target = self._shared(step), self._path(step)
+        folder, target = self._shared(step), self.path_of(step)
         try:
             for name in expected_files:
                 if not (folder / name).is_file():
@@ -161,7 +161,7 @@ class CheckpointFolder:
         restore_replaced(self._root)
         if self._remote is not None:
             sweep_parts(self._remote, keep=self._attempt)
-            fetch_newest(self._remote, self._path)
+            fetch_newest(self._remote, self.path_of)
         return self._latest_good_here()
 
     def _latest_good_here(self) -> Checkpoint | None:
@@ -172,13 +172,14 @@ class CheckpointFolder:
                 _log.warning("checkpoint of step %d is not usable, trying an earlier one: %s", step, error)
         return None
 
-    def _path(self, step: int) -> Path:
+    def path_of(self, step: int) -> Path:
+        """Where the checkpoint of a step lies, if there is one."""
         if step < 0:
             raise ValueError(f"step is {step}; steps count from 0")
         return self._root / f"step-{step:08d}"
 
     def _shared(self, step: int) -> Path:
-        path = self._path(step)
+        path = self.path_of(step)
         return path.with_name(f"{path.name}.tmp-{self._attempt}")
 
     def _release(self) -> None:
@@ -216,9 +217,15 @@ class CheckpointFolder:
                 remove_tree(path)
 
 
-def steps_at(root: Path) -> list[int]:
-    """Steps of the committed checkpoints of a run, wherever it lies, in rising order."""
-    return stored_steps(root) if isinstance(root, RemotePath) else CheckpointFolder(root).steps()
+def steps_at(root: Path, *, is_patient: bool = True) -> list[int]:
+    """Steps of the committed checkpoints of a run, wherever it lies, in rising order.
+
+    Raises:
+        StorageError: the store refuses, or is out, for seconds if it is not to be waited for.
+    """
+    if isinstance(root, RemotePath):
+        return stored_steps(root, is_patient=is_patient)
+    return CheckpointFolder(root).steps()
 
 
 def _write_meta(folder: Path, step: int, meta: Mapping[str, Any]) -> None:

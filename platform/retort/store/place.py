@@ -173,13 +173,14 @@ def push_json(path: Path, tree: Any) -> None:
         store_of(remote.bucket).write_bytes(remote.key, json.dumps(tree, sort_keys=True, allow_nan=False).encode())
 
 
-def push_files(folder: Path, *, except_for: Sequence[str] = ()) -> None:
+def push_files(folder: Path, *, except_for: Sequence[str] = (), is_patient: bool = True) -> None:
     """Copy the small files that lie in a folder itself, as they are now, into the store behind it: logs may grow on."""
     remote = behind(folder)
     if remote is not None and folder.is_dir():
+        store = store_of(remote.bucket, is_patient=is_patient)
         for file in sorted(folder.iterdir()):
             if file.is_file() and _is_own(file.name) and file.name not in except_for:
-                store_of(remote.bucket).write_bytes(f"{remote.key}/{file.name}", file.read_bytes())
+                store.write_bytes(f"{remote.key}/{file.name}", file.read_bytes())
 
 
 def _is_own(name: str) -> bool:
@@ -220,12 +221,15 @@ def pull_folder(path: Path) -> None:
         store.get_folder(remote.key, path)
 
 
-def content_of(path: Path) -> bytes | None:
+def content_of(path: Path, *, is_patient: bool = True) -> bytes | None:
     """Content of a small file, wherever it lies; None if there is none."""
     if isinstance(path, RemotePath):
-        found = store_of(path.bucket).read_tagged(path.key)
+        found = store_of(path.bucket, is_patient=is_patient).read_tagged(path.key)
         return None if found is None else found[0]
-    return path.read_bytes() if path.is_file() else None
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
 
 
 def drop(path: Path) -> None:
@@ -315,6 +319,8 @@ def open_output(where: Path, *, kept_apart: Sequence[str], others: Sequence[str]
 def pushed_at_the_end(output: Path, *, except_for: Sequence[str]) -> Iterator[None]:
     """Copy an output to its store when the block ends; after an error its small files, as far as the store lets.
 
+    After an error a store that is out is not waited for: who told the process to end does not wait either.
+
     Args:
         output: this node's folder.
         except_for: what in it others copy, or nobody.
@@ -323,7 +329,7 @@ def pushed_at_the_end(output: Path, *, except_for: Sequence[str]) -> Iterator[No
         yield
     except BaseException:
         with contextlib.suppress(StorageError):
-            push_files(output, except_for=except_for)
+            push_files(output, except_for=except_for, is_patient=False)
         raise
     push_files(output, except_for=except_for)
     if behind(output) is not None:

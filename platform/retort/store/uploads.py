@@ -2,6 +2,7 @@
 
 import logging
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,15 +25,23 @@ _STEP = re.compile(r"step-([0-9]{8,})")
 _log = logging.getLogger(__name__)
 
 
-def stored_steps(root: RemotePath) -> list[int]:
+def stored_steps(root: RemotePath, *, is_patient: bool = True) -> list[int]:
     """Steps whose checkpoints a store has whole, in rising order."""
-    keys = store_of(root.bucket).list(root.key)
+    keys = store_of(root.bucket, is_patient=is_patient).list(root.key)
     found = (_STEP.fullmatch(key.removeprefix(f"{root.key}/").split("/")[0]) for key in keys if _is_marker(key))
     return sorted(int(match[1]) for match in found if match is not None)
 
 
 def _is_marker(key: str) -> bool:
     return key.endswith(f"/{MARKER_NAME}")
+
+
+def by_hand(checkpoint: Path) -> str:
+    """What a person does about a checkpoint that is on this machine only, which the next run would remove."""
+    return (
+        f"on {socket.gethostname()}, copy {checkpoint} to {behind(checkpoint)} before you run the same command again, "
+        "which goes on from what the store has and removes the rest"
+    )
 
 
 class Uploads:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from retort.errors import ConfigError, PreemptedError
+from retort.errors import ConfigError, PreemptedError, StorageError
 from retort.models.student_shape import PrunedTeacher
 from retort.orchestration.after_finish import TRAINING_MAY_CHANGE, after_finish, why_no_other_steps
 from retort.orchestration.cluster import worker_environment
@@ -29,9 +29,10 @@ from retort.orchestration.workplace import workplace
 from retort.run_config import DistillConfig, DistillJob, PretrainJob
 from retort.sigterm import sigterm_handled
 from retort.store.artifact import Artifact, read_artifact
-from retort.store.checkpoints import steps_at
+from retort.store.checkpoints import CheckpointFolder, steps_at
 from retort.store.place import claim, content_of, shipped
 from retort.store.results import RUN_FILE, result_of
+from retort.store.uploads import by_hand
 
 _STATE = "ray"
 
@@ -151,13 +152,25 @@ class _Sigterm:
         try:
             yield
         except _GraceOverError as error:
-            steps = steps_at(shipped(self._output) / CHECKPOINTS)
-            how = "to go on from there, or from a later one" if steps else "to begin anew"
-            kept = f"there is one of step {steps[-1]}" if steps else "there is none yet"
             raise PreemptedError(
                 f"told to end by SIGTERM, and {self._grace_s:g} s were too short for a checkpoint of the present step "
-                f"(training.workers.preemption_grace_s); {kept}. Run the same command again {how}"
+                f"(training.workers.preemption_grace_s); {self._kept()}"
             ) from error
+
+    def _kept(self) -> str:
+        """Which checkpoint there is, and how to go on."""
+        try:
+            steps = steps_at(shipped(self._output) / CHECKPOINTS, is_patient=False)
+            kept = f"there is one of step {steps[-1]}" if steps else "there is none yet"
+            how = "to go on from there, or from a later one" if steps else "to begin anew"
+        except StorageError as error:
+            steps, how = [], "when it answers, to go on from what it has"
+            kept = f"which one the store has is not known ({error})"
+        here = CheckpointFolder(self._output / CHECKPOINTS)
+        newest = max(here.steps(), default=-1)
+        if shipped(self._output) != self._output and newest > max(steps, default=-1):
+            return f"{kept}; that of step {newest} is on this machine: {by_hand(here.path_of(newest))}"
+        return f"{kept}. Run the same command again {how}"
 
     @contextlib.contextmanager
     def noted(self) -> Iterator[None]:

@@ -3,7 +3,9 @@
 What one rank hears, all ranks do after the same step: their words are added up in the sum that every step makes anyway.
 """
 
+import contextlib
 import json
+import logging
 import math
 import signal
 import threading
@@ -19,12 +21,17 @@ import torch
 from torch import Tensor
 
 from retort.errors import PreemptedError, StorageError
+from retort.location import RemotePath
 from retort.orchestration.train.ranks import Ranks
 from retort.store.commit import write_json_atomic
-from retort.store.place import behind, content_of, drop, push_json, shipped
+from retort.store.place import behind, content_of, drop, store_of
 
 _FILE = "stop.json"
+_SEND_AGAIN_S = 5.0
+_sending = threading.Lock()
 _told_to_leave = threading.Event()
+
+_log = logging.getLogger(__name__)
 
 
 class Action(IntEnum):
@@ -54,15 +61,36 @@ class WorkerLeavesError(PreemptedError):
 def request_stop(folder: Path, action: Action, *, run: str, reason: str) -> None:
     """Leave the word for rank 0; a later word replaces it.
 
+    It is left on this node, where rank 0 may be. Into a store a thread brings it as soon as the store lets, for whoever
+    leaves it has a time of grace to keep.
+
     Args:
         folder: the run's output.
         action: what to do.
         run: tells this run of the driver from others.
         reason: for the log.
     """
+    path, place = folder / _FILE, behind(folder / _FILE)
     word = {"run": run, "request": uuid.uuid4().hex, "action": int(action), "reason": reason}
-    push_json(folder / _FILE, word)
-    write_json_atomic(folder / _FILE, word)
+    write_json_atomic(path, word)
+    if place is not None:
+        threading.Thread(target=_send, args=(path, place), name="stop", daemon=True).start()
+
+
+def _send(path: Path, place: RemotePath) -> None:
+    """Bring the word that lies here into the store, again and again, until it is there or another one lies here."""
+    word = content_of(path)
+    while True:
+        with _sending:  # one at a time: an earlier word that waits for its answer must not come after a later one
+            if word is None or content_of(path) != word:
+                return
+            try:
+                store_of(place.bucket, is_patient=False).write_bytes(place.key, word)
+            except StorageError as error:
+                _log.warning("workers on other nodes do not hear yet that they should save: %s", error)
+            else:
+                return
+        time.sleep(_SEND_AGAIN_S)
 
 
 def clear_stop(folder: Path) -> None:
@@ -85,6 +113,8 @@ def note_sigterm() -> None:
 class StopListener:
     """What this rank hears, and what all ranks agree on.
 
+    A store is asked by a thread, so that no step waits for one that is out; a driver on this node is heard without it.
+
     Args:
         folder: the run's output.
         ranks: who takes part.
@@ -97,9 +127,12 @@ class StopListener:
     """The same where the output is in a store, which each look asks."""
 
     def __init__(self, folder: Path, ranks: Ranks, *, run: str) -> None:
-        self._path, self._ranks, self._run = folder / _FILE, ranks, run
-        self._looked_at, self._done = -math.inf, ""
-        self._every_s = self.LOOK_EVERY_S if behind(self._path) is None else self.ASK_EVERY_S
+        self._path, self._place = folder / _FILE, behind(folder / _FILE)
+        self._ranks, self._run = ranks, run
+        self._looked_at, self._asked_at = -math.inf, -math.inf
+        self._asking = threading.Thread()
+        self._stored: bytes | None = None
+        self._done = self._reason = ""
 
     def agree(self, count: Tensor) -> tuple[Tensor, Action]:
         """Add up ``count`` over the ranks, and agree on what to do before the next step; every rank must call it.
@@ -120,24 +153,32 @@ class StopListener:
 
     @property
     def reason(self) -> str:
-        """Why, in the driver's words; empty if it said nothing."""
-        return str(self._read().get("reason", ""))
+        """Why, in the driver's words; empty if it said nothing, and on other ranks than rank 0."""
+        return self._reason
 
     def _hear(self) -> Action:
         own = Action.LEAVE if _told_to_leave.is_set() else Action.GO_ON
         now = time.monotonic()
-        if self._ranks.rank or now - self._looked_at < self._every_s:
+        if self._ranks.rank or now - self._looked_at < self.LOOK_EVERY_S:
             return own
         self._looked_at = now
+        if self._place is not None and now - self._asked_at >= self.ASK_EVERY_S and not self._asking.is_alive():
+            self._asked_at = now
+            self._asking = threading.Thread(target=self._ask, args=(self._place,), name="stop", daemon=True)
+            self._asking.start()
         tree = self._read()
         if not tree or tree["request"] == self._done:
             return own
-        self._done = tree["request"]
+        self._done, self._reason = tree["request"], str(tree["reason"])
         return max(own, Action(tree["action"]))
+
+    def _ask(self, place: RemotePath) -> None:
+        with contextlib.suppress(StorageError):  # it is asked again
+            self._stored = content_of(place, is_patient=False)
 
     def _read(self) -> dict[str, Any]:
         try:
-            tree = json.loads(content_of(shipped(self._path)) or "{}")
-        except (OSError, ValueError, StorageError):
+            tree = json.loads(content_of(self._path) or self._stored or "{}")
+        except (OSError, ValueError):
             return {}
         return tree if tree.get("run") == self._run else {}
