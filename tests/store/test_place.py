@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from retort.errors import DataError, StorageError
+from retort.store import uploads
 from retort.store.artifact import describe_artifact, read_artifact, write_artifact
 from retort.store.checkpoints import CheckpointFolder, steps_at
 from retort.store.commit import is_committed
@@ -281,6 +282,115 @@ def test_a_damaged_checkpoint_in_the_store_is_passed_over(node: Node, raw_s3: An
     found = CheckpointFolder(local_of(root)).latest_good()
     assert found is not None
     assert found.step == 2
+
+
+@pytest.mark.parametrize("how", ["changed", "a file is missing", "its manifest changed", "its marker changed"])
+def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_the_one_that_is_made_again(
+    node: Node, raw_s3: Any, how: str
+) -> None:
+    """Only one is kept in the store, and the damaged one is not it."""
+    root = node.place("runs/a/checkpoints")
+    for step in (2, 8):
+        ours = CheckpointFolder(local_of(root), keep_last=2)
+        save(ours, step)
+        assert ours.close(HANG_S)
+    name = {"its manifest changed": "MANIFEST.sha256", "its marker changed": "COMMITTED"}.get(how, "rank.bin")
+    damaged = f"{root.key}/step-00000008/{name}"
+    if how == "a file is missing":
+        raw_s3.delete_object(Bucket=node.bucket, Key=damaged)
+    else:
+        raw_s3.put_object(Bucket=node.bucket, Key=damaged, Body=b"damaged")
+    for made, found_before in ((6, 2), (8, 6)):
+        node.become_another()
+        again = CheckpointFolder(local_of(root), keep_last=1)
+        found = again.latest_good()
+        assert found is not None
+        assert found.step == found_before
+        again.save(made, lambda target: fill(target, {"rank.bin": b"made again"}), {})
+        assert again.close(HANG_S)
+        assert steps_at(root) == [made]
+    node.become_another()
+    found = CheckpointFolder(local_of(root)).latest_good()
+    assert found is not None
+    assert (found.path / "rank.bin").read_bytes() == b"made again"
+
+
+@pytest.mark.parametrize("how", ["503:SlowDown", "403:AccessDenied"])
+def test_a_checkpoint_that_cannot_be_fetched_is_neither_passed_over_nor_deleted(
+    node: Node, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    root = node.place("runs/a/checkpoints")
+    for step in (2, 4):
+        ours = CheckpointFolder(local_of(root), keep_last=2)
+        save(ours, step)
+        assert ours.close(HANG_S)
+    node.become_another()
+    monkeypatch.setenv("RETORT_S3_OUTAGE_MINUTES", "0")
+    store_of.cache_clear()
+    proxy.break_next("GET", "step-00000004/MANIFEST.sha256", how, times=999)
+    with pytest.raises(StorageError, match="step-00000004"):
+        CheckpointFolder(local_of(root)).latest_good()
+    proxy.faults.clear()
+    assert steps_at(root) == [2, 4]
+    found = CheckpointFolder(local_of(root)).latest_good()
+    assert found is not None
+    assert found.step == 4
+
+
+def test_closing_says_whether_the_newest_checkpoint_is_stored(node: Node, proxy: FaultProxy) -> None:
+    root = node.place("runs/a/checkpoints")
+    assert CheckpointFolder(local_of(root)).close(), "there is none"
+    for step, how, is_stored in ((2, "", True), (4, "403:AccessDenied", False), (6, "", True)):
+        ours = CheckpointFolder(local_of(root), keep_last=1)
+        take = proxy.take
+        if how:
+            proxy.take = lambda method, *rest: "403:AccessDenied" if method == "PUT" else ""  # type: ignore[method-assign]
+        save(ours, step)
+        assert ours.close(HANG_S) is is_stored
+        proxy.take = take  # type: ignore[method-assign]
+        assert (step in steps_at(root)) is is_stored
+    # One that is stored is not called lost because older ones may not be deleted.
+    proxy.take = lambda method, *rest: "403:AccessDenied" if method == "DELETE" else ""  # type: ignore[method-assign]
+    ours = CheckpointFolder(local_of(root), keep_last=1)
+    save(ours, 8)
+    assert ours.close(HANG_S)
+    assert steps_at(root) == [6, 8]
+
+
+def test_a_store_that_refuses_checkpoint_after_checkpoint_ends_the_training_with_a_copy_kept_here(
+    node: Node, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_RETRY_S", 0.01)
+    root = node.place("runs/a/checkpoints")
+    ours, take, is_refusing = CheckpointFolder(local_of(root), keep_last=9), proxy.take, threading.Event()
+
+    def answer(*request: Any) -> str:
+        how = take(*request)
+        return "403:AccessDenied" if is_refusing.is_set() else how
+
+    proxy.take = answer  # type: ignore[method-assign]
+
+    def save_and_be_refused(step: int) -> None:
+        save(ours, step)
+        assert comes(lambda: proxy.count("HEAD", f"step-{step:08d}/COMMITTED") > 1), "refused, and tried again"
+
+    is_refusing.set()
+    for step in (2, 4):
+        save_and_be_refused(step)
+    is_refusing.clear()
+    assert comes(lambda: 4 in steps_at(root)), "what was refused before one was stored does not count"
+    is_refusing.set()
+    for step in (6, 8, 10):
+        save_and_be_refused(step)
+    with pytest.raises(StorageError, match="access denied") as error:
+        save(ours, 12)
+    assert str(error.value).startswith("step-00000006, step-00000008, step-00000010 could not be stored, and step-0000")
+    here = local_of(root) / "step-00000012"
+    assert f"copy {here} to {root}/step-00000012 before you run the same command again" in str(error.value)
+    assert is_committed(here)
+    is_refusing.clear()
+    assert comes(lambda: 12 in steps_at(root)), "it is tried until the end"
+    assert ours.close(HANG_S)
 
 
 def test_a_checkpoint_that_the_store_has_otherwise_is_taken_from_there(node: Node, proxy: FaultProxy) -> None:

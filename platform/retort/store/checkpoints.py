@@ -81,7 +81,8 @@ class CheckpointFolder:
 
         Raises:
             DataError: ``meta`` is not finite JSON data.
-            StorageError: the folder cannot be written.
+            StorageError: the folder cannot be written; or it is written, and the store behind it has refused the last
+                ones for good.
             ResourceError: the disk is full; the checkpoints that were there are intact.
         """
         target = self.path_of(step)
@@ -119,6 +120,7 @@ class CheckpointFolder:
 
         Raises:
             StorageError: an expected file is missing, or the folder cannot be committed; the temporary folder is gone.
+                Or as :meth:`save`.
             ResourceError: the disk is full; the checkpoints that were there are intact.
         """
         folder, target = self._shared(step), self.path_of(step)
@@ -155,8 +157,11 @@ class CheckpointFolder:
     def latest_good(self) -> Checkpoint | None:
         """The newest checkpoint that verifies in full, or None; a newer one that does not is logged with its fault.
 
-        Of an output in a store, the newest one there is fetched if it is not here, and what dead ranks left there of
-        checkpoints that nobody put together is deleted.
+        Of an output in a store, the newest one there is fetched if it is not here. Damaged ones are deleted there, and
+        so is what dead ranks left of checkpoints that nobody put together.
+
+        Raises:
+            StorageError: the store refuses, or is out.
         """
         restore_replaced(self._root)
         if self._remote is not None:

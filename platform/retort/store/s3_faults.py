@@ -32,6 +32,11 @@ class RemoteStoreError(StorageError):
         self.fault = fault
 
 
+def is_outage(error: Exception) -> bool:
+    """Whether it passes by itself: nobody answers, or the service is busy. All else is a refusal, or a fault here."""
+    return isinstance(error, RemoteStoreError) and error.fault in (StoreFault.BUSY, StoreFault.UNREACHABLE)
+
+
 _CURES = {
     StoreFault.NOT_FOUND: "no such object; check the key",
     StoreFault.BUCKET_MISSING: "the bucket does not exist; create it or correct the url",

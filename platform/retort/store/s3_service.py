@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-from retort.store.s3_faults import RemoteStoreError, StoreFault, clear_faults
+from retort.store.s3_faults import RemoteStoreError, clear_faults, is_outage
 
 _PART_BYTES = 16 * 1024 * 1024
 _THREADS = 4
 _PAUSE_S = 0.1
 _MAX_PAUSE_S = 15.0
-_PASSING = frozenset({StoreFault.BUSY, StoreFault.UNREACHABLE})
 _SAY_EVERY_S = 30.0
 _AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn")
 
@@ -113,7 +112,7 @@ class S3Service:
                     return request()
             except RemoteStoreError as error:
                 out_s, pause_s = time.monotonic() - began, min(_PAUSE_S * 2**tries, _MAX_PAUSE_S)
-                if error.fault not in _PASSING or out_s >= self._outage_s:
+                if not is_outage(error) or out_s >= self._outage_s:
                     raise
                 if tries == 0 or out_s - told >= _SAY_EVERY_S:
                     left = (self._outage_s - out_s) / 60

@@ -15,11 +15,16 @@ from retort.location import RemotePath
 from retort.store.commit import is_leftover
 from retort.store.manifest import MARKER_NAME
 from retort.store.place import behind, pull_folder, push_files, store_of
+from retort.store.s3_faults import RemoteStoreError, StoreFault, is_outage
 
 _RETRY_S = 5.0
+_MAX_REFUSED = 3
+"""Checkpoints in a row; an outage does not count."""
 _MIRROR_EVERY_S = 3.0
 _MIRROR_SHARE = 0.1
 """Of its time, that a mirror spends on copying at most."""
+_DAMAGE = (StoreFault.DAMAGED, StoreFault.NOT_FOUND)
+"""What is wrong with a checkpoint that has its marker: other bytes than were written, or a file that is not there."""
 _STEP = re.compile(r"step-([0-9]{8,})")
 
 _log = logging.getLogger(__name__)
@@ -47,6 +52,9 @@ def by_hand(checkpoint: Path) -> str:
 class Uploads:
     """Copies committed checkpoints to a store in a thread of its own, the newest first; older ones are passed over.
 
+    A store that is out is tried until it answers. One that refuses is tried as well, for a person may mend it, but not
+    for ever.
+
     Args:
         root: where the checkpoints go.
         keep_last: how many stay there. Old ones go after a new one is whole.
@@ -57,6 +65,8 @@ class Uploads:
         self._changed = threading.Condition()
         self._waiting: Path | None = None
         self._busy: Path | None = None
+        self._is_stored = True  # what was offered last
+        self._refused: dict[str, Exception] = {}
         self._closing = False
         self._thread: threading.Thread | None = None
 
@@ -66,13 +76,23 @@ class Uploads:
         return self._busy
 
     def offer(self, checkpoint: Path) -> None:
-        """Have a committed checkpoint copied as soon as possible."""
+        """Have a committed checkpoint copied as soon as possible.
+
+        Raises:
+            StorageError: the last ones were refused; this one, too, is tried until :meth:`close` ends.
+        """
         with self._changed:
-            self._waiting = checkpoint
+            self._waiting, self._is_stored = checkpoint, False
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="checkpoint-uploads", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+            if len(self._refused) >= _MAX_REFUSED:
+                *_, fault = self._refused.values()
+                raise StorageError(
+                    f"{', '.join(self._refused)} could not be stored, and {checkpoint.name} is on this machine only: "
+                    f"{fault}. When that is mended, {by_hand(checkpoint)}"
+                )
 
     def close(self, timeout_s: float | None = None) -> bool:
         """Wait until the newest checkpoint is stored; False if it is not, after a last refusal or the time."""
@@ -80,9 +100,10 @@ class Uploads:
             self._closing = True
             self._changed.notify_all()
             done = self._changed.wait_for(lambda: self._waiting is None and self._busy is None, timeout_s)
+            is_stored = self._is_stored
         if self._thread is not None and done:
             self._thread.join()
-        return done
+        return is_stored
 
     def _work(self) -> None:
         while True:
@@ -91,44 +112,68 @@ class Uploads:
                 if self._waiting is None:
                     return
                 self._busy, self._waiting = self._waiting, None
-            is_stored = self._store(self._busy)
+            fault = self._store(self._busy)
             with self._changed:
-                if not is_stored and self._waiting is None and not self._closing:
-                    self._waiting = self._busy
+                self._note(self._busy, fault)
                 self._busy = None
                 self._changed.notify_all()
-                if not is_stored:
+                if fault is not None:
                     self._changed.wait_for(lambda: self._closing, _RETRY_S)
 
-    def _store(self, checkpoint: Path) -> bool:
+    def _note(self, checkpoint: Path, fault: Exception | None) -> None:
+        if fault is None:
+            self._refused.clear()
+        elif not is_outage(fault):
+            self._refused[checkpoint.name] = fault
+        if self._waiting is None:
+            self._is_stored = fault is None
+            if fault is not None and not self._closing:
+                self._waiting = checkpoint
+
+    def _store(self, checkpoint: Path) -> Exception | None:
+        """Copy it; returns why it is not in the store."""
         began = time.monotonic()
         try:
             push_files(checkpoint.parent.parent)  # the log up to here, before the marker
             store_of(self._root.bucket).put_folder(checkpoint, f"{self._root.key}/{checkpoint.name}")
-            self._tidy()
         except (StorageError, OSError) as error:
             _log.warning("%s is on this machine only; it is tried again: %s", checkpoint.name, error)
-            return False
+            return error
         _log.info("%s is in %s after %.1f s", checkpoint.name, self._root, time.monotonic() - began)
-        return True
+        self._tidy()
+        return None
 
     def _tidy(self) -> None:
-        for step in stored_steps(self._root)[: -self._keep_last]:
-            store_of(self._root.bucket).delete_prefix(f"{self._root.key}/step-{step:08d}")
+        try:
+            for step in stored_steps(self._root)[: -self._keep_last]:
+                _delete(self._root, step)
+        except StorageError as error:
+            _log.warning("older checkpoints stay in %s until a newer one is stored: %s", self._root, error)
 
 
 def fetch_newest(root: RemotePath, target: Callable[[int], Path]) -> None:
     """Bring the newest whole checkpoint of a store here, in place of another one of its step.
 
-    One that is damaged is passed over with a warning.
+    One that is damaged is deleted there, with a warning, and an earlier one is taken: it would stand in the way of the
+    one of its step that is made again, and count as one of those that are kept.
+
+    Raises:
+        StorageError: the store refuses, or is out.
     """
     for step in reversed(stored_steps(root)):
         try:
             pull_folder(target(step))
-        except StorageError as error:
-            _log.warning("checkpoint of step %d in %s is not usable, trying an earlier one: %s", step, root, error)
+        except RemoteStoreError as error:
+            if error.fault not in _DAMAGE:
+                raise
+            _log.warning("checkpoint of step %d is deleted from %s, trying an earlier one: %s", step, root, error)
+            _delete(root, step)
         else:
             return
+
+
+def _delete(root: RemotePath, step: int) -> None:
+    store_of(root.bucket).delete_prefix(f"{root.key}/step-{step:08d}")
 
 
 def sweep_parts(root: RemotePath, *, keep: str) -> None:

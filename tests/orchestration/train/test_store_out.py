@@ -15,6 +15,7 @@ import torch
 from retort.errors import PreemptedError
 from retort.location import RemotePath
 from retort.orchestration.train import stop
+from retort.orchestration.train.checkpoints import TrainingCheckpoints
 from retort.orchestration.train.job import _Sigterm
 from retort.orchestration.train.ranks import Ranks
 from retort.orchestration.train.stop import Action, StopListener, request_stop
@@ -100,6 +101,23 @@ def test_a_checkpoint_that_the_store_lacks_is_told_beside_what_it_has(
     (output / "checkpoints").rename(tmp_path / "away")
     save_here(output, 9, tmp_path)
     assert told._kept().startswith(f"{there}; that of step 9 is on this machine: on ")
+
+
+@pytest.mark.parametrize("place", [PLACE, REFUSED])
+def test_a_run_that_ends_says_whether_its_checkpoint_is_stored(
+    patch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: RemotePath
+) -> None:
+    root = local_of(place) / "checkpoints"
+    checkpoints = TrainingCheckpoints(root, Ranks(), keep_last=2, accumulation=1)
+    here = checkpoints._folder.save(7, lambda folder: (folder / "rank.bin").touch(), {})
+    told = checkpoints.how_to_go_on()
+    checkpoints.close()
+    if place == PLACE:
+        assert told == ": run the same command again to go on from there"
+    else:
+        assert f"the last checkpoint is{told}" in caplog.text
+        assert told.startswith(" on this machine only, for the store did not take it: on ")
+        assert f"copy {here} to {place}/checkpoints/step-00000007 before you run the same command again" in told
 
 
 def test_a_rank_on_the_drivers_node_hears_it_while_the_store_is_out(patch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from retort.orchestration.train.ranks import Ranks
 from retort.store.checkpoints import CheckpointFolder
 from retort.store.disk import full_disk_as_resource_error
 from retort.store.place import behind, drop, pull, pull_folder, push, received, shipped
+from retort.store.uploads import by_hand
 from retort.training.seam import Teacher
 
 _log = logging.getLogger(__name__)
@@ -122,13 +123,22 @@ class TrainingCheckpoints:
     def close(self) -> None:
         """Wait until the last checkpoint is in the store behind the folder, if there is one."""
         if not self._folder.close():
-            _log.warning("the last checkpoint is on this machine only: the store refused it to the end")
+            _log.warning("the last checkpoint is%s", self._only_here())
+
+    def how_to_go_on(self) -> str:
+        """The same; returns what follows on the words that the last checkpoint is written."""
+        return ": run the same command again to go on from there" if self._folder.close() else self._only_here()
+
+    def _only_here(self) -> str:
+        newest = self._folder.path_of(self._folder.steps()[-1])
+        return f" on this machine only, for the store did not take it: {by_hand(newest)}"
 
     def save(self, state: RunState) -> None:
         """Write the checkpoint of the optimizers' step; every rank must call it.
 
         Raises:
             BadWeightsError: a weight is not a number; what is worth resuming from is kept.
+            StorageError: as :meth:`retort.store.checkpoints.CheckpointFolder.finish`.
             ResourceError: the disk is full; the checkpoints before are intact.
         """
         step, ranks = state.step, self.ranks

@@ -112,7 +112,8 @@ def run_rank(assignment: Assignment, ranks: Ranks) -> None:
     except WorkerLeavesError:
         raise
     except PreemptedError as error:  # all ranks are here, after the same step
-        write_failure(output, error, run=assignment.run)
+        if ranks.rank == 0:  # which knows what became of the checkpoint
+            write_failure(output, error, run=assignment.run)
     except RetortError as error:
         write_failure(output, error, run=assignment.run)
         if ranks.world_size > 1:
@@ -191,8 +192,7 @@ class TrainingLoop:
 
     def run(self) -> dict[str, float]:
         """Train from the optimizer's step to the last one; returns the last metrics."""
-        start = self._optimizer.step
-        self._saved = self._reported = start
+        start = self._saved = self._reported = self._optimizer.step
         self._since = (start, time.monotonic())
         writer = MetricsWriter(self._output, start) if self._ranks.rank == 0 else None
         with writer or contextlib.nullcontext():
@@ -288,9 +288,9 @@ class TrainingLoop:
                 _log.info("%s, and the work goes on", at)
             case Action.LEAVE:
                 _log.info("%s, and the workers start again from it", at)
-                raise WorkerLeavesError(f"{at}; run the same command again to go on from there")
+                raise WorkerLeavesError(at + self._checkpoints.how_to_go_on())
             case Action.END:
-                raise PreemptedError(f"{at}: run the same command again to go on from there")
+                raise PreemptedError(at + self._checkpoints.how_to_go_on())
 
     def _save(self, step: int) -> None:
         self._checkpoints.save(self.state)
