@@ -53,6 +53,8 @@ class FaultProxy:
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     lock: Lock = field(default_factory=Lock)
     port: int = 0
+    unknown: tuple[str, ...] = ()
+    """Headers, in small letters, that the service ignores."""
 
     @property
     def url(self) -> str:
@@ -103,7 +105,10 @@ class _Handler(BaseHTTPRequestHandler):
             text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>"
             return self.answer(int(status), [("Content-Type", "application/xml")], text.encode())
         upstream = http.client.HTTPConnection("127.0.0.1", self.server.proxy.upstream, timeout=HANG_S)
-        upstream.request(self.command, self.path, body, dict(self.headers))
+        unknown = self.server.proxy.unknown
+        upstream.request(
+            self.command, self.path, body, {k: v for k, v in self.headers.items() if k.lower() not in unknown}
+        )
         answer = upstream.getresponse()
         content = answer.read()
         if how == "lost":

@@ -150,3 +150,33 @@ def test_a_service_without_conditional_writes(open_s3: Opener, proxy: FaultProxy
         with pytest.raises(StorageError, match="another run writes it"), lease(open_s3):
             raise AssertionError("two runs held one output")
     assert open_s3().list() == ()
+
+
+@pytest.mark.parametrize("unknown", [("if-match", "if-none-match"), ("if-none-match",), ("if-match",)])
+def test_a_service_that_ignores_conditions(open_s3: Opener, proxy: FaultProxy, unknown: tuple[str, ...]) -> None:
+    proxy.unknown = unknown
+    with lease(open_s3) as held:
+        with pytest.raises(StorageError, match="another run writes it"), lease(open_s3):
+            raise AssertionError("two runs held one output")
+        wait_for_renewals(open_s3)
+        held.check()
+        # It looks before it writes: it does not take another's lease away.
+        write_holder(open_s3, taken="2026-01-01T00:00:00+00:00", count=9)
+        assert "process 7 on host elsewhere" in comes(lambda: what_it_lost(held)), "it never noticed"
+    assert json.loads(open_s3().read_bytes("runs/a.lock"))["host"] == "elsewhere"
+
+
+def test_conditions_that_are_kept_are_used_and_cost_two_writes_that_are_refused(
+    open_s3: Opener, proxy: FaultProxy
+) -> None:
+    with lease(open_s3):
+        taking = [headers for method, _, headers in proxy.requests if method == "PUT"]
+        assert [(h.get("If-None-Match"), h.get("If-Match")) for h in taking[1:3]] == [
+            ("*", None),
+            (None, f'"{"0" * 32}"'),
+        ]
+        assert json.loads(open_s3().read_bytes("runs/a.lock"))["count"] == 1
+        wait_for_renewals(open_s3)
+        renewals = [headers for method, _, headers in proxy.requests[len(taking) :] if method == "PUT"][3:]
+        assert renewals
+        assert all("If-Match" in headers for headers in renewals)

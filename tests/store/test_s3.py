@@ -317,6 +317,22 @@ def test_second_of_two_writers_is_refused(
     assert fault(lambda: store.put_folder(sealed, "a")) is StoreFault.CONFLICT
 
 
+def test_a_marker_that_came_during_the_upload_is_seen_where_conditions_are_ignored(
+    open_s3: Opener, proxy: FaultProxy, raw_s3: Any, bucket: str, sealed: Path
+) -> None:
+    proxy.unknown = ("if-match", "if-none-match")
+    take = proxy.take
+
+    def other_writer_first(method: str, path: str, headers: dict[str, str]) -> str:
+        if method == "PUT" and path.endswith("MANIFEST.sha256"):
+            raw_s3.put_object(Bucket=bucket, Key="some/prefix/a/COMMITTED", Body=b"other\n")
+        return take(method, path, headers)
+
+    proxy.take = other_writer_first  # type: ignore[method-assign]
+    assert fault(lambda: open_s3().put_folder(sealed, "a")) is StoreFault.CONFLICT
+    assert open_s3().read_bytes("a/COMMITTED") == b"other\n"
+
+
 def test_service_without_conditional_writes(open_s3: Opener, proxy: FaultProxy, sealed: Path, tmp_path: Path) -> None:
     store = open_s3(max_attempts=1)
     proxy.break_next("PUT", "COMMITTED", "501:NotImplemented")

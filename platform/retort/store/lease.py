@@ -6,7 +6,9 @@ same number for the lease time **by its own clock**. No two clocks are ever comp
 of two who take over, one is refused, and a holder that was away too long learns at its next renewal that it lost.
 
 A service without conditional writes gets plain ones, read back after a pause: two runs that start within that pause of
-each other can then both believe that they hold it. The marker of a result is still written once.
+each other can then both believe that they hold it. The marker of a result is still written once. A service that ignores
+conditions answers well to every write, so each taker makes two that must be refused, and goes on with plain ones if one
+is not.
 """
 
 import json
@@ -29,6 +31,10 @@ _RENEWALS = 4
 """Renewals within the lease time."""
 _LOOK_S = 1.0
 _READ_BACK_S = 2.0
+_NO_TAG = f'"{"0" * 32}"'
+"""Of no object."""
+_TAKEN = (StoreFault.CONFLICT, StoreFault.NOT_FOUND)
+"""What the answer to a conditional write says of the object: not what the writer thought."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +53,7 @@ class Lease:
         self._nonce = uuid.uuid4().hex
         self._count = 0
         self._tag = ""
+        self._is_plain = False
         self._lost: str | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -59,17 +66,17 @@ class Lease:
         """
         assert self._thread is None, "a Lease object is entered once"
         deadline, seen, since = time.monotonic() + 3 * self._lease_s, "", 0.0
-        while not self._try_take(seen if time.monotonic() - since >= self._lease_s else None):
-            found = self._store.read_tagged(self._key)
-            if found is None:
-                seen, since = "", 0.0
-                continue
-            content, tag = found
-            if tag != seen:
+        while True:
+            # Looked at before anything is written: the condition of a write may be ignored.
+            content, tag = self._store.read_tagged(self._key) or (b"", "")
+            if tag and tag != seen:
                 if seen or time.monotonic() > deadline:
                     raise StorageError(_busy_text(self._key, content))
                 _log.warning("%s: %s", self._key, _waiting_text(content, self._lease_s))
-                seen, since = tag, time.monotonic()
+                since = time.monotonic()
+            elif (not tag or time.monotonic() - since >= self._lease_s) and self._try_take(tag or None):
+                break
+            seen = tag
             time.sleep(min(_LOOK_S, self._lease_s / 10))
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -85,9 +92,9 @@ class Lease:
         if self._lost is None:
             try:
                 found = self._store.read_tagged(self._key)
-                if found is not None and json.loads(found[0]).get("nonce") == self._nonce:
+                if found is not None and _holder(found[0]).get("nonce") == self._nonce:
                     self._store.delete_prefix(self._key)
-            except (StorageError, ValueError) as fault:
+            except StorageError as fault:
                 # The work is done and stored; the next run waits for the lease time.
                 _log.warning("the lease could not be given back: %s", fault)
 
@@ -101,36 +108,47 @@ class Lease:
             raise StorageError(self._lost)
 
     def _try_take(self, old_tag: str | None) -> bool:
-        """Take the lease if nobody has it, or if the object still is what a dead holder left."""
-        try:
-            self._write(old_tag or None)
-        except RemoteStoreError as error:
-            if error.fault is StoreFault.UNSUPPORTED:
-                return self._take_plainly(old_tag)
-            if error.fault not in (StoreFault.CONFLICT, StoreFault.NOT_FOUND):
-                raise
+        """Take the lease that nobody has, or that still is what a dead holder left."""
+        fault = self._write(old_tag)
+        if fault is StoreFault.UNSUPPORTED:
+            self._write_plainly()
+        elif fault is not None and not self._is_mine():
+            return False
+        self._is_plain = fault is StoreFault.UNSUPPORTED or not self._are_conditions_kept()
+        if self._is_plain:
+            time.sleep(min(_READ_BACK_S, self._lease_s / 2))
             return self._is_mine()
         return True
 
-    def _take_plainly(self, old_tag: str | None) -> bool:
-        found = self._store.read_tagged(self._key)
-        if found is not None and found[1] != old_tag:
-            return False
-        self._store.write_bytes(self._key, self._content())
-        time.sleep(min(_READ_BACK_S, self._lease_s / 2))
-        return self._is_mine()
+    def _are_conditions_kept(self) -> bool:
+        """Whether writes that must be refused are; of several takers who find otherwise, the last one to write has it.
+
+        One that is done writes the lease of this taker again, over its own or that of one who takes it as well.
+        """
+        return all(self._write(tag) in _TAKEN for tag in (None, _NO_TAG))
 
     def _is_mine(self) -> bool:
         """Whether the object is this holder's own: an answer may have been lost on the way."""
         found = self._store.read_tagged(self._key)
-        if found is None or json.loads(found[0]).get("nonce") != self._nonce:
+        if found is None or _holder(found[0]).get("nonce") != self._nonce:
             return False
         self._tag = found[1]
         return True
 
-    def _write(self, tag: str | None) -> None:
+    def _write(self, tag: str | None) -> StoreFault | None:
+        """Write the lease if the object has this tag; what stood against it, or None."""
         self._count += 1
-        self._tag = self._store.swap(self._key, self._content(), tag)
+        try:
+            self._tag = self._store.swap(self._key, self._content(), tag)
+        except RemoteStoreError as error:
+            if error.fault in (*_TAKEN, StoreFault.UNSUPPORTED):
+                return error.fault
+            raise
+        return None
+
+    def _write_plainly(self) -> None:
+        self._count += 1
+        self._store.write_bytes(self._key, self._content())
 
     def _content(self) -> bytes:
         holder = {
@@ -145,30 +163,27 @@ class Lease:
     def _renew(self) -> None:
         while not self._stop.wait(self._lease_s / _RENEWALS):
             try:
-                self._write(self._tag)
-            except RemoteStoreError as error:
-                if error.fault is StoreFault.UNSUPPORTED:
-                    self._renew_plainly()
-                elif error.fault not in (StoreFault.CONFLICT, StoreFault.NOT_FOUND):
-                    _log.warning("the lease could not be renewed, trying again: %s", error)
-                elif not self._is_mine_still():
+                if not self._is_renewed():
                     return
+            except StorageError as error:
+                _log.warning("the lease could not be renewed, trying again: %s", error)
 
-    def _renew_plainly(self) -> None:
-        if self._is_mine_still():
-            self._store.write_bytes(self._key, self._content())
-
-    def _is_mine_still(self) -> bool:
-        try:
-            if self._is_mine():
+    def _is_renewed(self) -> bool:
+        """Show that the holder lives; False if another run has the lease."""
+        for _ in range(2):
+            fault = StoreFault.UNSUPPORTED if self._is_plain else self._write(self._tag)
+            if fault is None:
                 return True
-            found = self._store.read_tagged(self._key)
-        except StorageError as error:
-            _log.warning("the lease could not be read, trying again: %s", error)
-            return True
-        self._lost = _busy_text(self._key, b"{}" if found is None else found[0])
-        _log.error("%s", self._lost)
-        return False
+            if not self._is_mine():
+                found = self._store.read_tagged(self._key)
+                self._lost = _busy_text(self._key, b"{}" if found is None else found[0])
+                _log.error("%s", self._lost)
+                return False
+            if fault is StoreFault.UNSUPPORTED:
+                self._write_plainly()
+                return True
+            # The answer to an earlier write was lost, and the tag with it, which is known now.
+        return True
 
 
 def _holder(content: bytes) -> dict[str, Any]:

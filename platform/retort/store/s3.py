@@ -356,6 +356,9 @@ class S3Store:
         raise make_fault(StoreFault.CONFLICT, self._url(key), "a committed folder with other content is there")
 
     def _commit(self, key: str, marker: bytes) -> None:
+        # Looked for again, though it was before the upload: the condition of the write may be ignored.
+        if self._is_done(key, marker):
+            return
         name = f"{key}/{MARKER_NAME}"
         try:
             self._service.lasting(
