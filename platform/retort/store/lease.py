@@ -3,7 +3,8 @@
 There are no locks in a store that end with their holder. So the holder writes ``<output>.lock`` again every few
 seconds, each time with another number; who wants the output watches the object, and takes it over once it has seen the
 same number for the lease time **by its own clock**. No two clocks are ever compared. Both steps are conditional writes:
-of two who take over, one is refused, and a holder that was away too long learns at its next renewal that it lost.
+of two who take over, one is refused, and a holder that was away too long learns at its next renewal that it lost. One
+whose renewals do not arrive learns nothing, so it counts by its own clock as well, from before the last one that did.
 
 A service without conditional writes gets plain ones, read back after a pause: two runs that start within that pause of
 each other can then both believe that they hold it. The marker of a result is still written once. A service that ignores
@@ -46,14 +47,16 @@ class Lease:
         store: where it is.
         key: of the output; it need not exist.
         lease_s: seconds without a sign of life after which a holder counts as dead.
+        outage_s: for how long :meth:`check` waits for a renewal when the last one is older than that.
     """
 
-    def __init__(self, store: S3Store, key: str, *, lease_s: float = LEASE_S) -> None:
-        self._store, self._key, self._lease_s = store, f"{key}.lock", lease_s
+    def __init__(self, store: S3Store, key: str, *, lease_s: float = LEASE_S, outage_s: float = 0.0) -> None:
+        self._store, self._key, self._lease_s, self._outage_s = store, f"{key}.lock", lease_s, outage_s
         self._nonce = uuid.uuid4().hex
         self._count = 0
         self._tag = ""
         self._is_plain = False
+        self._shown = 0.0
         self._lost: str | None = None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -102,18 +105,26 @@ class Lease:
         """Call before a commit.
 
         Raises:
-            StorageError: another run took the lease over meanwhile.
+            StorageError: another run took the lease over meanwhile, or may have: it could not be renewed in time.
         """
+        deadline = time.monotonic() + self._outage_s
+        while (age_s := time.monotonic() - self._shown) >= self._lease_s and self._lost is None:
+            if time.monotonic() >= deadline:
+                raise StorageError(_stale_text(self._key, age_s))
+            time.sleep(min(_LOOK_S, self._lease_s / 10))
         if self._lost is not None:
             raise StorageError(self._lost)
 
     def _try_take(self, old_tag: str | None) -> bool:
         """Take the lease that nobody has, or that still is what a dead holder left."""
+        began = time.monotonic()
         fault = self._write(old_tag)
         if fault is StoreFault.UNSUPPORTED:
             self._write_plainly()
-        elif fault is not None and not self._is_mine():
-            return False
+        elif fault is not None:
+            if not self._is_mine():
+                return False
+            self._shown = began
         self._is_plain = fault is StoreFault.UNSUPPORTED or not self._are_conditions_kept()
         if self._is_plain:
             time.sleep(min(_READ_BACK_S, self._lease_s / 2))
@@ -138,17 +149,21 @@ class Lease:
     def _write(self, tag: str | None) -> StoreFault | None:
         """Write the lease if the object has this tag; what stood against it, or None."""
         self._count += 1
+        began = time.monotonic()
         try:
             self._tag = self._store.swap(self._key, self._content(), tag)
         except RemoteStoreError as error:
             if error.fault in (*_TAKEN, StoreFault.UNSUPPORTED):
                 return error.fault
             raise
+        self._shown = began  # nobody can have seen it earlier
         return None
 
     def _write_plainly(self) -> None:
         self._count += 1
+        began = time.monotonic()
         self._store.write_bytes(self._key, self._content())
+        self._shown = began
 
     def _content(self) -> bytes:
         holder = {
@@ -198,6 +213,13 @@ def _busy_text(key: str, content: bytes) -> str:
     return (
         f"{key.removesuffix('.lock')}: another run writes it: {_named(content)}; wait for it or stop it, or choose "
         "another output"
+    )
+
+
+def _stale_text(key: str, age_s: float) -> str:
+    return (
+        f"{key.removesuffix('.lock')}: its lease was last renewed {age_s:.0f} s ago, so another run may have taken it; "
+        "nothing more is written there: check the store and the network, and run the same command again"
     )
 
 

@@ -32,8 +32,13 @@ from retort.store.s3 import S3Store
 OUTAGE_VARIABLE = "RETORT_S3_OUTAGE_MINUTES"
 _OUTAGE_MINUTES = 10.0
 _SHORT_OUTAGE_S = LEASE_S / 4
+_SHORT_TIMEOUT_S = LEASE_S / 12
+"""With these a lease's renewal that hangs ends within half the lease, and another one is in time."""
 
 _RUN_MARK = ".run-"
+
+_held: dict[RemotePath, Lease] = {}
+"""Outputs in a store that this process holds."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,10 +54,12 @@ def store_of(bucket: str, *, is_patient: bool = True) -> S3Store:
     Raises:
         StorageError: ``RETORT_S3_OUTAGE_MINUTES`` is no number of minutes.
     """
-    return S3Store(f"s3://{bucket}", outage_s=60 * _outage_minutes() if is_patient else _SHORT_OUTAGE_S)
+    if is_patient:
+        return S3Store(f"s3://{bucket}", outage_s=_outage_s())
+    return S3Store(f"s3://{bucket}", outage_s=_SHORT_OUTAGE_S, max_attempts=1, timeout_s=_SHORT_TIMEOUT_S)
 
 
-def _outage_minutes() -> float:
+def _outage_s() -> float:
     text = os.environ.get(OUTAGE_VARIABLE, str(_OUTAGE_MINUTES))
     try:
         minutes = float(text)
@@ -60,7 +67,7 @@ def _outage_minutes() -> float:
         minutes = -1.0
     if not 0 <= minutes < 1e6:
         raise StorageError(f"{OUTAGE_VARIABLE}={text}: not a number of minutes; give one, such as 10")
-    return minutes
+    return 60 * minutes
 
 
 def cache_folder() -> Path:
@@ -139,25 +146,55 @@ def received(text: str | Path) -> Path:
     return local_of(text if isinstance(text, Path) else parse_location(text))
 
 
-def hold(path: Path) -> OutputLock | Lease:
-    """What holds an output against a second run, wherever it lies; a context manager."""
+@contextlib.contextmanager
+def hold(path: Path) -> Iterator[OutputLock | Lease]:
+    """Hold an output against a second run inside the block, wherever it lies.
+
+    What is below one in a store is written and deleted there only while it is held: see :func:`check_held`.
+
+    Raises:
+        StorageError: another run holds it, or it cannot be written.
+    """
     if not isinstance(path, RemotePath):
-        return OutputLock(path)
-    return Lease(store_of(path.bucket, is_patient=False), path.key)
+        with OutputLock(path) as lock:
+            yield lock
+        return
+    store = store_of(path.bucket, is_patient=False)
+    with Lease(store, path.key, lease_s=LEASE_S, outage_s=_outage_s()) as lease:
+        _held[path] = lease
+        try:
+            yield lease
+        finally:
+            del _held[path]
+
+
+def check_held(path: Path) -> None:
+    """Whether this process still holds the outputs in a store that it held and that ``path`` lies in.
+
+    Raises:
+        StorageError: another run has taken one, or may have; it waits for as long as an outage may last before it says
+            the latter.
+    """
+    place = behind(path)
+    for output, lease in tuple(_held.items()):
+        if place is not None and place.is_relative_to(output):
+            lease.check()
 
 
 def push(path: Path) -> None:
     """Copy a file or the files of a folder into the store behind it; of a committed folder, the marker comes last.
 
     Raises:
-        StorageError: the store refuses, or did not answer for the whole outage budget.
+        StorageError: the store refuses, or did not answer for the whole outage budget; or the output that it lies in is
+            held no more.
     """
     remote = behind(path)
     if remote is None:
         return
+    check_held(path)
     store = store_of(remote.bucket)
     if path.is_dir() and is_committed(path):
-        store.put_folder(path, remote.key)
+        store.put_folder(path, remote.key, before_commit=lambda: check_held(path))
     elif path.is_dir():
         for file in sorted(path.rglob("*")):
             if file.is_file():
@@ -177,6 +214,7 @@ def push_files(folder: Path, *, except_for: Sequence[str] = (), is_patient: bool
     """Copy the small files that lie in a folder itself, as they are now, into the store behind it: logs may grow on."""
     remote = behind(folder)
     if remote is not None and folder.is_dir():
+check_held(folder, is_patient=is_patient)
         store = store_of(remote.bucket, is_patient=is_patient)
         for file in sorted(folder.iterdir()):
             if file.is_file() and _is_own(file.name) and file.name not in except_for:
@@ -235,6 +273,7 @@ def content_of(path: Path, *, is_patient: bool = True) -> bytes | None:
 def drop(path: Path) -> None:
     """Delete a file or a folder, here and in the store behind it."""
     remote = behind(path)
+    check_held(path)
     if path.is_dir():
         remove_tree(path)
     else:

@@ -113,7 +113,7 @@ class Registry:
         """
         inputs = {**source.info.inputs, "promoted": source.fingerprint, "evaluation": evaluation, "system": system}
         check_name(name)
-        with hold(self.folder / name):
+        with hold(self.folder / name) as held:
             there = self.versions(name)
             version = next((v for v in there if self._inputs(name, v) == inputs), None)
             if version is None:
@@ -130,6 +130,7 @@ class Registry:
                 if isinstance(self.folder, RemotePath):
                     shutil.rmtree(here, ignore_errors=True)  # what an upload that failed left
                 write_artifact(here, info, lambda folder: _fill(folder, source, card))
+            held.check()
             self._use(name, version)
         found = self.folder / name / str(version)
         return read_artifact(localise(found) if isinstance(found, RemotePath) else found)

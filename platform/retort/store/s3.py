@@ -8,6 +8,7 @@ Retries are those of :class:`retort.store.s3_service.S3Service`; what arrives ch
 
 import functools
 import hashlib
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -83,13 +84,18 @@ class S3Store:
         )
         self._client = self._service.client
 
-    def put_folder(self, folder: Path, key: str) -> Manifest:
+    def put_folder(self, folder: Path, key: str, *, before_commit: Callable[[], None] = lambda: None) -> Manifest:
         """Upload a folder and commit it under ``key``.
 
-        Files that an interrupted upload of the same content left are not sent again; a folder that is there already
-        with the same content is a success. A key is written once: other content under it is refused. Two processes
-        that upload different content to one key at the same time can spoil it, which every reader notices; hold an
-        :class:`retort.store.lock.OutputLock`.
+        Files that are there with the same content are not sent again; of a committed folder, what another writer spoilt
+        is mended. A key is written once: other content under it is refused. Two processes that upload different content
+        to one key at the same time can spoil it, which every reader notices; hold it with a
+        :class:`retort.store.lease.Lease`.
+
+        Args:
+            folder: what is uploaded.
+            key: where to.
+            before_commit: called before the marker is written; what it raises leaves the folder without one.
 
         Raises:
             StorageError: the folder is damaged, or the key holds other content, or the service refuses.
@@ -98,9 +104,8 @@ class S3Store:
         # A folder with a damaged marker must not get a fresh one here, so either name makes it a folder to verify.
         sealed = any((folder / name).exists() for name in RESERVED_NAMES)
         manifest = verify_folder(folder) if sealed else build_manifest(folder)
-        marker = marker_content(manifest.to_bytes())
-        if self._is_done(key, marker):
-            return manifest
+        content = manifest.to_bytes()
+        is_done = self._is_done(key, marker_content(content))
         present = set(self.list(key))
         for entry in manifest.entries:
             path = f"{key}/{entry.path}"
@@ -109,8 +114,12 @@ class S3Store:
         wanted = {f"{key}/{entry.path}" for entry in manifest.entries}
         for path in sorted(present - wanted - {f"{key}/{name}" for name in RESERVED_NAMES}):
             self._delete(path)
-        self.write_bytes(f"{key}/{MANIFEST_NAME}", manifest.to_bytes())
-        self._commit(key, marker)
+        listing = ManifestEntry(MANIFEST_NAME, len(content), manifest.fingerprint)
+        if not is_done or not self._holds(f"{key}/{MANIFEST_NAME}", listing):
+            self.write_bytes(f"{key}/{MANIFEST_NAME}", content)
+        if not is_done:
+            before_commit()
+            self._commit(key, marker_content(content))
         return manifest
 
     def get_folder(self, key: str, folder: Path) -> Manifest:
