@@ -17,6 +17,7 @@ from retort.store.place import (
     behind,
     cache_folder,
     claim,
+    is_used,
     local_of,
     localise,
     open_output,
@@ -104,6 +105,13 @@ def test_an_output_opens_with_what_the_store_has_and_nothing_else(node: Node) ->
             "run.yaml": b"a: 1",
             "work/key/plan.json": b"{}",
         }
+
+
+def test_an_output_opens_where_a_console_made_a_folder(node: Node, raw_s3: Any) -> None:
+    for key in ("runs/a/", "runs/a/work/"):
+        raw_s3.put_object(Bucket=node.bucket, Key=key, Body=b"")
+    assert not is_used(node.place("runs/a"))
+    assert read_tree(open_output(node.place("runs/a"), kept_apart=("result",))) == {}
 
 
 def test_what_another_run_left_on_a_node_is_not_trusted(node: Node) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -155,3 +156,22 @@ def test_open_store_by_url(tmp_path: Path, proxy: FaultProxy, bucket: str) -> No
 def test_other_urls_are_refused_with_the_cure(url: str) -> None:
     with pytest.raises(StorageError, match=r"s3://bucket|unsafe key"):
         open_store(url)
+
+
+def test_folders_that_a_console_made_are_no_objects_and_are_deleted_with_what_is_below(
+    open_s3: Callable[..., S3Store], bucket: str, raw_s3: Any, sealed: Path
+) -> None:
+    store = open_s3()
+    for key in ("", "a/", "a/deep/", "b/"):
+        raw_s3.put_object(Bucket=bucket, Key=f"some/prefix/{key}", Body=b"")
+    assert store.list() == store.list("a") == ()
+    store.put_folder(sealed, "a")
+    assert set(store.list("a")) == {f"a/{name}" for name in [*CONTENT, "MANIFEST.sha256", "COMMITTED"]}
+    raw_s3.put_object(Bucket=bucket, Key="some/prefix/a//x", Body=b"")
+    with pytest.raises(StorageError, match=r"unsafe key 'a//x': .*; use letters, .*; rename or delete what"):
+        store.read_bytes("a//x")
+    assert store.delete_prefix("a") == len(CONTENT) + 5
+    assert [found["Key"] for found in raw_s3.list_objects_v2(Bucket=bucket)["Contents"]] == [
+        "some/prefix/",
+        "some/prefix/b/",
+    ]

@@ -72,7 +72,10 @@ def safe_key(key: str) -> str:
     """
     reason = _key_fault(key)
     if reason is not None:
-        raise StorageError(f"unsafe key {key!r}: {reason}; use letters, digits, '.', '_', '-', '@' and single '/'")
+        raise StorageError(
+            f"unsafe key {key!r}: {reason}; use letters, digits, '.', '_', '-', '@' and single '/'; rename or delete "
+            "what is called so already"
+        )
     return key
 
 

@@ -32,7 +32,6 @@ from retort.store.s3_service import S3Credentials, S3Service
 
 _HASH_KEY = "sha256"
 
-
 __all__ = ["S3Credentials", "S3Store"]
 
 
@@ -150,7 +149,13 @@ class S3Store:
         return self._head(f"{key}/{MARKER_NAME}") is not None or self._head(key) is not None
 
     def list(self, prefix: str = "") -> tuple[str, ...]:
-        """Sorted keys of the objects at and below ``prefix``, of uncommitted folders too."""
+        """Sorted keys of the objects at and below ``prefix``, of uncommitted folders too.
+
+        Those that end in a slash are left out: consoles make them to show an empty folder.
+        """
+        return tuple(key for key in self._listed(prefix) if key and not key.endswith("/"))
+
+    def _listed(self, prefix: str) -> tuple[str, ...]:
         full = self._key(prefix) if prefix else self._prefix
 
         def read() -> list[str]:
@@ -252,7 +257,7 @@ class S3Store:
 
     def delete_prefix(self, prefix: str) -> int:
         """Delete the object ``prefix`` and everything below it, markers first; returns how many objects went."""
-        keys = sorted(self.list(safe_key(prefix)), key=lambda key: not key.endswith("/" + MARKER_NAME))
+        keys = sorted(self._listed(safe_key(prefix)), key=lambda key: not key.endswith("/" + MARKER_NAME))
         for key in keys:
             self._delete(key)
         return len(keys)
@@ -384,9 +389,10 @@ class S3Store:
                 raise
 
     def _delete(self, key: str) -> None:
+        """Delete what a listing named, whatever it is called."""
         # One by one: the batch request needs a checksum that some services refuse.
         self._service.lasting(
-            self._url(key), lambda: self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
+            self._url(key), lambda: self._client.delete_object(Bucket=self._bucket, Key=self._prefix + key)
         )
 
 
