@@ -16,7 +16,7 @@ from retort.store.artifact import describe_artifact, write_artifact
 from retort.store.commit import commit_folder, verify_folder
 from retort.store.lease import Lease
 from retort.store.lock import OutputLock
-from retort.store.place import drop, hold, local_of, push, push_files, store_of
+from retort.store.place import drop, hold, local_of, push, push_files, refuse_lost, store_of
 from retort.store.s3 import S3Store
 from tests.patience import HANG_S, comes
 from tests.store.conftest import FaultProxy, Node, fill, read_tree
@@ -62,6 +62,7 @@ def test_a_run_that_lost_its_output_changes_nothing_there(node: Node, output: Pa
             lambda: push(output / "run.yaml"),
             lambda: push_files(output),
             lambda: drop(output / "run.yaml"),
+            lambda: refuse_lost(output / "work"),
         ):
             with pytest.raises(StorageError, match=BY_ANOTHER):
                 write()
@@ -105,6 +106,7 @@ def test_a_holder_that_cannot_renew_counts_for_itself(open_s3: Callable[..., S3S
             r"runs/a: its lease was last renewed \d+ s ago, so another run may have taken it; nothing more", told
         )
         assert told.endswith("check the store and the network, and run the same command again")
+        held.refuse_lost()  # nobody is known to have it: the work may go on
         time.sleep(0.9)  # the other's last renewal may be a little younger
         threading.Timer(0.3, proxy.faults.clear).start()
         patient.check()

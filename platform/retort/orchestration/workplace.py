@@ -15,6 +15,7 @@ from retort.orchestration.room import PATIENCE, Patience, wait_for_room
 from retort.orchestration.shared_place import check_shared_place
 from retort.orchestration.watch import HeadListener, Heard, View, Watch, ask_head, head_address, run_beside
 from retort.run_config import PoolConfig
+from retort.store.place import refuse_lost
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ class Workplace:
     """A cluster that has room for what a job needs.
 
     Attributes:
+        output: what the job writes.
         demand: what it needs.
         first: the cluster as it was when the job came.
         address: of its head, ``host:port``.
@@ -32,6 +34,7 @@ class Workplace:
         patience: how often a person hears of a wait.
     """
 
+    output: Path
     demand: Demand
     first: View
     address: str
@@ -57,7 +60,7 @@ class Workplace:
             HeadLostError: the head does not answer any more.
             NodeLostError: a node is lost and was not replaced.
             ResourceError: workers died for lack of memory, or there is no room for them any more.
-            StorageError: a worker could not read or write the storage.
+            StorageError: a worker could not read or write the storage, or another run has taken the output.
         """
         heard = Heard(self.progress)
         watch = Watch(
@@ -73,6 +76,7 @@ class Workplace:
 
         def look() -> None:
             watch.look(listener.view, time.monotonic())
+            refuse_lost(self.output)
             meanwhile()
 
         try:
@@ -102,7 +106,7 @@ def find_place(output: Path, demand: Demand, progress: Progress, *, patience: Pa
     with _asked_for(demand if can_grow and room(ask_head().nodes, demand) < demand.least else None):
         nodes = wait_for_room(lambda: ask_head().nodes, demand, progress, can_grow=can_grow, patience=patience)
     check_shared_place(output, nodes, demand)
-    return Workplace(demand, ask_head(), head_address(), can_grow, progress, patience)
+    return Workplace(output, demand, ask_head(), head_address(), can_grow, progress, patience)
 
 
 def workers_for(pool: PoolConfig, items: int) -> int:

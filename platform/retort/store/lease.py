@@ -112,6 +112,14 @@ class Lease:
             if time.monotonic() >= deadline:
                 raise StorageError(_stale_text(self._key, age_s))
             time.sleep(min(_LOOK_S, self._lease_s / 10))
+        self.refuse_lost()
+
+    def refuse_lost(self) -> None:
+        """Call now and then, to give up what cannot be committed any more.
+
+        Raises:
+            StorageError: another run took the lease over.
+        """
         if self._lost is not None:
             raise StorageError(self._lost)
 

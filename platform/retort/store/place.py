@@ -175,10 +175,23 @@ def check_held(path: Path) -> None:
         StorageError: another run has taken one, or may have; it waits for as long as an outage may last before it says
             the latter.
     """
+    for lease in _leases_over(path):
+        lease.check()
+
+
+def refuse_lost(path: Path) -> None:
+    """The same without a wait: another run may have taken one that could not be renewed.
+
+    Raises:
+        StorageError: another run has taken one.
+    """
+    for lease in _leases_over(path):
+        lease.refuse_lost()
+
+
+def _leases_over(path: Path) -> list[Lease]:
     place = behind(path)
-    for output, lease in tuple(_held.items()):
-        if place is not None and place.is_relative_to(output):
-            lease.check()
+    return [lease for output, lease in tuple(_held.items()) if place is not None and place.is_relative_to(output)]
 
 
 def push(path: Path) -> None:
