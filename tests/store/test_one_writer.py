@@ -108,6 +108,8 @@ def test_a_holder_that_cannot_renew_counts_for_itself(open_s3: Callable[..., S3S
         assert told.endswith("check the store and the network, and run the same command again")
         held.refuse_lost()  # nobody is known to have it: the work may go on
         time.sleep(0.9)  # the other's last renewal may be a little younger
+        with pytest.raises(StorageError, match="its lease was last renewed"):
+            patient.check(is_patient=False)  # as a job that ends does
         threading.Timer(0.3, proxy.faults.clear).start()
         patient.check()
         assert proxy.faults == []

@@ -101,13 +101,13 @@ class Lease:
                 # The work is done and stored; the next run waits for the lease time.
                 _log.warning("the lease could not be given back: %s", fault)
 
-    def check(self) -> None:
-        """Call before a commit.
+    def check(self, *, is_patient: bool = True) -> None:
+        """Call before a commit; one that is patient waits for a renewal that is late.
 
         Raises:
             StorageError: another run took the lease over meanwhile, or may have: it could not be renewed in time.
         """
-        deadline = time.monotonic() + self._outage_s
+        deadline = time.monotonic() + (self._outage_s if is_patient else 0.0)
         while (age_s := time.monotonic() - self._shown) >= self._lease_s and self._lost is None:
             if time.monotonic() >= deadline:
                 raise StorageError(_stale_text(self._key, age_s))

@@ -168,15 +168,15 @@ def hold(path: Path) -> Iterator[OutputLock | Lease]:
             del _held[path]
 
 
-def check_held(path: Path) -> None:
+def check_held(path: Path, *, is_patient: bool = True) -> None:
     """Whether this process still holds the outputs in a store that it held and that ``path`` lies in.
 
     Raises:
         StorageError: another run has taken one, or may have; it waits for as long as an outage may last before it says
-            the latter.
+            the latter, if it is patient.
     """
     for lease in _leases_over(path):
-        lease.check()
+        lease.check(is_patient=is_patient)
 
 
 def refuse_lost(path: Path) -> None:
@@ -227,7 +227,7 @@ def push_files(folder: Path, *, except_for: Sequence[str] = (), is_patient: bool
     """Copy the small files that lie in a folder itself, as they are now, into the store behind it: logs may grow on."""
     remote = behind(folder)
     if remote is not None and folder.is_dir():
-check_held(folder, is_patient=is_patient)
+        check_held(folder, is_patient=is_patient)
         store = store_of(remote.bucket, is_patient=is_patient)
         for file in sorted(folder.iterdir()):
             if file.is_file() and _is_own(file.name) and file.name not in except_for:
