@@ -78,12 +78,7 @@ def promote(
         raise ConfigError(f"{source} holds a result of kind {found.info.kind}, promote a sweep or a model")
     model, judged = read_artifact(result_of(candidate.model)), read_artifact(result_of(candidate.evaluation))
     system_name = str(candidate.system["name"])
-    was = judged.info.inputs.get(model_input(system_name.removesuffix(AT_BEST)), model.fingerprint)
-    if was != model.fingerprint:
-        raise DataError(
-            f"{candidate.evaluation} judged {was} as {system_name}, and {candidate.model} holds {model.fingerprint} "
-            "now: its figures are another model's; evaluate it again"
-        )
+    _refuse_other_model(candidate, model, judged)
     checks = check_gate(parse_gate(candidate.gate), candidate.system)
     if not all(check.passed for check in checks):
         failed = "; ".join(str(check) for check in checks if not check.passed)
@@ -100,6 +95,17 @@ def promote(
         "gate": "; ".join(str(check) for check in checks),
         "figures": figures_of(candidate.system),
     }
+
+
+def _refuse_other_model(candidate: _Candidate, model: Artifact, judged: Artifact) -> None:
+    """Another one may have lain at its path when it was judged; evaluations of old do not say."""
+    system = str(candidate.system["name"])
+    was = judged.info.inputs.get(model_input(system.removesuffix(AT_BEST)), model.fingerprint)
+    if was != model.fingerprint:
+        raise DataError(
+            f"{candidate.evaluation} judged {was} as {system}, and {candidate.model} holds {model.fingerprint} now: its "
+            "figures are another model's; evaluate it again"
+        )
 
 
 def _winner(
