@@ -103,8 +103,8 @@ def _refuse_other_model(candidate: _Candidate, model: Artifact, judged: Artifact
     was = judged.info.inputs.get(model_input(system.removesuffix(AT_BEST)), model.fingerprint)
     if was != model.fingerprint:
         raise DataError(
-            f"{candidate.evaluation} judged {was} as {system}, and {candidate.model} holds {model.fingerprint} now: its "
-            "figures are another model's; evaluate it again"
+            f"{candidate.evaluation} judged {was} as {system}, and {candidate.model} holds {model.fingerprint} now: "
+            "its figures are another model's; evaluate it again"
         )
 
 
