@@ -203,6 +203,9 @@ def test_silence_is_told_and_news_ends_it() -> None:
     heard.last = 70.0
     watching.look(View(95.0, [node(1, 2)]), 95.0)
     assert len(lines.lines) == 2
+    heard.update(0, 19, "measuring speed")  # which says nothing until it is done
+    watching.look(View(heard.last + 30.0, [node(1, 2)]), heard.last + 30.0)
+    assert lines.lines[2].startswith('no news of the workers for 30 s, since "0/19 measuring speed": needed are')
 
 
 def test_a_pool_whose_worker_is_gone_for_good_is_not_waited_for_for_ever() -> None:

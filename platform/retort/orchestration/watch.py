@@ -7,6 +7,7 @@ looks at what another thread last heard of the cluster's head.
 import contextlib
 import os
 import socket
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ T = TypeVar("T")
 _LOOK_S = 0.2
 _REFRESH_S = 2.0
 _KNOCK_S = 5.0
+_SHOWN = 60
 _RECONNECT_VARIABLE, _RECONNECT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
 """Ray ends a process whose head is away for so long; a head with its state in Redis may come back until then."""
 
@@ -47,20 +49,20 @@ class View:
 
 
 class Heard:
-    """A progress that passes everything on and remembers when it last did."""
+    """A progress that passes everything on and remembers when it last did, and what."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self.last = time.monotonic()
+        self.last, self.what = time.monotonic(), ""
 
     def update(self, done: int, total: int, note: str) -> None:
         """Pass on."""
-        self.last = time.monotonic()
+        self.last, self.what = time.monotonic(), f"{done}/{total} {note}"
         self._progress.update(done, total, note)
 
     def log(self, line: str) -> None:
         """Pass on."""
-        self.last = time.monotonic()
+        self.last, self.what = time.monotonic(), line
         self._progress.log(line)
 
 
@@ -170,8 +172,10 @@ class Watch:
         silent_s = now - self._heard.last
         if silent_s >= self._patience.line_every_s and self._is_time(now):
             verb = "is" if view.free_cpus == 1 else "are"
+            what = textwrap.shorten(self._heard.what, _SHOWN, placeholder="…")
+            since = f', since "{what}"' if what else ""
             self._progress.log(
-                f"no news of the {self._demand.name} for {silent_s:.0f} s: needed are {self._demand}, "
+                f"no news of the {self._demand.name} for {silent_s:.0f} s{since}: needed are {self._demand}, "
                 f"{there(view.nodes)}, of which {amounts(view.free_cpus, 0.0)} {verb} free"
             )
 
