@@ -302,18 +302,23 @@ def test_next_writer_clears_what_another_content_left(
     store.get_folder("a", tmp_path / "got")
 
 
-def test_second_of_two_writers_is_refused(
-    open_s3: Opener, proxy: FaultProxy, raw_s3: Any, bucket: str, sealed: Path
-) -> None:
-    store = open_s3()
+def let_another_commit(proxy: FaultProxy, raw_s3: Any, bucket: str, *, before: str) -> None:
+    """Another writer commits ``a`` just before the file of this name is sent."""
     take = proxy.take
 
     def other_writer_first(method: str, path: str, headers: dict[str, str]) -> str:
-        if method == "PUT" and path.endswith("COMMITTED"):
+        if method == "PUT" and path.endswith(before):
             raw_s3.put_object(Bucket=bucket, Key="some/prefix/a/COMMITTED", Body=b"other\n")
         return take(method, path, headers)
 
     proxy.take = other_writer_first  # type: ignore[method-assign]
+
+
+def test_second_of_two_writers_is_refused(
+    open_s3: Opener, proxy: FaultProxy, raw_s3: Any, bucket: str, sealed: Path
+) -> None:
+    store = open_s3()
+    let_another_commit(proxy, raw_s3, bucket, before="COMMITTED")
     assert fault(lambda: store.put_folder(sealed, "a")) is StoreFault.CONFLICT
 
 
@@ -321,14 +326,7 @@ def test_a_marker_that_came_during_the_upload_is_seen_where_conditions_are_ignor
     open_s3: Opener, proxy: FaultProxy, raw_s3: Any, bucket: str, sealed: Path
 ) -> None:
     proxy.unknown = ("if-match", "if-none-match")
-    take = proxy.take
-
-    def other_writer_first(method: str, path: str, headers: dict[str, str]) -> str:
-        if method == "PUT" and path.endswith("MANIFEST.sha256"):
-            raw_s3.put_object(Bucket=bucket, Key="some/prefix/a/COMMITTED", Body=b"other\n")
-        return take(method, path, headers)
-
-    proxy.take = other_writer_first  # type: ignore[method-assign]
+    let_another_commit(proxy, raw_s3, bucket, before="MANIFEST.sha256")
     assert fault(lambda: open_s3().put_folder(sealed, "a")) is StoreFault.CONFLICT
     assert open_s3().read_bytes("a/COMMITTED") == b"other\n"
 

@@ -145,7 +145,8 @@ class EvaluateConfig(Config):
     comparisons: tuple[ComparisonConfig, ...] = ()
     margins: dict[ComparableName, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """How much worse still counts as good, by metric, as ``summary.json`` has it (``wer: 0.02`` is two points). Only
-    with one is it said that two systems are equally good."""
+    with one is it said that two systems are equally good. Of several that are meant the nearest counts:
+    ``wer_capped@LABEL``, ``wer_capped``, ``wer@LABEL``, ``wer``. A later one than the first report is told so."""
     confidence_teacher: str | None = None
     """System whose distribution, guided as it is decoded and at temperature 1, the others' confidence is compared with.
     It is the target of ``target_kl``, to which every student should be nearer than the same model without guidance."""
