@@ -19,7 +19,7 @@ export RAY_DATA_DISABLE_PROGRESS_BARS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help install demo demo-prune demo-diffusion demo-zero-shot demo-tune doctor check lint quick test clients faults checks-and-tours most-tests format clean
+.PHONY: help install demo demo-large demo-prune demo-diffusion demo-zero-shot demo-tune doctor check lint quick test clients faults checks-and-tours most-tests format clean
 
 help: ## Show the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -41,10 +41,13 @@ install: .venv/.stamp ## Create .venv with the versions of constraints.txt
 demo: .venv/.stamp ## Take the whole tour on the embedded corpus, and write a report to open
 	$(BIN)/retort demo --config jobs/configs/demo.yaml
 
-demo-prune: .venv/.stamp ## The tour of layer pruning; it goes on from the teacher of `make demo`, or makes it
+demo-large: .venv/.stamp ## The same at twice the size; the tours of pruning, diffusion and the papers go on from it
+	$(BIN)/retort demo --config jobs/configs/demo_large.yaml
+
+demo-prune: .venv/.stamp ## The tour of layer pruning; it goes on from the teacher of `make demo-large`, or makes it
 	$(BIN)/retort demo --config jobs/configs/demo_prune.yaml
 
-demo-diffusion: .venv/.stamp ## The tour of diffusion; it goes on from the corpus and student of `make demo`, or makes them
+demo-diffusion: .venv/.stamp ## The tour of diffusion; it goes on from the corpus and student of `make demo-large`, or makes them
 	$(BIN)/retort demo --config jobs/configs/demo_diffusion.yaml
 
 demo-zero-shot: .venv/.stamp ## The tour of zero-shot models, on English that a small voice of an extra says

@@ -26,11 +26,17 @@ from retort.run_config import (
 
 FOLDER = Path(__file__).parents[2] / "jobs" / "configs"
 FILES = sorted(FOLDER.rglob("*.y*ml"))
-NUM_FILES = 26
+NUM_FILES = 27
 
 
 def load(file: Path) -> AnyConfig:
     return load_config(file, RunConfig)  # type: ignore[arg-type, no-any-return]
+
+
+def tour(name: str) -> DemoConfig:
+    config = load(FOLDER / f"{name}.yaml")
+    assert isinstance(config, DemoConfig)
+    return config
 
 
 def test_no_run_file_is_forgotten() -> None:
@@ -52,11 +58,25 @@ def test_resolved_tree_is_a_run_file_too(file: Path) -> None:
     assert validate(tree, RunConfig, where="tree") == config  # type: ignore[arg-type]
 
 
-def test_the_tour_of_pruning_goes_on_from_the_default_tours_teacher() -> None:
-    default, pruning = load(FOLDER / "demo.yaml"), load(FOLDER / "demo_prune.yaml")
-    assert isinstance(default, DemoConfig)
-    assert isinstance(pruning, DemoConfig)
-    assert pruning.jobs[:2] == default.jobs[:2]
+def test_the_larger_tour_shares_the_default_one_s_corpus_and_nothing_else() -> None:
+    default, large = tour("demo"), tour("demo_large")
+    assert large.jobs[0] == default.jobs[0]
+    assert {job.output for job in large.jobs} & {job.output for job in default.jobs} == {large.jobs[0].output}
+
+
+@pytest.mark.parametrize(("name", "shared"), [("demo_prune", 2), ("demo_diffusion", 4)])
+def test_the_tours_of_other_methods_go_on_from_the_larger_one(name: str, shared: int) -> None:
+    large = tour("demo_large").jobs
+    assert tour(name).jobs[:shared] == large[:shared]
+
+
+@pytest.mark.parametrize("name", ["paper_cfg", "paper_cfg_best", "paper_spade"])
+def test_what_a_papers_tour_reads_is_written_by_it_or_by_the_tours_before_it(name: str) -> None:
+    before = ["demo_large", "demo_prune", *(["paper_cfg"] if name == "paper_cfg_best" else [])]
+    written = {job.output for other in (*before, name) for job in tour(other).jobs}
+    read = {path for job in tour(name).jobs for path in inputs_of(job)}
+    assert read
+    assert read <= written
 
 
 def test_whatever_is_there_to_be_beaten_in_the_tour_of_pruning_is_a_control() -> None:

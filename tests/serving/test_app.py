@@ -203,9 +203,9 @@ def test_the_default_serves_the_students_that_there_are(tmp_path: Path) -> None:
 
     with pytest.raises(DataError, match="run `make demo` first"):
         demo_config(tmp_path)
-    (tmp_path / "student_medium" / "result").mkdir(parents=True)
+    (tmp_path / "student_small" / "result").mkdir(parents=True)
     config = demo_config(tmp_path)
-    assert [model.name for model in config.models] == ["student_medium"]
-    assert config.default_model == "student_medium"
+    assert [model.name for model in config.models] == ["student_small"]
+    assert config.default_model == "student_small"
     assert config.layout == "together"
     assert isinstance(config.models[0], ServedModel)

@@ -27,7 +27,7 @@ from retort.serving.settings import ServeConfig, ServedModel
 from retort.store.registry import Registry
 
 _APP = "retort"
-_DEMO_MODELS = ("student_small", "student_medium", "student_large")
+_DEMO_MODELS = ("student_small", "student_large")
 _DEMO_CHARACTERS = 32
 """The demo's corpus is strings of at most five digits."""
 _FRONT_END_CPUS = 1.0
