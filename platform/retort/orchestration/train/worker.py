@@ -287,7 +287,7 @@ class TrainingLoop:
             case Action.SAVE:
                 _log.info("%s, and the work goes on", at)
             case Action.LEAVE:
-                _log.info("%s, and the workers start again from it", at)
+                _log.info("%s, and training goes on from it", at)
                 raise WorkerLeavesError(at + self._checkpoints.how_to_go_on())
             case Action.END:
                 raise PreemptedError(at + self._checkpoints.how_to_go_on())
