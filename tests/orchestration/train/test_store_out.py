@@ -149,5 +149,5 @@ def test_a_rank_on_another_node_hears_it_when_the_store_answers_again(
 
     assert comes(is_told_to_end), "a later word replaces an earlier one, which may be there for a moment"
     patch.setenv("XDG_CACHE_HOME", str(tmp_path / "another"))
-    assert comes(lambda: heard.agree(torch.ones(()))[1]) is Action.END
+    assert comes(lambda: heard.agree(torch.ones(()))[1] is Action.END), "the earlier one may be heard first"
     assert heard.reason == "to END"
