@@ -70,11 +70,20 @@ def test_the_tours_of_other_methods_go_on_from_the_larger_one(name: str, shared:
     assert tour(name).jobs[:shared] == large[:shared]
 
 
-@pytest.mark.parametrize("name", ["paper_cfg", "paper_cfg_best", "paper_spade"])
-def test_what_a_papers_tour_reads_is_written_by_it_or_by_the_tours_before_it(name: str) -> None:
-    before = ["demo_large", "demo_prune", *(["paper_cfg"] if name == "paper_cfg_best" else [])]
-    written = {job.output for other in (*before, name) for job in tour(other).jobs}
-    read = {path for job in tour(name).jobs for path in inputs_of(job)}
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("paper_cfg", ["demo_large"]),
+        ("paper_cfg_best", ["demo_large", "paper_cfg"]),
+        ("paper_prosody", ["demo_large", "paper_cfg"]),
+        ("paper_spade", ["demo_large", "demo_prune"]),
+    ],
+)
+def test_what_a_papers_file_reads_is_written_by_it_or_by_the_tours_before_it(name: str, before: list[str]) -> None:
+    config = load(FOLDER / f"{name}.yaml")
+    own = config.jobs if isinstance(config, DemoConfig) else ()
+    written = {job.output for job in (*(job for other in before for job in tour(other).jobs), *own)}
+    read = set(inputs_of(config))
     assert read
     assert read <= written
 
