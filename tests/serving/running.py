@@ -38,18 +38,17 @@ def backends(config: ServeConfig) -> dict[str, LocalBackend]:
 @contextmanager
 def running(api: FastAPI) -> Iterator[str]:
     """Serve until the block ends; gives the address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(api, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(api, log_level="error"))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     assert comes(lambda: server.started, every_s=0.01)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
+        listener.close()
 
 
 def api_of(config: ServeConfig, made: dict[str, LocalBackend]) -> FastAPI:

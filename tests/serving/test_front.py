@@ -75,7 +75,7 @@ def proxied(
     folder: Path, to: str, *, header_s: int = 600, max_connections: int = 16_384, host: str = "127.0.0.1"
 ) -> Iterator[Running]:
     """HAProxy before a server, as Ray Serve would start it."""
-    port, counters, stats = _free_port(), _free_port(), _free_port()
+    port, counters, stats = _free_port(host), _free_port(host), _free_port(host)
     rays_own(folder, to, host, (port, counters, stats))._generate_config_file_internal()
     write_starter(folder / "haproxy", _haproxy() or "", Front(host, HEADER, max_connections, header_s, header_s))
     with (folder / "log").open("wb") as log:
@@ -91,12 +91,25 @@ def proxied(
         process.wait(HANG_S)
 
 
+def test_no_port_is_chosen_that_the_kernel_gives_to_whoever_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HAProxy takes its ports seconds later; Ray, which starts before it, once had been given one of them."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    if first < 30_000:
+        pytest.skip(f"this machine gives {first} to {last}")
+    chosen = {_free_port("127.0.0.1") for _ in range(50)}
+    assert len(chosen) > 1
+    assert not [port for port in chosen if first <= port <= last]
+    with socket.create_server(("127.0.0.1", taken := chosen.pop())):
+        monkeypatch.setattr("retort.serving.local._OUR_PORTS", [taken] * 100)
+        assert _free_port("127.0.0.1") != taken, "rather any than one that is taken"
+
+
 @haproxy_only
 def test_it_ends_with_who_started_it() -> None:
     """Where a signal ends Ray Serve and everything around it at once, nobody is left who would end HAProxy."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         folder = Path(name)
-        ports = _free_port(), _free_port(), _free_port()
+        ports = _free_port("127.0.0.1"), _free_port("127.0.0.1"), _free_port("127.0.0.1")
         rays_own(folder, "http://127.0.0.1:9", "127.0.0.1", ports)._generate_config_file_internal()
         write_starter(folder / "haproxy", _haproxy() or "", Front("127.0.0.1", HEADER, 1000, 5, 5))
         begun = "import subprocess, sys; print(subprocess.Popen(sys.argv[1:]).pid, flush=True); sys.stdin.read()"
@@ -117,7 +130,7 @@ def test_ray_serve_starts_and_replaces_what_is_mended(monkeypatch: pytest.Monkey
     import ray.serve._private.haproxy as theirs
 
     async def start_and_replace(folder: Path, to: str) -> list[tuple[int, int]]:
-        ports = _free_port(), _free_port(), _free_port()
+        ports = _free_port("127.0.0.1"), _free_port("127.0.0.1"), _free_port("127.0.0.1")
         api = rays_own(folder, to, "127.0.0.1", ports)
         at, seen = f"http://127.0.0.1:{ports[0]}", []
         await api.start()

@@ -16,7 +16,7 @@ from ray._common.utils import get_default_ray_temp_dir
 
 from retort.config import validate
 from retort.errors import ConfigError, MissingRequirementError
-from retort.serving.local import deploy, serving
+from retort.serving.local import _haproxy, deploy, serving
 from retort.serving.settings import Limits, ServeConfig
 from tests.inference.speaking import speaking_model
 from tests.patience import HANG_S, ONE_TRY_S, comes
@@ -193,13 +193,18 @@ def test_a_new_version_of_everything_takes_over_without_a_failed_request(
     assert set(answers) == {(200, layout.short), (new.status_code, new.content)}, "HAProxy sends nobody to who has left"
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["port", "counters_port", "stats_port"])
+def test_a_port_that_is_taken_is_named(name: str, tmp_path: Path) -> None:
+    if name != "port" and _haproxy() is None:
+        pytest.skip("no HAProxy on this machine")
     with socket.create_server(("127.0.0.1", 0)) as other:
-        config = settings(tmp_path, port=other.getsockname()[1])
-        with pytest.raises(MissingRequirementError, match=f"{config.port}: Address already in use"), serving(config):
+        taken = other.getsockname()[1]
+        config = settings(tmp_path, **{"port": 0, name: taken})
+        told = rf"{taken}: Address already in use.*--set {name}="
+        with pytest.raises(MissingRequirementError, match=told), serving(config):
             pass
     elsewhere = config.replace(host="198.51.100.7")
-    with pytest.raises(MissingRequirementError, match=r"198\.51\.100\.7:.*Cannot assign"), serving(elsewhere):
+    with pytest.raises(MissingRequirementError, match=r"198\.51\.100\.7.*Cannot assign"), serving(elsewhere):
         pass
 
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import errno
 import functools
 import io
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -33,6 +35,9 @@ _DEMO_CHARACTERS = 32
 _FRONT_END_CPUS = 1.0
 _SHORT = "/tmp"
 """Where HAProxy's files are: it wants its sockets' paths shorter than 98 characters, of which Ray Serve takes 70."""
+_OUR_PORTS, _MOST_PORTS_TRIED = range(20_000, 30_000), 100
+"""Between those of Ray's workers (10002 to 19999) and those of Ray Serve's replicas (from 30000) and, from 32768, of
+Linux for whoever asks for any."""
 _IDLE_S = 15
 """How long a connection is kept for its next request."""
 _LOOK_S = 5.0
@@ -134,10 +139,10 @@ def serving(config: ServeConfig) -> Iterator[str]:
     At the end of the block, requests that have begun are answered; at an exception they are broken off.
 
     Raises:
-        MissingRequirementError: the port is taken, HAProxy is wanted and not there, or the application does not start;
+        MissingRequirementError: a port is taken, HAProxy is wanted and not there, or the application does not start;
             Ray Serve's reason is quoted.
     """
-    config = config.replace(port=_port_of(config))
+    config = _with_ports(config)
     # Twice as many as are needed: while a version is promoted, old and new replicas are there.
     needed = 2 * (sum(model.cpus * model.max_replicas for model in config.models) + _FRONT_END_CPUS)
     with (
@@ -196,7 +201,7 @@ def _variables(config: ServeConfig, folder: Path) -> dict[str, str]:
         files |= {"SERVER_STATE_BASE": "", "SERVER_STATE_FILE": "server-state", "BINARY_PATH": "haproxy"}
         defaults |= {f"RAY_SERVE_HAPROXY_{name}": str(folder / file) for name, file in files.items()}
         pages = {"METRICS": config.counters_port, "STATS": config.stats_port}
-        defaults |= {f"RAY_SERVE_HAPROXY_{page}_PORT": str(port or _free_port()) for page, port in pages.items()}
+        defaults |= {f"RAY_SERVE_HAPROXY_{page}_PORT": str(port) for page, port in pages.items()}
         # A client that sends nothing of its body, or takes nothing of an answer, after which the API has given it up.
         limits = config.limits
         idle_s = max(limits.deadline_s, limits.slow_reader_s, 10 * limits.body_timeout_s) + _IDLE_S
@@ -257,21 +262,50 @@ def with_hosts(config: ServeConfig) -> ServeConfig:
     return config.replace(hosts=()) if config.hosts is None and _is_loopback(config.host) else config
 
 
-def _port_of(config: ServeConfig) -> int:
-    """Where to listen: what is asked for, if it is free, and any free port for 0."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+def _with_ports(config: ServeConfig) -> ServeConfig:
+    """The same, with free ports for those that are 0.
+
+    Raises:
+        MissingRequirementError: one that is asked for is taken.
+    """
+    names = ("port", "counters_port", "stats_port") if _uses_haproxy(config) else ("port",)
+    return config.replace(**{name: _port_of(config, name) for name in names})
+
+
+def _port_of(config: ServeConfig, name: str) -> int:
+    """Where to listen: what is asked for under that name, if it is free, and any free port for 0."""
+    port = getattr(config, name)
     try:
-        with socket.create_server((config.host, config.port), family=family) as probe:
-            return int(probe.getsockname()[1])
+        return _bound(config.host, port) if port else _free_port(config.host)
     except OSError as error:
         raise MissingRequirementError(
-            f"cannot listen on {config.host}:{config.port}: {error.strerror}; free it, or choose another: "
-            "retort serve serve/local.yaml --set port=9000"
+            f"cannot listen on {config.host}:{port}: {error.strerror}; free it, or choose another: "
+            f"retort serve serve/local.yaml --set {name}=9000"
         ) from error
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
+def _free_port(host: str) -> int:
+    """One that is free, and stays it until HAProxy takes it, many seconds later.
+
+    Ray starts before that, with many sockets, so it is none that the kernel gives to those who ask for any.
+    """
+    for port in random.SystemRandom().sample(_OUR_PORTS, _MOST_PORTS_TRIED - 1):
+        try:
+            return _bound(host, port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+    return _bound(host, 0)
+
+
+def _bound(host: str, port: int) -> int:
+    """The port, where nobody listens.
+
+    Raises:
+        OSError: somebody does, or this machine has no such address.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family) as probe:
         return int(probe.getsockname()[1])
 
 
