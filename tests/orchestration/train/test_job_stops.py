@@ -80,7 +80,7 @@ def test_sigterm_makes_a_checkpoint_and_the_next_start_goes_on_from_it(root: Pat
     )
     assert code == 0, errors
     assert f"resuming after step {found[1]}" in errors
-    left = re.search(r"SIGTERM; the checkpoint of step (\d+) of 120 is written, and the workers start again", errors)
+    left = re.search(r"SIGTERM; the checkpoint of step (\d+) of 120 is written, and training goes on from it", errors)
     assert left, errors
     assert f"resuming after step {left[1]}" in errors
     assert_only_our_lines(errors)

@@ -70,7 +70,7 @@ def test_a_run_that_was_told_to_stop_goes_on_from_that_very_step(root: Path, wor
     assert "a reason to end; the checkpoint of step 4 of 9 is written: run the same command again" in str(failure)
     assert "a reason to save; the checkpoint of step 2 of 9 is written, and the work goes on" in events_of(ended)
     assert read_failure(left.output, run="run") is None, "the group starts again by itself"
-    assert "SIGTERM; the checkpoint of step 4 of 9 is written, and the workers start again" in events_of(left)
+    assert "SIGTERM; the checkpoint of step 4 of 9 is written, and training goes on from it" in events_of(left)
     as_a_new_driver(ended)
     assert run_ranks(root, [(ended, {}), (left, {})], world_size) == [0] * world_size
     for job in (ended, left):
