@@ -208,6 +208,30 @@ def test_silence_is_told_and_news_ends_it() -> None:
     assert lines.lines[2].startswith('no news of the workers for 30 s, since "0/19 measuring speed": needed are')
 
 
+def test_the_pauses_of_a_slow_machine_are_no_silence() -> None:
+    times = iter([0.0, 100.0, 140.0, 185.0, 1500.0])  # the start, and four pieces of news
+    lines, heard = Lines(), Heard(Lines(), clock=lambda: next(times))
+    watching = watch(pool(2), lines, node(1, 2), heard=heard)
+
+    def told_at(*seconds: float) -> list[bool]:
+        found = []
+        for now in seconds:
+            before = len(lines.lines)
+            watching.look(View(now, [node(1, 2)]), now)
+            found.append(len(lines.lines) > before)
+        return found
+
+    assert told_at(29.0, 31.0, 62.0) == [False, True, True], "nothing is known yet"
+    heard.log("loaded")
+    assert told_at(129.0, 131.0) == [False, True], "how long the start takes says nothing of the pauses"
+    heard.update(20, 1400, "")
+    assert told_at(170.0, 184.9) == [False, False], "twice the 40 s before are not over"
+    heard.update(40, 1400, "")
+    assert told_at(274.0, 276.0, 300.0, 307.0) == [False, True, False, True], "twice the longest, then as ever"
+    heard.update(60, 1400, "")  # after 1,315 s
+    assert told_at(1799.0, 1801.0) == [False, True], "no silence is kept for more than ten lines' times"
+
+
 def test_a_pool_whose_worker_is_gone_for_good_is_not_waited_for_for_ever() -> None:
     heard, two, one = Heard(Lines()), [node(1, 1), node(2, 1)], [node(1, 1), node(2, 1, alive=False)]
     heard.last = 0.0

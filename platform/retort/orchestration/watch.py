@@ -25,6 +25,8 @@ _LOOK_S = 0.2
 _REFRESH_S = 2.0
 _KNOCK_S = 5.0
 _SHOWN = 60
+_UNUSUAL, _MOST_USUAL = 2.0, 10.0
+"""Silence is told after so many of the longest pauses so far, but never later than so many lines' times."""
 _RECONNECT_VARIABLE, _RECONNECT_S = "RAY_gcs_rpc_server_reconnect_timeout_s", 60.0
 """Ray ends a process whose head is away for so long; a head with its state in Redis may come back until then."""
 
@@ -49,21 +51,27 @@ class View:
 
 
 class Heard:
-    """A progress that passes everything on and remembers when it last did, and what."""
+    """A progress that passes everything on and remembers when it last did, what, and the longest pause between two."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self.last, self.what = time.monotonic(), ""
+    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self._progress, self._clock = progress, clock
+        self.last, self.what, self.longest_pause_s = clock(), "", 0.0
 
     def update(self, done: int, total: int, note: str) -> None:
         """Pass on."""
-        self.last, self.what = time.monotonic(), f"{done}/{total} {note}"
+        self._note(f"{done}/{total} {note}")
         self._progress.update(done, total, note)
 
     def log(self, line: str) -> None:
         """Pass on."""
-        self.last, self.what = time.monotonic(), line
+        self._note(line)
         self._progress.log(line)
+
+    def _note(self, what: str) -> None:
+        now = self._clock()
+        if self.what:  # not before the first: what starts takes its time
+            self.longest_pause_s = max(self.longest_pause_s, now - self.last)
+        self.last, self.what = now, what
 
 
 class Watch:
@@ -169,8 +177,10 @@ class Watch:
     def _look_at_silence(self, view: View, now: float) -> None:
         if self._heard is None:
             return
+        # A slow machine's pauses are no silence, but one long pause does not make all that follow usual.
+        usual_s = min(_UNUSUAL * self._heard.longest_pause_s, _MOST_USUAL * self._patience.line_every_s)
         silent_s = now - self._heard.last
-        if silent_s >= self._patience.line_every_s and self._is_time(now):
+        if silent_s >= max(usual_s, self._patience.line_every_s) and self._is_time(now):
             verb = "is" if view.free_cpus == 1 else "are"
             what = textwrap.shorten(self._heard.what, _SHOWN, placeholder="…")
             since = f', since "{what}"' if what else ""
