@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from retort.errors import MissingRequirementError
+from retort.serving.local import _haproxy
 from tests.orchestration.tiny_runs import write_teacher, write_token_set
 
 ROOT = Path(__file__).parents[2]
@@ -60,3 +63,20 @@ def test_a_server_shows_nothing_of_rays_to_its_end(tmp_path: Path) -> None:
     assert "tiny at http://" in ready, told
     assert "finishing what has begun" in rest, told
     assert others_in(ready + rest + told) == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.skipif(_haproxy() is None, reason="no HAProxy on this machine")
+def test_why_haproxy_does_not_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_teacher(tmp_path / "teacher", write_token_set(tmp_path / "data"))
+    file = tmp_path / "serve.yaml"
+    file.write_text(yaml.safe_dump({"job": "serve", "port": 0, "models": [{"name": "tiny", "path": str(model)}]}))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = str(other.getsockname()[1])
+        monkeypatch.setenv("RAY_SERVE_HAPROXY_METRICS_PORT", taken)
+        command = [sys.executable, "-m", "retort", "serve", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == MissingRequirementError.exit_code, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert re.fullmatch(rf"retort: Ray Serve does not start: .*Address already in use.*:{taken}\].*doctor`", line), line

@@ -38,6 +38,8 @@ _SHORT = "/tmp"
 _OUR_PORTS, _MOST_PORTS_TRIED = range(20_000, 30_000), 100
 """Between those of Ray's workers (10002 to 19999) and those of Ray Serve's replicas (from 30000) and, from 32768, of
 Linux for whoever asks for any."""
+_ALERT = "[ALERT]"
+"""Begins the lines in which HAProxy says why it does not start."""
 _IDLE_S = 15
 """How long a connection is kept for its next request."""
 _LOOK_S = 5.0
@@ -139,8 +141,8 @@ def serving(config: ServeConfig) -> Iterator[str]:
     At the end of the block, requests that have begun are answered; at an exception they are broken off.
 
     Raises:
-        MissingRequirementError: a port is taken, HAProxy is wanted and not there, or the application does not start;
-            Ray Serve's reason is quoted.
+        MissingRequirementError: a port is taken, HAProxy is wanted and not there, or Ray Serve, HAProxy or the
+            application does not start; the reason is quoted.
     """
     config = _with_ports(config)
     # Twice as many as are needed: while a version is promoted, old and new replicas are there.
@@ -152,7 +154,7 @@ def serving(config: ServeConfig) -> Iterator[str]:
     ):
         from ray import serve
 
-        serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": None})
+        _start(config)
         deploy(config)
         if _uses_haproxy(config):
             _wait_for_haproxy(config)
@@ -161,6 +163,23 @@ def serving(config: ServeConfig) -> Iterator[str]:
             serve.delete(_APP)  # no new requests; those that have begun go on for at most `drain_s`
         finally:
             serve.shutdown()
+
+
+def _start(config: ServeConfig) -> None:
+    """Start Ray Serve and what takes connections.
+
+    Raises:
+        MissingRequirementError: one of them does not start; HAProxy's own reason is quoted.
+    """
+    from ray import serve
+
+    try:
+        serve.start(http_options={"host": config.host, "port": config.port, "request_timeout_s": None})
+    except (RuntimeError, TimeoutError) as error:  # Ray raises what its worker raised, with a traceback as its text
+        told = [line.strip() for line in str(error).splitlines() if line.strip()]
+        alerts = [line for line in told if line.startswith(_ALERT)]
+        reason = " ".join(alerts or told[-1:]) or type(error).__name__
+        raise MissingRequirementError(f"Ray Serve does not start: {reason}; see also `retort doctor`") from error
 
 
 def _wait_for_haproxy(config: ServeConfig) -> None:
