@@ -54,6 +54,15 @@ def test_missing_values_leave_a_gap():
     assert len(list(tree.iter("circle"))) == 6
 
 
+def test_many_lines_look_different_and_as_in_the_legend():
+    lines = [Line(f"student_{i}", [1.0, 2.0], i) for i in range(32)]
+    drawn = parse(figures.line_chart(lines, title="t", ticks=["1", "2"], x_label="x", y_max=2.0)).iter("path")
+    looks = [(node.attrib["class"], node.attrib["stroke-dasharray"]) for node in drawn]
+    assert len(set(looks)) == 32
+    keys = [parse(figures.line_key(i)).find("path").attrib for i in range(32)]
+    assert [(key["class"], key["stroke-dasharray"]) for key in keys] == looks
+
+
 @pytest.mark.parametrize("count", [6, 24])
 @pytest.mark.parametrize("height", [0.0, 0.1])
 def test_labels_of_a_crowd_do_not_cover_each_other(count, height):

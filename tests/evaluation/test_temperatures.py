@@ -104,7 +104,7 @@ def test_the_report_draws_word_errors_and_failures_against_temperature(tmp_path:
     section = page[page.index('<section id="temperature">') : page.index('<section id="worst">')]
     assert 'aria-label="WER, corpus, % against temperature"' in section
     assert 'aria-label="Failures, % against temperature"' in section
-    assert section.count("<path") == 4, "a line for each system in both figures"
+    assert section.count("<path") == 6, "a line for each system in both figures, and in their legend"
     assert section.count('<span class="tag">best</span>') == 2
     assert "a@best" in page
     for tree in (None, choose(CONFIG, {}, [], FAST).tree()):

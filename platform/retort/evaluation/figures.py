@@ -121,6 +121,11 @@ def histogram_chart(lines: Sequence[Line], *, title: str, x_label: str) -> str:
     return _svg(height, title, parts)
 
 
+def line_key(series: int) -> str:
+    """A piece of a chart's line, for its legend."""
+    return f'<svg class="line-key" viewBox="0 0 36 8" aria-hidden="true">{_line(series, "M1 4 L35 4")}</svg>'
+
+
 def trade_off_chart(points: Sequence[Point], *, title: str, x_label: str, y_label: str) -> str:
     """Labelled dots in the plane, both axes from zero; y in percent."""
     top, bottom = 26, 40
@@ -252,16 +257,22 @@ def _y_axis(marks: Sequence[float], top: float, bottom: float, *, percent: bool 
 
 
 def _stroke(spots: Sequence[tuple[float, float] | None], series: int, *, dots: bool) -> list[str]:
-    colour, dash = f"c{series % NUM_COLOURS}", _DASHES[series % len(_DASHES)]
     path, pen_is_down = [], False
     for spot in spots:
         if spot is not None:
             path.append(f"{'L' if pen_is_down else 'M'}{spot[0]:.1f} {spot[1]:.1f}")
         pen_is_down = spot is not None
-    parts = [f'<path class="{colour} line" stroke-dasharray="{dash or "none"}" d="{" ".join(path)}"/>'] if path else []
+    parts = [_line(series, " ".join(path))] if path else []
     if dots:
+        colour = f"c{series % NUM_COLOURS}"
         parts += [f'<circle class="{colour} dot" cx="{x:.1f}" cy="{y:.1f}" r="3.5"/>' for x, y in filter(None, spots)]
     return parts
+
+
+def _line(series: int, path: str) -> str:
+    # Whenever the colours begin again, the dashes are others: no two of the first 32 series look the same.
+    dash = _DASHES[(series + series // NUM_COLOURS) % len(_DASHES)]
+    return f'<path class="c{series % NUM_COLOURS} line" stroke-dasharray="{dash or "none"}" d="{path}"/>'
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "start", css: str = "tick") -> str:

@@ -248,7 +248,7 @@ def _temperatures(found: Mapping[str, Any] | None, series: Mapping[str, int]) ->
         "split": found["split"],
         "num_strings": found["num_strings"],
         "metric": METRICS[found["metric"]].noun,
-        "lines": [{"name": name, "series": colours[name]} for name in by_system],
+        "lines": [{"name": name, "key": figures.line_key(series[name])} for name in by_system],
         "charts": [chart(metric) for metric in columns],
         "labels": [metric.label for metric in columns],
         "rows": [
@@ -291,7 +291,12 @@ def _confidence(confidence: Mapping[str, Mapping[str, Any]], series: Mapping[str
     has_kl = any(found["kl_K"] is not None for found in confidence.values())
     return {
         "rows": [
-            {"label": label, "series": colours[label] % figures.NUM_COLOURS, **found}
+            {
+                "label": label,
+                "series": colours[label] % figures.NUM_COLOURS,
+                "key": figures.line_key(colours[label]),
+                **found,
+            }
             for label, found in confidence.items()
         ],
         "entropy": chart("entropy_K", "Mean entropy of each codebook, nats", 0.1),
