@@ -204,7 +204,7 @@ def test_a_port_that_is_taken_is_named(name: str, tmp_path: Path) -> None:
         with pytest.raises(MissingRequirementError, match=told), serving(config):
             pass
     elsewhere = config.replace(host="198.51.100.7")
-    with pytest.raises(MissingRequirementError, match=r"198\.51\.100\.7.*Cannot assign"), serving(elsewhere):
+    with pytest.raises(MissingRequirementError, match=r"198\.51\.100\.7:.*Cannot assign"), serving(elsewhere):
         pass
 
 

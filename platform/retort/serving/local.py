@@ -35,7 +35,7 @@ _DEMO_CHARACTERS = 32
 _FRONT_END_CPUS = 1.0
 _SHORT = "/tmp"
 """Where HAProxy's files are: it wants its sockets' paths shorter than 98 characters, of which Ray Serve takes 70."""
-_OUR_PORTS, _MOST_PORTS_TRIED = range(20_000, 30_000), 100
+_OUR_PORTS, _PORTS_TRIED = range(20_000, 30_000), 100
 """Between those of Ray's workers (10002 to 19999) and those of Ray Serve's replicas (from 30000) and, from 32768, of
 Linux for whoever asks for any."""
 _ALERT = "[ALERT]"
@@ -308,7 +308,7 @@ def _free_port(host: str) -> int:
 
     Ray starts before that, with many sockets, so it is none that the kernel gives to those who ask for any.
     """
-    for port in random.SystemRandom().sample(_OUR_PORTS, _MOST_PORTS_TRIED - 1):
+    for port in random.SystemRandom().sample(_OUR_PORTS, _PORTS_TRIED):
         try:
             return _bound(host, port)
         except OSError as error:
