@@ -71,10 +71,14 @@ def _moved(node: Any, output: str) -> Any:
 
 
 class Lines(QuietProgress):
-    """Keeps what was logged."""
+    """Keeps what was logged, and what was being done."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.notes: list[str] = []
+
+    def update(self, done: int, total: int, note: str) -> None:
+        self.notes.append(note)
 
     def log(self, line: str) -> None:
         self.lines.append(line)
@@ -84,7 +88,12 @@ class Lines(QuietProgress):
 @pytest.mark.slow
 def test_the_tour_ends_in_a_report_and_a_second_one_finds_it_done(tmp_path: Path) -> None:
     config = tiny_tour(tmp_path / "demo")
-    first = run_demo(config, QuietProgress())
+    told = Lines()
+    first = run_demo(config, told)
+    speed = [note for note in told.notes if note.startswith("measuring speed")]
+    assert speed[0] == "measuring speed: a process starts", "nobody waits for it without a word"
+    assert speed[1] == "measuring speed: opening the models"
+    assert speed[-1].startswith("measuring speed: first audio, ")
 
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert [system["name"] for system in summary["systems"]] == [*SYSTEMS, *AT_BEST]

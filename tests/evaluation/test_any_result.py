@@ -23,7 +23,7 @@ from retort.evaluation.report import write_report
 from retort.evaluation.results import SystemInfo, summarise
 from retort.evaluation.scoring import Scorers, score_item
 from retort.evaluation.speaker import Resemblyzer, embed
-from retort.evaluation.speed import SpeedCase, measure_speed
+from retort.evaluation.speed import Measured, SpeedCase, measure_speed
 from retort.evaluation.turns import Turns
 from retort.inference.decoding import Decoding
 from retort.inference.opening import open_speaker
@@ -33,6 +33,7 @@ from retort.orchestration.evaluate.worker import EvaluationWorker
 from retort.store.artifact import describe_artifact, write_artifact
 from tests.evaluation.judging import RATE, Echo, Loudness, row, scorers, token_set
 from tests.evaluation.test_bad_sets import add_sounds
+from tests.evaluation.test_turns import by_system
 from tests.inference.speaking import speaking_model
 
 LOW = 4000
@@ -265,7 +266,7 @@ def test_what_makes_no_sound_has_no_speed_and_the_others_have_theirs() -> None:
             return Timing(compute_s=1.0, sound_s=1.0, audio_s=self.seconds)
 
     cases = {str(s): SpeedCase(Timed(s), Request("one", "s0", 0)) for s in (0.0, 4.0)}  # type: ignore[arg-type]
-    found = measure_speed(cases, batch_size=2, seconds=4.0, turns=Turns(2, 1e-9, 99.0))
+    found = by_system(measure_speed(cases, batch_size=2, seconds=4.0, turns=Turns(2, 1e-9, 99.0)))
     assert found == {"0.0": [None, None], "4.0": [{"rtf": 0.5}] * 2}
 
 
@@ -284,4 +285,6 @@ def test_a_longest_string_without_a_voice_leaves_the_models_their_speed(tmp_path
         "systems": [{"name": "m", "kind": "model", "role": "teacher", "model": str(model)}], "max_frames": 4,
         "speed": {"batch_sizes": [1, 2], "num_frames": 4, "rounds": 1, "window_s": 1e-6},
     }  # fmt: skip
-    assert {"rtf", "rtf_batch1", "first_audio_s"} <= set(EvaluationWorker(tree, 1).speed().figures["m"])
+    *_, measured = EvaluationWorker(tree, 1).speed()
+    assert isinstance(measured, Measured)
+    assert {"rtf", "rtf_batch1", "first_audio_s"} <= set(measured.figures["m"])

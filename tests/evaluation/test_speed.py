@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from retort.errors import DataError
-from retort.evaluation.speed import SpeedCase, measure_all, measure_first_audio, measure_speed
+from retort.evaluation.speed import Measured, SpeedCase, measure_all, measure_first_audio, measure_speed
 from retort.evaluation.turns import Turns
 from retort.inference.decoding import CodecLMDecoding, Decoding
 from retort.inference.opening import open_speaker
 from retort.inference.speaker import Outcome, Request, Sound, Timing, Wish
 from retort.nn.guidance import TwoTermGuidance
-from tests.evaluation.test_turns import Clock
+from tests.evaluation.test_turns import Clock, by_system
 from tests.inference.speaking import speaking_denoiser, speaking_model
 
 REQUEST = Request("one two", "s0", 7)
@@ -75,7 +75,7 @@ def test_systems_take_turns_and_the_first_call_warms_up() -> None:
     clock = Clock()
     a, b = Scripted(clock, log, "a", 0.1, 3.0, 2.0, 4.0), Scripted(clock, log, "b", 9.0, 5.0, 6.0, 7.0)
     cases = {"a": case(a), "b": case(b)}
-    found = measure_speed(cases, batch_size=3, seconds=2.0, turns=Turns(3, 0.01, NEVER), clock=clock)
+    found = by_system(measure_speed(cases, batch_size=3, seconds=2.0, turns=Turns(3, 0.01, NEVER), clock=clock))
     assert "".join(log) == "ab" + "ab" + "ba" + "ab"
     assert found["a"] == [{"rtf": (s + 0.5) / 6, "nfe": 1, "tokens_per_second": 12 / s} for s in (3.0, 2.0, 4.0)]
     assert a.seeds == b.seeds == [[0, 1, 2]] * 4, "every system says the same, each utterance with a seed of its own"
@@ -88,7 +88,7 @@ def test_first_audio_is_the_first_sound_and_not_the_first_step() -> None:
     speakers["b"].silence = "no_sound"
     cases = {"a": case(speakers["a"], decoding=guided), "b": case(speakers["b"])}
     cases["c"] = case(speakers["c"], Request("one " * 20, "s0", 7))
-    found = measure_first_audio(cases, turns=Turns(2, 0.01, NEVER), clock=clock)
+    found = by_system(measure_first_audio(cases, turns=Turns(2, 0.01, NEVER), clock=clock))
     assert found == {"a": [{"first_audio_s": 0.75}] * 2, "b": [None] * 2, "c": [None] * 2}
     assert "".join(log) == "ab" + "ab" + "ba"
     assert [wish.request.seed for wish in speakers["a"].said] == [0, 0, 1], "each round says it with another seed"
@@ -106,7 +106,11 @@ def test_figures_are_medians_with_intervals_and_identical_networks_are_the_floor
     b.time = lambda requests, decoding, *, seconds: Timing(1.0, 1.0, 0.0)  # type: ignore[assignment]
     b.silence = "no_sound"
     cases = {"a": case(a), "b": case(b)}
-    found = measure_all(cases, case(again), batch_sizes=(1, 4), seconds=1.0, turns=SIX, clock=clock)
+    *told, found = measure_all(cases, case(again), batch_sizes=(1, 4), seconds=1.0, turns=SIX, clock=clock)
+    assert isinstance(found, Measured)
+    phases = ("batch 1", "batch 4", "first audio")
+    steps = ("warming up", *(f"{number} of 6 rounds" for number in range(1, 7)))
+    assert told == [f"{phase}, {step}" for phase in phases for step in steps]
     assert set(found.figures) == {"a"}, "what makes no sound has no speed, and the second opening is no system"
     figures = found.figures["a"]
     assert set(figures) == {
@@ -126,7 +130,8 @@ def test_figures_are_medians_with_intervals_and_identical_networks_are_the_floor
 def test_nothing_is_opened_twice_where_no_floor_is_wanted() -> None:
     clock = Clock()
     cases = {"a": case(Scripted(clock, [], "a", *[1.0] * 3))}
-    found = measure_all(cases, None, batch_sizes=(1,), seconds=1.0, turns=Turns(2, 0.01, NEVER), clock=clock)
+    *_, found = measure_all(cases, None, batch_sizes=(1,), seconds=1.0, turns=Turns(2, 0.01, NEVER), clock=clock)
+    assert isinstance(found, Measured)
     assert (found.opened_twice, dict(found.noise)) == (None, {})
     assert found.figures["a"]["rtf"].interval is None, "two rounds are too few"
 
@@ -137,7 +142,8 @@ def test_a_models_figures_add_up_and_passes_are_counted_by_decoding(tmp_path: Pa
         "plain": SpeedCase(open_speaker(folder), REQUEST),
         "guided": SpeedCase(open_speaker(folder), REQUEST, CodecLMDecoding(guidance=TwoTermGuidance(scale=2.0))),
     }
-    found = measure_all(cases, None, batch_sizes=(2,), seconds=0.5, turns=Turns(1, 1e-6, NEVER))
+    *_, found = measure_all(cases, None, batch_sizes=(2,), seconds=0.5, turns=Turns(1, 1e-6, NEVER))
+    assert isinstance(found, Measured)
     assert {name: figures["nfe"].value for name, figures in found.figures.items()} == {"plain": 1, "guided": 2}
     timing = cases["guided"].time(batch_size=2, seconds=0.5)
     assert timing.figures["tokens_per_second"] * timing.compute_s == pytest.approx(2 * 20 * 2), (

@@ -2,12 +2,13 @@
 
 import random
 import statistics
+from collections.abc import Iterable
 
 import pytest
 
 from retort.evaluation.medians import median_of
 from retort.evaluation.noise_floor import floor_tree, is_equal, ratio_of, sentence
-from retort.evaluation.turns import Figures, Turns, column, take_turns
+from retort.evaluation.turns import Figures, Round, Turns, column, take_turns, turns_of
 
 
 class Clock:
@@ -32,10 +33,15 @@ class Task:
         return {"seconds": self.seconds, "calls": float(len(self.log))}
 
 
+def by_system(rounds: Iterable[Round]) -> dict[str, list[Figures | None]]:
+    found = list(rounds)
+    return {name: turns_of(found, name) for name in found[0]}
+
+
 def timed(turns: Turns, **seconds: float) -> tuple[dict[str, list[Figures | None]], list[tuple[str, int]], float]:
     clock, log = Clock(), []
     tasks = {name: Task(clock, log, name, each) for name, each in seconds.items()}
-    return take_turns(tasks, turns, clock), log, clock.now
+    return by_system(take_turns(tasks, turns, clock)), log, clock.now
 
 
 def test_systems_take_turns_after_a_warm_up_and_each_round_goes_the_other_way() -> None:
@@ -60,7 +66,7 @@ def test_the_round_of_many_calls_is_the_median_call() -> None:
         clock.now += 1.0
         return {"s": lengths.pop(0)}
 
-    assert take_turns({"a": task}, Turns(1, 4.0, 99.0), clock) == {"a": [{"s": 1.0}]}
+    assert by_system(take_turns({"a": task}, Turns(1, 4.0, 99.0), clock)) == {"a": [{"s": 1.0}]}
     assert lengths == []
 
 
@@ -78,7 +84,7 @@ def test_a_turn_with_a_call_that_fails_has_nothing_and_ends_there() -> None:
         clock.now += 1.0
         return answers.pop(0)
 
-    found = take_turns({"a": task}, Turns(2, 4.0, 99.0), clock)["a"]
+    found = by_system(take_turns({"a": task}, Turns(2, 4.0, 99.0), clock))["a"]
     assert found == [{"s": 3.0}, None]
     assert column(found, "s") == [3.0, None]
     assert answers == []

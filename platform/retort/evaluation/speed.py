@@ -7,7 +7,7 @@ model is timed twice, as two openings of the same weights, which tells how much 
 import gc
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from retort.errors import RetortError
 from retort.evaluation.medians import Median, median_of
 from retort.evaluation.metrics import METRICS
 from retort.evaluation.noise_floor import Ratio, ratio_of
-from retort.evaluation.turns import Clock, Figures, Turns, column, take_turns
+from retort.evaluation.turns import Clock, Figures, Round, Turns, column, take_turns, turns_of
 from retort.inference.decoding import Decoding
 from retort.inference.speaker import Request, Speaker, Timing, Wish
 
@@ -82,8 +82,10 @@ def measure_all(
     seconds: float,
     turns: Turns,
     clock: Clock = time.perf_counter,
-) -> Measured:
+) -> Iterator[str | Measured]:
     """Time every system at each batch size, and then its first audio.
+
+    Yields, for a person who waits, what was just timed, and in the end what was measured.
 
     Args:
         cases: the systems.
@@ -94,21 +96,38 @@ def measure_all(
         clock: what windows, budgets and first audio are measured by.
     """
     everyone = {**cases, **({} if again is None else {_AGAIN: again})}
-    said = [measure_speed(everyone, batch_size=b, seconds=seconds, turns=turns, clock=clock) for b in batch_sizes]
-    heard = measure_first_audio(everyone, turns=turns, clock=clock)
-    columns = {name: _columns([rounds[name] for rounds in said], heard[name]) for name in everyone}
+    phases = {
+        f"batch {size}": measure_speed(everyone, batch_size=size, seconds=seconds, turns=turns, clock=clock)
+        for size in batch_sizes
+    } | {"first audio": measure_first_audio(everyone, turns=turns, clock=clock)}
+    timed: list[list[Round]] = []
+    for phase, rounds in phases.items():
+        timed.append([])
+        yield f"{phase}, warming up"
+        for number, found in enumerate(rounds, start=1):
+            timed[-1].append(found)
+            yield f"{phase}, {number} of {turns.rounds} rounds"
+    *said, heard = timed
+    yield _measured(
+        {name: _columns([turns_of(each, name) for each in said], turns_of(heard, name)) for name in everyone},
+        opened_twice=None if again is None else next(iter(cases)),
+    )
+
+
+def _measured(columns: Mapping[str, Mapping[str, Sequence[float | None]]], *, opened_twice: str | None) -> Measured:
+    """Medians of every system, and the ratios between the two openings of the first."""
     medians = {name: _medians(found) for name, found in columns.items() if name != _AGAIN and found}
-    if again is None:
+    if opened_twice is None:
         return Measured(medians)
-    first = next(iter(cases))
-    timed = [name for name in columns[first] if name in columns[_AGAIN] and METRICS[name].averaging == "timed"]
-    ratios = {name: ratio_of(columns[first][name], columns[_AGAIN][name]) for name in timed}
-    return Measured(medians, first, {name: ratio for name, ratio in ratios.items() if ratio is not None})
+    first, again = columns[opened_twice], columns[_AGAIN]
+    timed = [name for name in first if name in again and METRICS[name].averaging == "timed"]
+    ratios = {name: ratio_of(first[name], again[name]) for name in timed}
+    return Measured(medians, opened_twice, {name: ratio for name, ratio in ratios.items() if ratio is not None})
 
 
 def measure_speed(
     cases: Mapping[str, SpeedCase], *, batch_size: int, seconds: float, turns: Turns, clock: Clock = time.perf_counter
-) -> dict[str, list[Figures | None]]:
+) -> Iterator[Round]:
     """Time batches of every case in turns: ``rtf`` and its family's figures, round by round; None without a sound."""
 
     def task(case: SpeedCase) -> Callable[[int], Figures | None]:
@@ -123,7 +142,7 @@ def measure_speed(
 
 def measure_first_audio(
     cases: Mapping[str, SpeedCase], *, turns: Turns, clock: Clock = time.perf_counter
-) -> dict[str, list[Figures | None]]:
+) -> Iterator[Round]:
     """Time the first audio of every case in turns, as ``first_audio_s``; each round has a seed of its own."""
 
     def task(case: SpeedCase) -> Callable[[int], Figures | None]:
@@ -135,7 +154,7 @@ def measure_first_audio(
 
     for case in cases.values():
         case.prepare()
-    return take_turns({name: task(case) for name, case in cases.items()}, turns, clock)
+    yield from take_turns({name: task(case) for name, case in cases.items()}, turns, clock)
 
 
 def _columns(said: Sequence[list[Figures | None]], heard: list[Figures | None]) -> dict[str, list[float | None]]:

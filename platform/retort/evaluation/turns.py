@@ -6,13 +6,15 @@ round's. Rounds, not calls, are what intervals are drawn from: calls just after 
 """
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
 """Seconds."""
 Figures = Mapping[str, float]
 """What one call, or one turn, took, by name."""
+Round = Mapping[str, Figures | None]
+"""What the turn of each system took in one round; None for a turn that had a failed call."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,7 @@ class Turns:
     budget_s: float
 
 
-def take_turns(
-    tasks: Mapping[str, Callable[[int], Figures | None]], turns: Turns, clock: Clock
-) -> dict[str, list[Figures | None]]:
+def take_turns(tasks: Mapping[str, Callable[[int], Figures | None]], turns: Turns, clock: Clock) -> Iterator[Round]:
     """Call every task for a while in each round, after one call each that warms it up and is forgotten.
 
     Args:
@@ -40,20 +40,17 @@ def take_turns(
         turns: how long.
         clock: what the window and the budget are measured by.
 
-    Returns the figures of each task, round by round, as many for each; None for a turn that had a failed call.
+    Yields each round when it is over.
     """
     begin = clock()
     for task in tasks.values():
         task(0)
-    found: dict[str, list[Figures | None]] = {name: [] for name in tasks}
     order = list(tasks)
     for number in range(turns.rounds):
         if number and clock() - begin >= turns.budget_s:
             break
-        for name in order:
-            found[name].append(_turn(tasks[name], number, turns.window_s / turns.rounds, clock))
+        yield {name: _turn(tasks[name], number, turns.window_s / turns.rounds, clock) for name in order}
         order.reverse()
-    return found
 
 
 def _turn(task: Callable[[int], Figures | None], number: int, seconds: float, clock: Clock) -> Figures | None:
@@ -66,6 +63,11 @@ def _turn(task: Callable[[int], Figures | None], number: int, seconds: float, cl
     return {name: statistics.median(figures[name] for figures in calls) for name in calls[0]}
 
 
-def column(rounds: Sequence[Figures | None], name: str) -> list[float | None]:
-    """One figure, round by round; None in rounds that have none."""
-    return [None if figures is None else figures.get(name) for figures in rounds]
+def turns_of(rounds: Sequence[Round], system: str) -> list[Figures | None]:
+    """The turns of one system, round by round."""
+    return [each[system] for each in rounds]
+
+
+def column(found: Sequence[Figures | None], name: str) -> list[float | None]:
+    """One figure of one system's turns; None for those that do not have it."""
+    return [None if figures is None else figures.get(name) for figures in found]

@@ -1,6 +1,7 @@
 """What an evaluation refuses before it starts anything."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -98,12 +99,12 @@ def test_the_noise_floor_is_of_one_models_weights_in_two_openings(
     asked = config(tmp_path / "out", tmp_path / "strings", systems)
     given: dict[str, object] = {}
 
-    def measure(cases: dict[str, SpeedCase], again: SpeedCase, **_: object) -> Measured:
+    def measure(cases: dict[str, SpeedCase], again: SpeedCase, **_: object) -> Iterator[str | Measured]:
         given.update(cases, again=again)
-        return Measured()
+        yield Measured()
 
     monkeypatch.setattr("retort.orchestration.evaluate.worker.measure_all", measure)
-    EvaluationWorker(asked.model_dump(mode="json"), 1).speed()
+    assert [*EvaluationWorker(asked.model_dump(mode="json"), 1).speed()] == ["opening the models", Measured()]
     first, again = given["m"], given["again"]
     assert isinstance(first, SpeedCase)
     assert isinstance(again, SpeedCase)

@@ -11,6 +11,7 @@ from retort.config import validate
 from retort.errors import ConfigError, DataError
 from retort.evaluation.judge import TestStrings
 from retort.evaluation.results import Pair, summarise
+from retort.evaluation.speed import Measured
 from retort.orchestration.evaluate.pieces import Piece
 from retort.orchestration.evaluate.system_facts import check_shared_codes, describe_system
 from retort.orchestration.evaluate.tasks import PlainTask
@@ -115,7 +116,9 @@ def test_speed_of_a_denoiser_is_told_by_its_own_figures(tmp_path: Path) -> None:
     plain = {"name": "slow", "kind": "model", "role": "student", "model": str(model)}
     speed = {"batch_sizes": [1, 2], "num_frames": 8, "rounds": 1, "window_s": 0.01}
     worker = EvaluationWorker(evaluation(tmp_path, plain, speed=speed).model_dump(mode="json"), 1)
-    found = {name: figure.value for name, figure in worker.speed().figures["slow"].items()}
+    *_, measured = worker.speed()
+    assert isinstance(measured, Measured)
+    found = {name: figure.value for name, figure in measured.figures["slow"].items()}
     assert found["nfe"] == 4
     assert 0 < found["diffusion_rtf"] < found["rtf"]
     assert found["rtf_batch1"] > 0

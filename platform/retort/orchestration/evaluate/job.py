@@ -1,8 +1,9 @@
 """Evaluation on Ray: a pool of judges shares the (system, strings) pieces; what is judged is kept if the run dies."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -142,11 +143,14 @@ def run_report(config: ReportConfig, progress: Progress) -> dict[str, Any]:
     return {"report": str(shipped(page))}
 
 
-def measure_speeds(config: EvaluateConfig) -> dict[str, dict[str, Any]]:
-    """Speed of every model of an evaluation, in turns, in one process: keys of its summary, by name of the system."""
+def measure_speeds(config: EvaluateConfig, told: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+    """Speed of every model of an evaluation, in turns, in one process: keys of its summary, by name of the system.
+
+    ``told`` hears how far it is.
+    """
     assert config.speed is not None
     with ray_session():
-        measured: Measured = _on_one_actor(config, "speed", config.speed.threads)
+        measured = _speed(config, told)
     found: dict[str, dict[str, Any]] = {}
     for name, figures in measured.figures.items():
         found[name] = {METRICS[key].field: figure.value for key, figure in figures.items()}
@@ -208,11 +212,35 @@ def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments:
     """Call a method in a process of its own, which ends with the call."""
     import ray
 
+    with _one_actor(config, threads) as actor:
+        return ray.get(getattr(actor, method).remote(*arguments))
+
+
+@contextmanager
+def _one_actor(config: EvaluateConfig, threads: int) -> Iterator[Any]:
+    import ray
+
     actor = _actors(config, 1, threads)[0]
     try:
-        return ray.get(getattr(actor, method).remote(*arguments))
+        yield actor
     finally:
         ray.kill(actor)
+
+
+def _speed(config: EvaluateConfig, told: Callable[[str], None]) -> Measured:
+    """Speed of all models in turns, measured in a process of its own, which says how far it is."""
+    import ray
+
+    assert config.speed is not None
+    told("a process starts")
+    with _one_actor(config, config.speed.threads) as actor:
+        for reference in actor.speed.options(num_returns="streaming").remote():
+            match ray.get(reference):
+                case str(how_far):
+                    told(how_far)
+                case Measured() as measured:
+                    return measured
+    raise AssertionError("what was measured comes last")
 
 
 def _leaking(config: EvaluateConfig) -> list[str]:
@@ -245,8 +273,7 @@ def _measure(config: EvaluateConfig, progress: Progress) -> tuple[Measured, dict
     if config.speed is None:
         return Measured(), {}
     models = [system.name for system in config.systems if system.model is not None]
-    progress.update(0, 1 + len(models), "measuring speed")
-    measured: Measured = _on_one_actor(config, "speed", config.speed.threads)
+    measured = _speed(config, lambda how_far: progress.update(0, 1 + len(models), f"measuring speed: {how_far}"))
     memory: dict[str, float] = {}
     # Memory does not mind company, and most of each process's time is its start.
     with ThreadPoolExecutor(config.pool.size) as pool:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any
 
@@ -103,12 +103,13 @@ class EvaluationWorker:
             seed=config.seed,
         )
 
-    def speed(self) -> Measured:
-        """Speed of every model at each batch size, and of the first one opened again."""
+    def speed(self) -> Iterator[str | Measured]:
+        """Speed of every model at each batch size, and of the first one opened again; before it, how far it is."""
         settings = self.config.speed
         assert settings is not None
+        yield "opening the models"
         cases = {system.name: self._case(system.name) for system in self.config.systems if system.model is not None}
-        return measure_all(
+        yield from measure_all(
             cases,
             self._opened_again(next(iter(cases))) if settings.noise_floor and cases else None,
             batch_sizes=settings.batch_sizes,

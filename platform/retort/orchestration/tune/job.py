@@ -254,7 +254,10 @@ def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict
     settings = config.evaluation.speed.replace(noise_floor=False)
     for begin in range(0, len(finished), _TOGETHER):
         numbers = finished[begin : begin + _TOGETHER]
-        progress.update(begin, len(finished), "measuring speed with nothing beside it")
+
+        def told(how_far: str, done: int = begin) -> None:
+            progress.update(done, len(finished), f"measuring speed with nothing beside it: {how_far}")
+
         systems = [
             config.candidate.replace(name=str(n), model=str(config.folder_of(n) / config.candidate.model.name))  # type: ignore[union-attr]
             for n in numbers
@@ -263,7 +266,8 @@ def _speeds(config: TuneConfig, trials: list[Trial], progress: Progress) -> dict
         measured = measure_speeds(
             config.evaluation.replace(
                 systems=trees, comparisons=(), confidence_teacher=None, mel_reference=None, speed=settings
-            )
+            ),
+            told,
         )
         speeds |= {int(name): figures for name, figures in measured.items()}
     progress.update(len(finished), len(finished), "measuring speed with nothing beside it")
