@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from retort.errors import MissingRequirementError
+from retort.orchestration.cluster import ray_session
 from tests.patience import HANG_S
 
 # What a shell starts in the background inherits that SIGINT is ignored, and Python then leaves it so.
@@ -104,3 +106,20 @@ def test_sigterm_at_any_moment_of_a_job_is_told_by_its_exit_code(moment: str, co
     )
     assert (job.returncode, job.stdout) == (code, said), job.stderr
     assert "SIGTERM received" not in job.stderr
+
+
+def test_a_ray_that_does_not_start_on_a_busy_machine_is_told_with_the_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node has half a minute to register, which a machine that is at its limit does not give it."""
+    import ray
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup. The GCS has become overloaded.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(MissingRequirementError) as refused, ray_session():
+        pass
+    assert str(refused.value) == (
+        "a local Ray does not start: The current node timed out during startup. The GCS has become overloaded; "
+        "if something else keeps this machine busy, try again when it is done; see also `retort doctor`"
+    )

@@ -139,8 +139,9 @@ def _connect(address: str | None, options: Mapping[str, object]) -> None:
         ray.init(**options)
     except Exception as error:  # of a node that is slow to start, Ray says so with a bare Exception
         where = f"the Ray cluster at {address} does not answer" if address else "a local Ray does not start"
-        cure = "check RAY_ADDRESS and the token" if address else "run `retort doctor`"
-        raise MissingRequirementError(f"{where}: {error}; {cure}") from error
+        busy = "if something else keeps this machine busy, try again when it is done; see also `retort doctor`"
+        cure = "check RAY_ADDRESS and the token" if address else busy
+        raise MissingRequirementError(f"{where}: {str(error).strip().rstrip('.')}; {cure}") from error
     finally:
         utils.set_sigterm_handler = sets_handler
 
