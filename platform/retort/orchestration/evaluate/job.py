@@ -216,6 +216,15 @@ def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments:
         return ray.get(getattr(actor, method).remote(*arguments))
 
 
+def _each_on_one_actor(config: EvaluateConfig, method: str, threads: int) -> Iterator[Any]:
+    """What a method yields in a process of its own, as it comes."""
+    import ray
+
+    with _one_actor(config, threads) as actor:
+        for reference in getattr(actor, method).options(num_returns="streaming").remote():
+            yield ray.get(reference)
+
+
 @contextmanager
 def _one_actor(config: EvaluateConfig, threads: int) -> Iterator[Any]:
     import ray
@@ -229,18 +238,16 @@ def _one_actor(config: EvaluateConfig, threads: int) -> Iterator[Any]:
 
 def _speed(config: EvaluateConfig, told: Callable[[str], None]) -> Measured:
     """Speed of all models in turns, measured in a process of its own, which says how far it is."""
-    import ray
-
     assert config.speed is not None
+    measured = Measured()
     told("a process starts")
-    with _one_actor(config, config.speed.threads) as actor:
-        for reference in actor.speed.options(num_returns="streaming").remote():
-            match ray.get(reference):
-                case str(how_far):
-                    told(how_far)
-                case Measured() as measured:
-                    return measured
-    raise AssertionError("what was measured comes last")
+    for each in _each_on_one_actor(config, "speed", config.speed.threads):
+        match each:
+            case str(how_far):
+                told(how_far)
+            case Measured():
+                measured = each
+    return measured
 
 
 def _leaking(config: EvaluateConfig) -> list[str]:
