@@ -85,8 +85,8 @@ def on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: 
 
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(job, "_on_one_actor", on_one_actor)
-    monkeypatch.setattr(job, "_each_on_one_actor", on_one_actor)
+    monkeypatch.setattr(job, "on_one_actor", on_one_actor)
+    monkeypatch.setattr(job, "each_on_one_actor", on_one_actor)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)

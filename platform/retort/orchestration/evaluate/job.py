@@ -1,9 +1,8 @@
 """Evaluation on Ray: a pool of judges shares the (system, strings) pieces; what is judged is kept if the run dies."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from retort.evaluation.votes import preferences, read_votes
 from retort.models.weights import SavedZeroShot, read_saved
 from retort.nn.random import seed_of
 from retort.orchestration.after_finish import after_finish
-from retort.orchestration.cluster import ray_session, worker_environment
+from retort.orchestration.cluster import ray_session
 from retort.orchestration.demand import Demand
+from retort.orchestration.evaluate.actors import actors_of, each_on_one_actor, on_one_actor
 from retort.orchestration.evaluate.kept import drop_what_changed, models_of
 from retort.orchestration.evaluate.missing import missing_of, refuse_missing
 from retort.orchestration.evaluate.pieces import SOUNDS, sound_name, sounds_of
@@ -45,8 +45,7 @@ from retort.orchestration.evaluate.temperatures import (
     with_best_items,
     with_best_pairs,
 )
-from retort.orchestration.evaluate.worker import EvaluationWorker
-from retort.orchestration.outputs import absolute_paths, job_output, run_once, with_results
+from retort.orchestration.outputs import job_output, run_once, with_results
 from retort.orchestration.progress import Progress
 from retort.orchestration.workplace import workers_for, workplace
 from retort.run_config import EvaluateConfig, ReportConfig
@@ -112,7 +111,7 @@ def _evaluate(config: EvaluateConfig, progress: Progress) -> Artifact:
             tasks = [*tasks, *best_tasks(choice, infos, tasks)]
             place.run(lambda heard: _judge_all(given, pieces, tasks, heard, kept=kept_of(config, tasks)))
             threads = config.pool.threads_per_worker
-            sureness = place.run(lambda _: _on_one_actor(given, "confidence", threads))
+            sureness = place.run(lambda _: on_one_actor(given, "confidence", threads))
             leaks = place.run(lambda heard: _leaks(given, leaking, heard))
             measured, memory = place.run(lambda heard: _measure(given, heard))
         infos = [_with_speed(info, measured, memory) for info in infos]
@@ -174,7 +173,7 @@ def _judge_all(
     (folder / SOUNDS).mkdir(parents=True, exist_ok=True)
     missing = [task for task in tasks if not task.piece(folder).lines.is_file()]
     if missing:
-        actors = _actors(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
+        actors = actors_of(config, workers_for(config.pool, len(missing)), config.pool.threads_per_worker)
         pool = ray.util.ActorPool(actors)
         work = pool.map_unordered(
             lambda actor, task: actor.judge.remote(task, str(shipped(folder)), list(kept)), missing
@@ -192,56 +191,12 @@ def kept_of(config: EvaluateConfig, tasks: Sequence[Task]) -> list[str]:
     return sorted(ids, key=lambda name: (seed_of(config.seed, name), name))[: config.num_samples]
 
 
-def _actors(config: EvaluateConfig, count: int, threads: int) -> list[Any]:
-    import ray
-
-    options = {
-        **Demand.of_pool(config.pool).options,
-        "runtime_env": {"env_vars": worker_environment(threads, use_gpu=config.pool.gpus_per_worker > 0)},
-        # Anywhere with room: inside a trial of a sweep the default would be the trial's own small placement group.
-        "scheduling_strategy": "DEFAULT",
-        "max_restarts": 2,
-        "max_task_retries": 2,
-    }
-    remote = ray.remote(**options)(EvaluationWorker)
-    tree = absolute_paths(config).model_dump(mode="json")
-    return [remote.remote(tree, threads) for _ in range(count)]
-
-
-def _on_one_actor(config: EvaluateConfig, method: str, threads: int, *arguments: str) -> Any:
-    """Call a method in a process of its own, which ends with the call."""
-    import ray
-
-    with _one_actor(config, threads) as actor:
-        return ray.get(getattr(actor, method).remote(*arguments))
-
-
-def _each_on_one_actor(config: EvaluateConfig, method: str, threads: int) -> Iterator[Any]:
-    """What a method yields in a process of its own, as it comes."""
-    import ray
-
-    with _one_actor(config, threads) as actor:
-        for reference in getattr(actor, method).options(num_returns="streaming").remote():
-            yield ray.get(reference)
-
-
-@contextmanager
-def _one_actor(config: EvaluateConfig, threads: int) -> Iterator[Any]:
-    import ray
-
-    actor = _actors(config, 1, threads)[0]
-    try:
-        yield actor
-    finally:
-        ray.kill(actor)
-
-
 def _speed(config: EvaluateConfig, told: Callable[[str], None]) -> Measured:
     """Speed of all models in turns, measured in a process of its own, which says how far it is."""
     assert config.speed is not None
     measured = Measured()
     told("a process starts")
-    for each in _each_on_one_actor(config, "speed", config.speed.threads):
+    for each in each_on_one_actor(config, "speed", config.speed.threads):
         match each:
             case str(how_far):
                 told(how_far)
@@ -269,7 +224,7 @@ def _leaks(config: EvaluateConfig, names: Sequence[str], progress: Progress) -> 
     leaks: list[Leak] = []
     with ThreadPoolExecutor(config.pool.size) as pool:
         threads = config.pool.threads_per_worker
-        for leak in pool.map(lambda name: _on_one_actor(config, "leakage", threads, name), names):
+        for leak in pool.map(lambda name: on_one_actor(config, "leakage", threads, name), names):
             leaks.append(leak)
             progress.update(len(leaks), len(names), f"probing the content of {leak.system}")
     return leaks
@@ -284,7 +239,7 @@ def _measure(config: EvaluateConfig, progress: Progress) -> tuple[Measured, dict
     memory: dict[str, float] = {}
     # Memory does not mind company, and most of each process's time is its start.
     with ThreadPoolExecutor(config.pool.size) as pool:
-        peaks = pool.map(lambda name: _on_one_actor(config, "memory", config.pool.threads_per_worker, name), models)
+        peaks = pool.map(lambda name: on_one_actor(config, "memory", config.pool.threads_per_worker, name), models)
         for done, (name, peak_mb) in enumerate(zip(models, peaks, strict=True), start=1):
             memory[name] = peak_mb
             progress.update(1 + done, 1 + len(models), f"measuring memory of {name}")
