@@ -194,7 +194,7 @@ def kept_of(config: EvaluateConfig, tasks: Sequence[Task]) -> list[str]:
 def _speed(config: EvaluateConfig, told: Callable[[str], None]) -> Measured:
     """Speed of all models in turns, measured in a process of its own, which says how far it is."""
     assert config.speed is not None
-    measured = Measured()
+    measured: Measured | None = None
     told("a process starts")
     for each in each_on_one_actor(config, "speed", config.speed.threads):
         match each:
@@ -202,6 +202,7 @@ def _speed(config: EvaluateConfig, told: Callable[[str], None]) -> Measured:
                 told(how_far)
             case Measured():
                 measured = each
+    assert measured is not None, "it is what comes last"
     return measured
 
 

@@ -104,7 +104,7 @@ class EvaluationWorker:
         )
 
     def speed(self) -> Iterator[str | Measured]:
-        """Speed of every model at each batch size, and of the first one opened again; before it, how far it is."""
+        """How far it is, and last the speed of every model at each batch size, and of the first one opened again."""
         settings = self.config.speed
         assert settings is not None
         yield "opening the models"
